@@ -1,0 +1,96 @@
+"""What is allowed, in one place: every bound, and the sentence that names the field, the value and the bound."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from core.samplers import SAMPLERS
+from core.types import Request, UserError
+
+SIDE = (64, 2048)  # pixels
+SIDE_STEP = 32  # pixels: the U-Net halves the latents twice, the VAE makes one latent of 8 pixels
+PIXELS = 2048 * 1536
+STEPS = (1, 150)
+CFG = (1.0, 30.0)
+SEED = (0, 2**32 - 1)
+COUNT = (1, 16)  # pictures a request
+PROMPT = 10_000  # characters
+QUEUE = 32  # requests waiting
+
+
+def problems(values: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> sentence, for each of `Request`'s fields (and `count`) in `values` that is not allowed.
+
+    Takes anything that a client may send: wrong types, NaN, infinities, huge numbers and texts.
+    """
+    found: dict[str, str] = {}
+    for field, value in values.items():
+        if field in CHECKS and (why := CHECKS[field](field, value)):
+            found[field] = why
+    if not found and {"width", "height"} <= values.keys() and values["width"] * values["height"] > PIXELS:
+        found["width"] = f"width x height: {values['width']} x {values['height']} is too large; at most {PIXELS / 1e6:.1f} megapixels."
+    return found
+
+
+def check(request: Request) -> None:
+    """Raise `UserError` with the first sentence, before any work starts."""
+    for sentence in problems(vars(request)).values():
+        raise UserError(sentence)
+
+
+def _whole(low: int, high: int, step: int = 1):
+    allowed = f"a whole number from {low} to {high}" + (f" in steps of {step}" if step > 1 else "")
+
+    def why(field: str, value: Any) -> str | None:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if fits and value == int(value) and low <= value <= high and value % step == 0:
+            return None
+        return f"{field}: {_shown(value)} is not allowed; it takes {allowed}."
+
+    return why
+
+
+def _real(low: float, high: float):
+    def why(field: str, value: Any) -> str | None:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        return None if fits and low <= value <= high else f"{field}: {_shown(value)} is not allowed; it takes a number from {low:g} to {high:g}."
+
+    return why
+
+
+def _text(empty: bool):
+    def why(field: str, value: Any) -> str | None:
+        if not isinstance(value, str):
+            return f"{field}: {_shown(value)} is not text."
+        if not empty and not value.strip():
+            return f"{field}: it is empty; write what the picture should show."
+        if len(value) > PROMPT:
+            return f"{field}: {len(value):,} characters are too many; it takes up to {PROMPT:,}."
+        if any(c < " " and c not in "\n\r\t" for c in value) or "\x7f" in value:
+            return f"{field}: it holds a control character; only text and line breaks are allowed."
+        return None
+
+    return why
+
+
+def _sampler(field: str, value: Any) -> str | None:
+    return None if value in SAMPLERS else f"{field}: {_shown(value)} is unknown; it takes {', '.join(SAMPLERS)}."
+
+
+def _shown(value: Any) -> str:
+    """The value as a message may repeat it: short, on one line."""
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "…"
+
+
+CHECKS = {
+    "prompt": _text(empty=False),
+    "negative": _text(empty=True),
+    "width": _whole(*SIDE, step=SIDE_STEP),
+    "height": _whole(*SIDE, step=SIDE_STEP),
+    "steps": _whole(*STEPS),
+    "cfg": _real(*CFG),
+    "sampler": _sampler,
+    "seed": _whole(*SEED),
+    "count": _whole(*COUNT),
+}

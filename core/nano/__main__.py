@@ -1,0 +1,44 @@
+"""`make nano`: draws the pictures and trains every embedded model, from nothing; resumable."""
+
+import shutil
+from pathlib import Path
+
+from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
+
+from core.nano import tagger, text, unet, vae
+from core.nano.stage import BUILD
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+def main() -> None:
+    """Run the stages in order; a finished one costs seconds."""
+    reader = tagger.train()
+    tagger.settle(reader)
+    tagger.save(reader, WEIGHTS / "tagger")
+    encoders = unet.Encoders(*text.train(BUILD / "tokenizer"))
+    images = vae.train()
+    save(images, encoders, unet.train(images, encoders), WEIGHTS / "nano")
+
+
+def save(images: vae.AutoencoderKL, encoders: unet.Encoders, denoiser: unet.UNet2DConditionModel, folder: Path) -> None:
+    """Write the model as diffusers lays SDXL out, so that its pipeline opens it with no help."""
+    pipeline = StableDiffusionXLPipeline(
+        vae=images,
+        text_encoder=encoders.first,
+        text_encoder_2=encoders.second,
+        tokenizer=encoders.tokenizer,
+        tokenizer_2=encoders.tokenizer,
+        unet=denoiser,
+        scheduler=EulerAncestralDiscreteScheduler.from_config(unet.schedule().config, timestep_spacing="leading", steps_offset=1),
+        force_zeros_for_empty_prompt=False,  # nano learned the empty prompt itself
+        add_watermarker=False,
+    )
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline.unet.half()  # diffusers opens either precision as float32; transformers keeps what it finds,
+    pipeline.vae.half()  # so the small text encoders stay float32
+    pipeline.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()

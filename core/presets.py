@@ -1,0 +1,87 @@
+"""presets/*.toml -> records. A preset that is wrong stops the start with one sentence."""
+
+import re
+import tomllib
+import types
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from core.limits import problems
+from core.types import Model, Recipe, UserError
+
+FOLDER = Path(__file__).resolve().parent.parent / "presets"
+
+Record = TypeVar("Record", Model, Recipe)
+
+
+@cache
+def models() -> dict[str, Model]:
+    """The base models of `presets/models.toml` by name."""
+    table = _table(FOLDER / "models.toml")
+    return {name: record(Model, {"name": name, **entry}, f"models.toml, [{name}]") for name, entry in table.items()}
+
+
+@cache
+def recipes() -> dict[str, Recipe]:
+    """The recipes of `presets/prompts/` by name; `nano`, which is always there, comes first."""
+    files = sorted((FOLDER / "prompts").glob("*.toml"), key=lambda file: (file.stem != "nano", file.stem))
+    return {file.stem: recipe(_table(file), file.stem) for file in files}
+
+
+def recipe(table: dict[str, Any], name: str) -> Recipe:
+    """A recipe from its TOML table; raises `UserError` naming file, field, value and what is allowed."""
+    where = f"prompts/{name}.toml"
+    found = record(Recipe, {"name": name, **table}, where)
+    if found.model not in models():
+        raise UserError(f"{where}: model: {found.model!r} is not in models.toml; it has {', '.join(models())}.")
+    unknown = set(re.findall(r"{(.*?)}", found.template)) - {"subject", "character", "general", "quality"}
+    if unknown:
+        raise UserError(f"{where}: template: {{{unknown.pop()}}} is not a part of a prompt; the parts are subject, character, general and quality.")
+    numbers = {"width": found.width, "height": found.height, "steps": found.steps, "cfg": found.cfg, "sampler": found.sampler}
+    for sentence in problems(numbers).values():
+        raise UserError(f"{where}: {sentence}")
+    for field, value, (low, high) in (
+        ("cfg", found.cfg, found.cfg_range),
+        ("width", found.width, found.size_range),
+        ("height", found.height, found.size_range),
+    ):
+        if not low <= value <= high:
+            raise UserError(f"{where}: {field}: {value} is outside its own range, {low} to {high}.")
+    return found
+
+
+def record(kind: type[Record], table: dict[str, Any], where: str) -> Record:
+    """A record from a TOML table; each key must be a field and each value of the field's type."""
+    hints = get_type_hints(kind)
+    required = {f.name for f in fields(kind) if f.default is f.default_factory}  # both MISSING
+    for missing in sorted(required - table.keys()):
+        raise UserError(f"{where}: {missing} is missing.")
+    values = {}
+    for key, value in table.items():
+        if key not in hints:
+            raise UserError(f"{where}: {key} is not a field; the fields are {', '.join(hints)}.")
+        values[key] = _typed(value, hints[key], f"{where}: {key}")
+    return kind(**values)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    if get_origin(hint) in (Union, types.UnionType):  # `X | None`: TOML has no null, so a value is an X
+        return _typed(value, get_args(hint)[0], where)
+    if get_origin(hint) is tuple:
+        if not isinstance(value, list) or len(value) != len(get_args(hint)):
+            raise UserError(f"{where}: {value!r} is not a list of {len(get_args(hint))} numbers.")
+        return tuple(_typed(v, h, where) for v, h in zip(value, get_args(hint), strict=True))
+    if hint is float and type(value) is int:
+        return float(value)
+    if type(value) is not hint:
+        raise UserError(f"{where}: {value!r} is not of type {hint.__name__}.")
+    return value
+
+
+def _table(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"presets/{file.relative_to(FOLDER)}: it is not TOML: {error}.") from error

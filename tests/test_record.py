@@ -1,0 +1,288 @@
+"""core.record: what is written is read back, what other tools wrote is understood, what is hostile is refused at once."""
+
+import json
+import re
+import struct
+import subprocess
+import sys
+import time
+import zlib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+from PIL.PngImagePlugin import PngInfo
+
+from core.record import CHARACTERS, VERSION, infotext, read, read_picture, save_png
+from core.samplers import SAMPLERS
+from core.types import Model, Request, UserError
+
+A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # its own regex, `modules/infotext_utils.py`
+
+PLAIN = Request(model="nano", prompt="1girl, smile", negative="lowres", width=832, height=1216, steps=25, cfg=5, sampler="Euler a", seed=7)
+SETTINGS = "Steps: 25, Sampler: Euler a, CFG scale: 5, Seed: 7, Size: 832x1216, Model: nano"
+
+CONTROLS = "".join(map(chr, [*range(9), *range(11, 32), 127]))
+LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters=CONTROLS)
+PIECES = [
+    "\n",
+    ", ",
+    '"',
+    "\\",
+    "BREAK",
+    "<lora:a:1>",
+    r"\(series\)",
+    "(a:1.2)",
+    SETTINGS,
+    f"\n{SETTINGS}",
+    "\nNegative prompt:",
+    "Negative prompt: x\n",
+    "Prompt lines: 1",
+]
+TEXTS = st.lists(st.text(LETTERS, max_size=8) | st.sampled_from(PIECES), max_size=8).map(lambda pieces: "".join(pieces).strip())
+
+
+@settings(deadline=None)
+@given(
+    request=st.builds(
+        Request,
+        model=TEXTS.filter(bool),
+        prompt=TEXTS,
+        negative=TEXTS,
+        width=st.integers(1, 16384),
+        height=st.integers(1, 16384),
+        steps=st.integers(1, 1000),
+        cfg=st.floats(0, 100) | st.integers(0, 100),
+        sampler=st.sampled_from([*SAMPLERS, "DPM++ 2M SGM Uniform", "a, b: c"]),
+        seed=st.integers(0, 2**64 - 1),
+    )
+)
+@example(request=replace(PLAIN, prompt="a\nNegative prompt: b", negative=""))
+@example(request=replace(PLAIN, prompt="Negative prompt:", negative="c\nNegative prompt: d"))
+@example(request=replace(PLAIN, prompt="", negative="Negative prompt: d", model='["x'))
+def test_a_request_comes_back_equal(request):
+    fields = read(infotext(request)).fields
+    assert Request(**fields) == request
+
+
+def test_the_text_is_a1111s():
+    request = replace(PLAIN, sampler="DPM++ 2M SDE Karras", cfg=5.25)
+    model = Model(name="nano", title="Nano", source="a/b", revision="0123abcd" * 5, licence="MIT")
+    text = infotext(request, model, {"Lora hashes": "a: 0123456789ab", "Model hash": "31e35c80fc"})
+    assert text == (
+        "1girl, smile\nNegative prompt: lowres\n"
+        "Steps: 25, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 5.25, Seed: 7, Size: 832x1216, Model hash: 31e35c80fc, Model: nano, "
+        f'Model revision: {"0123abcd" * 5}, Lora hashes: "a: 0123456789ab", Sweetspot: {VERSION}'
+    )
+    assert read(text).unused == {
+        "Model hash": "31e35c80fc",
+        "Model revision": "0123abcd" * 5,
+        "Lora hashes": "a: 0123456789ab",
+        "Sweetspot": VERSION,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "schedule"), [("DPM++ 2M SGM Uniform", "DPM++ 2M", "SGM Uniform"), ("DDIM", "DDIM", None), ("Euler a", "Euler a", None)]
+)
+def test_a_schedule_is_written_apart(name, sampler, schedule):
+    found = dict(A1111.findall(infotext(replace(PLAIN, sampler=name)).split("\n")[-1]))
+    assert (found["Sampler"], found.get("Schedule type")) == (sampler, schedule)
+
+
+def test_nothing_is_written_for_what_is_not_there():
+    text = infotext(replace(PLAIN, prompt=" 1girl\n", negative=" "))
+    assert text == f"1girl\n{SETTINGS}, Sweetspot: {VERSION}", "an empty negative, an unknown hash or commit left a trace, or 5 became 5.0"
+
+
+def test_a1111_and_civitai_find_our_settings():
+    extra = {"Note": 'commas, "quotes",\nlines: all', "Style": '"x"', "Hires prompt": "[a"}
+    *_, last = infotext(PLAIN, extra=extra).split("\n")
+    found = {key: json.loads(value) if value.startswith('"') else value for key, value in A1111.findall(last)}
+    assert found == {key: value for key, value in A1111.findall(SETTINGS)} | extra | {"Sweetspot": VERSION}
+    assert last.startswith("Steps: "), "Civitai looks for a line that begins so"
+
+
+FOREIGN = {
+    "A1111, lines of both prompts": (
+        (
+            "masterpiece, 1girl,\nBREAK\n(smile:1.2) <lora:x:0.8>\nNegative prompt: lowres,\nbad hands\n"
+            "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 3001968073, Size: 512x768, Model hash: b513c6287d, Model: anything-v5, "
+            'Denoising strength: 0.4, Hires upscale: 2, Lora hashes: "x: e3f9c2b1a8d7, y: 0a", Version: v1.10.1'
+        ),
+        {"prompt": "masterpiece, 1girl,\nBREAK\n(smile:1.2) <lora:x:0.8>", "negative": "lowres,\nbad hands", "sampler": "DPM++ 2M Karras", "cfg": 6.5}
+        | {"steps": 20, "seed": 3001968073, "width": 512, "height": 768, "model": "anything-v5"},
+        {"Lora hashes": "x: e3f9c2b1a8d7, y: 0a", "Denoising strength": "0.4", "Version": "v1.10.1"},
+    ),
+    "A1111 before 1.9, Windows, no negative": (
+        "a cat,\r\nasleep\r\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, Batch size: 2\r\n",
+        {"prompt": "a cat,\nasleep", "negative": "", "sampler": "DPM++ 2M Karras", "cfg": 7, "steps": 20, "seed": 1, "width": 512, "height": 512},
+        {"Batch size": "2"},
+    ),
+    "Forge": (
+        (
+            "a cat\nNegative prompt: \nSteps: 28, Sampler: Euler a, Schedule type: Automatic, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 5, Size: 896x1152, "
+            "Model: flux_dev, Version: f2.0.1v1.10.1-previous-669-gdfdcbab6, Module 1: ae, Module 2: t5xxl"
+        ),
+        {"prompt": "a cat", "negative": "", "sampler": "Euler a", "cfg": 1, "steps": 28, "seed": 5, "width": 896, "height": 1152, "model": "flux_dev"},
+        {"Distilled CFG Scale": "3.5", "Version": "f2.0.1v1.10.1-previous-669-gdfdcbab6", "Module 1": "ae", "Module 2": "t5xxl"},
+    ),
+    "Civitai": (
+        (
+            "a cat\nNegative prompt: dog\nSteps: 22, Sampler: Undefined, CFG scale: 3.8, Seed: 9, Size: 832x1216, Clip skip: 2, "
+            'Created Date: 2024-09-23T06:17:42.9952795Z, Civitai resources: [{"type":"lora","weight":0.8,"modelName":"x [XL], Steps: 99"}], Civitai metadata: {}'
+        ),
+        {"prompt": "a cat", "negative": "dog", "sampler": "Undefined", "cfg": 3.8, "steps": 22, "seed": 9, "width": 832, "height": 1216},
+        {
+            "Created Date": "2024-09-23T06:17:42.9952795Z",
+            "Civitai resources": '[{"type":"lora","weight":0.8,"modelName":"x [XL], Steps: 99"}]',
+            "Civitai metadata": "{}",
+        },
+    ),
+    "settings only": (SETTINGS, vars(PLAIN) | {"prompt": "", "negative": ""}, {}),
+    "a prompt like settings": (f"{SETTINGS}\n{SETTINGS}", vars(PLAIN) | {"prompt": SETTINGS, "negative": ""}, {}),
+    "an empty setting": (
+        SETTINGS.removesuffix("nano"),
+        {key: value for key, value in vars(PLAIN).items() if key != "model"} | {"prompt": "", "negative": ""},
+        {},
+    ),
+    "a setting twice": (f"{SETTINGS}, Seed: 8", vars(PLAIN) | {"prompt": "", "negative": ""}, {}),
+    "a count of lines that does not fit": (f"a\n{SETTINGS}, Prompt lines: 9", vars(PLAIN) | {"prompt": "a", "negative": ""}, {"Prompt lines": "9"}),
+}
+
+
+@pytest.mark.parametrize(("text", "fields", "unused"), FOREIGN.values(), ids=FOREIGN)
+def test_other_tools_texts_are_understood(text, fields, unused):
+    reading = read(text)
+    assert reading.fields == fields
+    assert unused.items() <= reading.unused.items()
+    assert not {"Steps", "Sampler", "Schedule type", "Size"} & reading.unused.keys(), "a setting that was used is called unused"
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "the last line has none"),
+        ("a prompt, and: nothing else", "the last line has none"),
+        (f"a cat\n{SETTINGS}\nand: more, words: here", "the last line has none"),
+        (f"{SETTINGS[:30]}", "the last line has none"),
+        (f'{SETTINGS}, Lora hashes: "x: e3f', "Lora hashes is torn"),
+        (f"a\x00b\n{SETTINGS}", "U[+]0000"),
+        (f"a\ud800\n{SETTINGS}", "U[+]D800"),
+        (f'{SETTINGS}, Note: "\\u001b[2J"', "U[+]001B"),
+        ("x" * CHARACTERS + f"\n{SETTINGS}", "too many"),
+        (SETTINGS.replace("25", "-1"), "steps: '-1' is not allowed; it takes a whole number from 1 to 1000"),
+        (SETTINGS.replace("25", "9" * 5000), "steps: '999"),
+        (SETTINGS.replace("scale: 5", "scale: nan"), "cfg: 'nan'"),
+        (SETTINGS.replace("832x1216", "832"), "height: ''"),
+        (SETTINGS.replace("832x1216", "1x99999"), "height: '99999'"),
+    ],
+)
+def test_bad_texts_are_refused_in_one_sentence(text, why):
+    with pytest.raises(UserError, match=why) as refused:
+        read(text)
+    assert len(str(refused.value)) < 200 and "\n" not in str(refused.value)
+
+
+def test_what_cannot_be_read_is_not_written():
+    with pytest.raises(UserError, match="U[+]0007"):
+        infotext(replace(PLAIN, prompt="ding\a"))
+
+
+@pytest.mark.parametrize(
+    "unit", ["a: ", "aa: ", "a", " ", ", ", '"', "\\", 'aa: "', ',aa: "\\"', ',aa: ["', ',aa: [\\"', ",aa: {", "aa: [{", "\nNegative prompt:"]
+)
+def test_hostile_texts_take_linear_time(unit):
+    text = (unit * CHARACTERS)[: CHARACTERS - 1] + "x"
+    start = time.process_time()  # of this process only: the machine may be busy
+    try:
+        read(text)
+    except UserError:
+        pass
+    assert time.process_time() - start < 2, "0.1 s is usual, a quadratic search takes ten seconds or more"
+
+
+@pytest.mark.parametrize("prompt", ["1girl, café", "1girl, 笑顔 ✨"], ids=["Latin-1", "beyond"])
+def test_a_png_keeps_its_request(tmp_path, prompt):
+    request = replace(PLAIN, prompt=prompt)
+    save_png(Image.new("RGB", (8, 8), "red"), tmp_path / "a.png", infotext(request))
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["parameters"] == infotext(request)
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+    assert Request(**read_picture(tmp_path / "a.png").fields) == request
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"], "an unfinished file was left"
+
+
+def test_a_failing_write_leaves_the_old_picture(tmp_path):
+    file = tmp_path / "a.png"
+    save_png(Image.new("RGB", (8, 8)), file, SETTINGS)
+    before = file.read_bytes()
+    script = """if True:
+        import resource, sys
+        from pathlib import Path
+        from PIL import Image
+        from core.record import save_png
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))  # bytes: as a disk that is full after the first pages
+        save_png(Image.effect_noise((256, 256), 99), Path(sys.argv[1]), "")"""
+    done = subprocess.run([sys.executable, "-c", script, str(file)], check=False, cwd=Path(__file__).parent.parent, capture_output=True, text=True)
+    assert "File too large" in done.stderr, f"the write should have failed:\n{done.stderr}"
+    assert file.read_bytes() == before
+    assert [left.name for left in tmp_path.iterdir()] == ["a.png"], "an unfinished file was left"
+
+
+@pytest.mark.parametrize("format", ["JPEG", "WEBP"])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"UNICODE\0" + f"笑顔\n{SETTINGS}".encode("utf-16-be"),
+        b"UNICODE\0" + f"笑顔\n{SETTINGS}".encode("utf-16-le"),
+        b"UNICODE\0" + f"\ufeff笑顔\n{SETTINGS}".encode("utf-16-le"),
+        b"ASCII\0\0\0" + f"笑顔\n{SETTINGS}\0".encode(),
+    ],
+    ids=["big-endian", "little-endian", "byte order mark", "ASCII"],
+)
+def test_jpeg_and_webp_are_read_from_exif(tmp_path, format, comment):
+    exif = Image.Exif()
+    exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
+    Image.new("RGB", (8, 8)).save(tmp_path / "a", format, exif=exif)
+    assert read_picture(tmp_path / "a").fields == vars(PLAIN) | {"prompt": "笑顔", "negative": ""}
+
+
+def test_pixels_are_not_decoded(tmp_path):
+    file = tmp_path / "a.png"
+    save_png(Image.effect_noise((64, 64), 99), file, SETTINGS)
+    file.write_bytes(file.read_bytes()[:-2000])
+    assert read_picture(file).fields["seed"] == 7
+
+
+def test_bad_pictures_are_refused_in_one_sentence(tmp_path):
+    file = tmp_path / "a.png"
+
+    def refusal() -> str:
+        with pytest.raises(UserError) as refused:
+            read_picture(file)
+        return str(refused.value)
+
+    assert "cannot be read" in refusal(), "no file"
+    for content in (b"", bytes(range(256)), SETTINGS.encode(), b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1\xff\xff", b"RIFF\0\0\0\0WEBPVP8 "):
+        file.write_bytes(content)
+        assert "cannot be read" in refusal(), content
+    for picture_format in ("PNG", "JPEG", "WEBP"):
+        Image.new("RGB", (8, 8)).save(file, picture_format)
+        assert "holds no settings" in refusal(), picture_format
+    Image.new("RGB", (8, 8)).save(file, "GIF")
+    assert "cannot be read" in refusal(), "GIF"
+    for width in (8001, 40_000):  # above our limit, above Pillow's
+        header = b"IHDR" + struct.pack(">IIBBBBB", width, 8000, 8, 2, 0, 0, 0)
+        file.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I4s", 0, b"IDAT"))
+        assert "64 megapixels" in refusal(), width
+    for exif in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*"):
+        Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif)
+        assert "cannot be read" in refusal(), exif
+    bomb = PngInfo()
+    bomb.add_text("parameters", "a" * 50_000_000, zip=True)
+    Image.new("RGB", (8, 8)).save(file, "PNG", pnginfo=bomb)
+    assert "cannot be read" in refusal(), "a text that unpacks to 50 MB"
