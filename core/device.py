@@ -44,7 +44,9 @@ def this_machine() -> Machine:
     """Look once. On ZeroGPU the GPU is there only inside a call, so nothing is timed on it."""
     if not torch.cuda.is_available():
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Machine(device="cpu", name=f"CPU, {torch.get_num_threads()} threads", memory=memory, dtype=torch.float32, attention="sdpa", tile_vae=False, offload=False)
+        return Machine(
+            device="cpu", name=f"CPU, threads: {torch.get_num_threads()}", memory=memory, dtype=torch.float32, attention="sdpa", tile_vae=False, offload=False
+        )
     if on_zero_gpu():
         return Machine(device="cuda", name="ZeroGPU", memory=48 * GIB, dtype=torch.bfloat16, attention="sdpa", tile_vae=False, offload=False)
     card = torch.cuda.get_device_properties(0)

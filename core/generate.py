@@ -37,14 +37,12 @@ def generate(cells: Sequence[Cell], *, previews: bool = False) -> Iterator[Event
         requests = [cells[i].request for i in batch]
         try:
             pipeline = models.load(requests[0].model)
-            latents = None
-            for step, steps, latents, clean in denoise(pipeline, requests):
+            for step, steps, latents, clean in denoise(pipeline, requests):  # noqa: B007  (the last latents are decoded)
                 share = (steps_done + len(batch) * requests[0].steps * step / steps) / work
                 left = (time.monotonic() - begin) * (1 - share) / share
                 look = previews and step % max(1, steps // PREVIEWS) == 0 and step < steps
                 shown = tuple(decode(pipeline, shrunk(clean))) if look else ()
                 yield Step(step=step, steps=steps, pictures_done=pictures_done, pictures=len(cells), seconds_left=left, previews=shown)
-            assert latents is not None
             images = decode(pipeline, latents)
         except torch.OutOfMemoryError as error:
             models.release()

@@ -1,6 +1,7 @@
 """What is allowed, in one place: every bound, and the sentence that names the field, the value and the bound."""
 
 import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,8 @@ SEED = (0, 2**32 - 1)
 COUNT = (1, 16)  # pictures a request
 PROMPT = 10_000  # characters
 QUEUE = 32  # requests waiting
+UPLOAD = "200mb"  # a file
+FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters, halves of UTF-16 pairs
 
 
 def problems(values: Mapping[str, Any]) -> dict[str, str]:
@@ -66,15 +69,15 @@ def _text(empty: bool):
             return f"{field}: it is empty; write what the picture should show."
         if len(value) > PROMPT:
             return f"{field}: {len(value):,} characters are too many; it takes up to {PROMPT:,}."
-        if any(c < " " and c not in "\n\r\t" for c in value) or "\x7f" in value:
-            return f"{field}: it holds a control character; only text and line breaks are allowed."
+        if FORBIDDEN.search(value):
+            return f"{field}: it holds a control character or half of one; only text and line breaks are allowed."
         return None
 
     return why
 
 
 def _sampler(field: str, value: Any) -> str | None:
-    return None if value in SAMPLERS else f"{field}: {_shown(value)} is unknown; it takes {', '.join(SAMPLERS)}."
+    return None if value in list(SAMPLERS) else f"{field}: {_shown(value)} is unknown; it takes {', '.join(SAMPLERS)}."
 
 
 def _shown(value: Any) -> str:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from diffusers.loaders.single_file_utils import SingleFileComponentError
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from core import presets
 from core.device import Machine, this_machine
@@ -28,6 +30,7 @@ CONFIGURED = {
     "scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "tokenizer_2": "tokenizer_config.json",
     **dict.fromkeys(WEIGHED, "config.json"),
 }  # fmt: skip
+ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 
 log = logging.getLogger(__name__)
 _loaded: dict[str, StableDiffusionXLPipeline] = {}  # at most one; by the model's name
@@ -41,22 +44,20 @@ def load(name: str) -> StableDiffusionXLPipeline:
     """
     if name in _loaded:
         return _loaded[name]
-    model = find(name)
-    pipeline = _open(model)
-    previous = dict(_loaded)
-    _loaded.clear()
+    pipeline = _open(find(name))
+    previous = loaded()
+    if previous is not None:
+        _loaded[previous].to("cpu")
     try:
-        for old in previous.values():
-            old.to("cpu")
         _place(pipeline, this_machine())
     except torch.OutOfMemoryError as error:
+        pipeline.to("cpu")  # what of it found room makes way for the old one
         release()
-        for old in previous.values():
-            _place(old, this_machine())
-        _loaded.update(previous)
-        raise UserError(f"model: {model.title} does not fit into this machine's memory; {_staying()}") from error
+        if previous is not None:
+            _place(_loaded[previous], this_machine())
+        raise UserError(f"model: {find(name).title} does not fit into this machine's memory; {_staying()}") from error
+    _loaded.clear()
     _loaded[name] = pipeline
-    previous.clear()
     release()
     log.info("loaded %s", name)
     return pipeline
@@ -74,6 +75,19 @@ def find(name: str) -> Model:
     return presets.models()[name]
 
 
+def absence(model: Model) -> str | None:
+    """What a person should know before choosing a model that is not on this machine; `None` if it is."""
+    if model.revision is None:
+        return None if (ROOT / Path(model.source).expanduser()).exists() else f"**Not on this machine**: put the checkpoint at `{model.source}`."
+    try:
+        _fetched(model, ["model_index.json"], local_files_only=True)
+    except UserError:
+        return (
+            f"**Not on this machine**: it is fetched from the Hub ([{model.source}](https://huggingface.co/{model.source}), about 7 GB) with the first picture."
+        )
+    return None
+
+
 def release() -> None:
     """Give back what nothing holds any more: cycles of the interpreter, the allocator's cache."""
     gc.collect()
@@ -84,21 +98,29 @@ def release() -> None:
 def tokens(text: str) -> int:
     """How many of CLIP's 75 places the text takes in the loaded model."""
     pipeline = next(iter(_loaded.values()))
-    return len(pipeline.tokenizer(text).input_ids) - 2
+    return len(pipeline.tokenizer(text, verbose=False).input_ids) - 2
 
 
 def _open(model: Model) -> StableDiffusionXLPipeline:
     """The pipeline in CPU memory, complete."""
     source = _folder(model)
-    dtype = this_machine().dtype
+    config = _local(model.config) if model.config else source if source.is_dir() else _fetched(SDXL, CONFIGS)
+    options = {"dtype": this_machine().dtype, "local_files_only": True}
     try:
+        _configured(config, model)
         if source.is_dir():
-            _complete(source, model)
-            pipeline = StableDiffusionXLPipeline.from_pretrained(source, variant=model.variant, torch_dtype=dtype, use_safetensors=True, local_files_only=True)
+            _weighed(source, model)
+            options |= {"variant": model.variant, "use_safetensors": True}
+            loads = {part: kind.from_pretrained(source / part, output_loading_info=True, **options) for part, kind in ENCODERS.items()}
+            unfilled = [f"{part}.{key}" for part, (_, told) in loads.items() for key in told["missing_keys"]]  # drawn at random
+            pipeline = StableDiffusionXLPipeline.from_pretrained(source, **{part: encoder for part, (encoder, _) in loads.items()}, **options)
         else:
-            config = _local(model.config) if model.config else _fetched(SDXL, CONFIGS)
-            pipeline = StableDiffusionXLPipeline.from_single_file(str(source), config=str(config), torch_dtype=dtype, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            unfilled = []
+            pipeline = StableDiffusionXLPipeline.from_single_file(str(source), config=str(config), **options)
+        unfilled += [f"{part}.{key}" for part in WEIGHED for key, value in getattr(pipeline, part).state_dict().items() if value.is_meta]
+        if unfilled:
+            raise UserError(f"model: {model.title} lacks the weight {unfilled[0]}; {_staying()}")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
         log.warning("%s cannot be opened", model.name, exc_info=error)
         raise UserError(f"model: {model.title} cannot be opened as an SDXL model ({type(error).__name__}); {_staying()}") from error
     if pipeline.scheduler.config.prediction_type != model.prediction_type:
@@ -138,23 +160,32 @@ def _local(source: str) -> Path:
     return path
 
 
-def _fetched(model: Model, patterns: list[str]) -> Path:
+def _fetched(model: Model, patterns: list[str], local_files_only: bool = False) -> Path:
     """A Hub repository's folder on this machine; anonymous, at its commit, safetensors only."""
     try:
-        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=patterns, token=False))
+        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=patterns, token=False, local_files_only=local_files_only))
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise UserError(f"model: {model.title} ({model.source}) is gated, private or gone on the Hub; {_staying()}") from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:  # offline, no such commit, cut off on the way; hf_xet says RuntimeError
         raise UserError(f"model: {model.title} ({model.source}) is not on this machine and the Hub cannot be reached; {_staying()}") from error
 
 
-def _complete(folder: Path, model: Model) -> None:
-    """Raise `UserError` naming the first file of a diffusers folder that is missing."""
-    for file in ("model_index.json", *(f"{part}/{config}" for part, config in CONFIGURED.items())):
+def _configured(folder: Path, model: Model) -> None:
+    """Raise `UserError` naming the first config or tokenizer file of a diffusers folder that is missing."""
+    files = ["model_index.json", *(f"{part}/{config}" for part, config in CONFIGURED.items())]
+    for part in ("tokenizer", "tokenizer_2"):  # either spelling will do; without one, transformers makes up an empty vocabulary
+        older = [f"{part}/vocab.json", f"{part}/merges.txt"]
+        files += older if any((folder / file).exists() for file in older) else [f"{part}/tokenizer.json"]
+    for file in files:
         if not (folder / file).exists():
             raise UserError(f"model: {model.title} lacks {file}; {_staying()}")
+
+
+def _weighed(folder: Path, model: Model) -> None:
+    """Raise `UserError` naming the first weight file of a diffusers folder that is missing."""
+    variant = f".{model.variant}" if model.variant else ""
     for part in WEIGHED:
-        for index in (folder / part).glob("*.safetensors.index.json"):
+        for index in (folder / part).glob(f"*.safetensors.index{variant}.json"):
             for shard in set(json.loads(index.read_text())["weight_map"].values()):
                 if not (folder / part / shard).exists():
                     raise UserError(f"model: {model.title} lacks {part}/{shard}; {_staying()}")

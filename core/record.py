@@ -2,8 +2,8 @@
 
 A1111's infotext (`modules/infotext_utils.py`) is the prompt, `Negative prompt: ` and the negative
 when there is one, and a last line of settings, `Steps: 25, Sampler: Euler a, ...`; both texts may
-span lines. Texts are stripped at both ends, as A1111 strips them: a stripped `Request` comes back equal.
-Both records are plain data, so `dataclasses.asdict` is their JSON.
+span lines. Texts are stripped at both ends, as A1111 strips them, and `\\r\\n` is read as `\\n`: a `Request`
+whose texts are so already comes back equal. Both records are plain data, so `dataclasses.asdict` is their JSON.
 """
 
 import json
@@ -19,6 +19,7 @@ from uuid import uuid4
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
+from core.limits import FORBIDDEN
 from core.types import Model, Request, UserError
 
 VERSION = "0.1.0"
@@ -27,7 +28,7 @@ PIXELS = 64_000_000
 NEGATIVE = "Negative prompt:"
 
 FIELDS = {"Model": "model", "Sampler": "sampler", "Size": "size", "Steps": "steps", "CFG scale": "cfg", "Seed": "seed"}
-NUMBERS = {  # wide, as pictures of other tools are read, too; core.limits says what can be made here
+NUMBERS = {  # wide, as pictures of other tools are read, too; `core.limits` says what can be made here
     "width": (int, 1, 16384),
     "height": (int, 1, 16384),
     "steps": (int, 1, 1000),
@@ -50,7 +51,6 @@ SETTING = re.compile(
 )
 # A1111 quotes the first three only. What begins like a quote or JSON would be taken for it when read.
 QUOTED = re.compile(r'[,:\n]|^["{\[]')
-FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters, halves of UTF-16 pairs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,8 +97,8 @@ def read(text: str) -> Reading:
     """What an infotext of ours, A1111, Forge or Civitai says.
 
     The negative begins at the first line that starts with `Negative prompt:`, unless our own setting
-    `Prompt lines` names a later one. Line ends may be `\\r\\n`. Raises `UserError` for a text that is
-    torn, too long, holds control characters, ends without a line of settings or has a number out of range.
+    `Prompt lines` names a later one. Raises `UserError` for a text that is torn, too long, holds control
+    characters, ends without a line of settings or has a number out of range.
     """
     _check(text)
     *lines, last = text.strip().replace("\r\n", "\n").split("\n")
@@ -120,7 +120,7 @@ def save_png(image: Image.Image, file: Path, text: str) -> None:
             image.save(out, format="PNG", pnginfo=info)
             out.flush()
             os.fsync(out.fileno())
-        os.replace(unfinished, file)
+        unfinished.replace(file)
     finally:
         unfinished.unlink(missing_ok=True)
 

@@ -1,5 +1,6 @@
 """core.record: what is written is read back, what other tools wrote is understood, what is hostile is refused at once."""
 
+import contextlib
 import json
 import re
 import struct
@@ -27,22 +28,9 @@ SETTINGS = "Steps: 25, Sampler: Euler a, CFG scale: 5, Seed: 7, Size: 832x1216, 
 
 CONTROLS = "".join(map(chr, [*range(9), *range(11, 32), 127]))
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters=CONTROLS)
-PIECES = [
-    "\n",
-    ", ",
-    '"',
-    "\\",
-    "BREAK",
-    "<lora:a:1>",
-    r"\(series\)",
-    "(a:1.2)",
-    SETTINGS,
-    f"\n{SETTINGS}",
-    "\nNegative prompt:",
-    "Negative prompt: x\n",
-    "Prompt lines: 1",
-]
-TEXTS = st.lists(st.text(LETTERS, max_size=8) | st.sampled_from(PIECES), max_size=8).map(lambda pieces: "".join(pieces).strip())
+MARKUP = ["\n", ", ", '"', "\\", "BREAK", "<lora:a:1>", r"\(series\)", "(a:1.2)"]
+LOOKALIKES = [SETTINGS, f"\n{SETTINGS}", "\nNegative prompt:", "Negative prompt: x\n", "Prompt lines: 1"]
+TEXTS = st.lists(st.text(LETTERS, max_size=8) | st.sampled_from(MARKUP + LOOKALIKES), max_size=8).map(lambda pieces: "".join(pieces).strip())
 
 
 @settings(deadline=None)
@@ -77,17 +65,11 @@ def test_the_text_is_a1111s():
         "Steps: 25, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 5.25, Seed: 7, Size: 832x1216, Model hash: 31e35c80fc, Model: nano, "
         f'Model revision: {"0123abcd" * 5}, Lora hashes: "a: 0123456789ab", Sweetspot: {VERSION}'
     )
-    assert read(text).unused == {
-        "Model hash": "31e35c80fc",
-        "Model revision": "0123abcd" * 5,
-        "Lora hashes": "a: 0123456789ab",
-        "Sweetspot": VERSION,
-    }
+    unused = {"Model hash": "31e35c80fc", "Model revision": "0123abcd" * 5, "Lora hashes": "a: 0123456789ab", "Sweetspot": VERSION}
+    assert read(text).unused == unused
 
 
-@pytest.mark.parametrize(
-    ("name", "sampler", "schedule"), [("DPM++ 2M SGM Uniform", "DPM++ 2M", "SGM Uniform"), ("DDIM", "DDIM", None), ("Euler a", "Euler a", None)]
-)
+@pytest.mark.parametrize(("name", "sampler", "schedule"), [("DPM++ 2M SGM Uniform", "DPM++ 2M", "SGM Uniform"), ("DDIM", "DDIM", None)])
 def test_a_schedule_is_written_apart(name, sampler, schedule):
     found = dict(A1111.findall(infotext(replace(PLAIN, sampler=name)).split("\n")[-1]))
     assert (found["Sampler"], found.get("Schedule type")) == (sampler, schedule)
@@ -102,55 +84,50 @@ def test_a1111_and_civitai_find_our_settings():
     extra = {"Note": 'commas, "quotes",\nlines: all', "Style": '"x"', "Hires prompt": "[a"}
     *_, last = infotext(PLAIN, extra=extra).split("\n")
     found = {key: json.loads(value) if value.startswith('"') else value for key, value in A1111.findall(last)}
-    assert found == {key: value for key, value in A1111.findall(SETTINGS)} | extra | {"Sweetspot": VERSION}
+    assert found == dict(A1111.findall(SETTINGS)) | extra | {"Sweetspot": VERSION}
     assert last.startswith("Steps: "), "Civitai looks for a line that begins so"
 
 
+CAT = vars(replace(PLAIN, prompt="a cat", negative=""))
+RESOURCES = '[{"type":"lora","weight":0.8,"modelName":"x [XL], Steps: 99"}]'
 FOREIGN = {
-    "A1111, lines of both prompts": (
-        (
-            "masterpiece, 1girl,\nBREAK\n(smile:1.2) <lora:x:0.8>\nNegative prompt: lowres,\nbad hands\n"
-            "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 3001968073, Size: 512x768, Model hash: b513c6287d, Model: anything-v5, "
-            'Denoising strength: 0.4, Hires upscale: 2, Lora hashes: "x: e3f9c2b1a8d7, y: 0a", Version: v1.10.1'
-        ),
-        {"prompt": "masterpiece, 1girl,\nBREAK\n(smile:1.2) <lora:x:0.8>", "negative": "lowres,\nbad hands", "sampler": "DPM++ 2M Karras", "cfg": 6.5}
-        | {"steps": 20, "seed": 3001968073, "width": 512, "height": 768, "model": "anything-v5"},
-        {"Lora hashes": "x: e3f9c2b1a8d7, y: 0a", "Denoising strength": "0.4", "Version": "v1.10.1"},
+    "A1111, lines and LoRAs": (
+        f'a cat,\nBREAK\n(red:1.2) <lora:x:0.8>\nNegative prompt: dog,\n\nbird\n{SETTINGS}, Hires upscale: 2, Lora hashes: "x: e3f9, y: 0a", Version: v1.10.1',
+        CAT | {"prompt": "a cat,\nBREAK\n(red:1.2) <lora:x:0.8>", "negative": "dog,\n\nbird"},
+        {"Hires upscale": "2", "Lora hashes": "x: e3f9, y: 0a", "Version": "v1.10.1"},
     ),
-    "A1111 before 1.9, Windows, no negative": (
-        "a cat,\r\nasleep\r\nSteps: 20, Sampler: DPM++ 2M Karras, CFG scale: 7, Seed: 1, Size: 512x512, Batch size: 2\r\n",
-        {"prompt": "a cat,\nasleep", "negative": "", "sampler": "DPM++ 2M Karras", "cfg": 7, "steps": 20, "seed": 1, "width": 512, "height": 512},
+    "A1111, schedule apart": (
+        "a cat\nSteps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 3001968073, Size: 832x1216, Model hash: b513c6287d, Model: nano",
+        CAT | {"sampler": "DPM++ 2M Karras", "cfg": 6.5, "seed": 3001968073},
+        {"Model hash": "b513c6287d"},
+    ),
+    "A1111 before 1.9, Windows": (
+        "a cat,\r\nasleep\r\nSteps: 25, Sampler: DPM++ 2M Karras, CFG scale: 5, Seed: 7, Size: 832x1216, Batch size: 2, Model: nano\r\n",
+        CAT | {"prompt": "a cat,\nasleep", "sampler": "DPM++ 2M Karras"},
         {"Batch size": "2"},
     ),
     "Forge": (
-        (
-            "a cat\nNegative prompt: \nSteps: 28, Sampler: Euler a, Schedule type: Automatic, CFG scale: 1, Distilled CFG Scale: 3.5, Seed: 5, Size: 896x1152, "
-            "Model: flux_dev, Version: f2.0.1v1.10.1-previous-669-gdfdcbab6, Module 1: ae, Module 2: t5xxl"
-        ),
-        {"prompt": "a cat", "negative": "", "sampler": "Euler a", "cfg": 1, "steps": 28, "seed": 5, "width": 896, "height": 1152, "model": "flux_dev"},
-        {"Distilled CFG Scale": "3.5", "Version": "f2.0.1v1.10.1-previous-669-gdfdcbab6", "Module 1": "ae", "Module 2": "t5xxl"},
+        "a cat\nNegative prompt: \nSteps: 25, Sampler: Euler a, Schedule type: Automatic, CFG scale: 5, Distilled CFG Scale: 3.5, Seed: 7, "
+        + "Size: 832x1216, Model: nano, Version: f2.0.1v1.10.1-previous-669-gdfdcbab6, Module 1: ae",
+        CAT,
+        {"Distilled CFG Scale": "3.5", "Version": "f2.0.1v1.10.1-previous-669-gdfdcbab6", "Module 1": "ae"},
     ),
     "Civitai": (
-        (
-            "a cat\nNegative prompt: dog\nSteps: 22, Sampler: Undefined, CFG scale: 3.8, Seed: 9, Size: 832x1216, Clip skip: 2, "
-            'Created Date: 2024-09-23T06:17:42.9952795Z, Civitai resources: [{"type":"lora","weight":0.8,"modelName":"x [XL], Steps: 99"}], Civitai metadata: {}'
-        ),
-        {"prompt": "a cat", "negative": "dog", "sampler": "Undefined", "cfg": 3.8, "steps": 22, "seed": 9, "width": 832, "height": 1216},
-        {
-            "Created Date": "2024-09-23T06:17:42.9952795Z",
-            "Civitai resources": '[{"type":"lora","weight":0.8,"modelName":"x [XL], Steps: 99"}]',
-            "Civitai metadata": "{}",
-        },
+        "a cat\nNegative prompt: dog\nSteps: 25, Sampler: Undefined, CFG scale: 5, Seed: 7, Size: 832x1216, Clip skip: 2, Model: nano, "
+        + f"Created Date: 2024-09-23T06:17:42.9952795Z, Civitai resources: {RESOURCES}, Civitai metadata: {{}}",
+        CAT | {"negative": "dog", "sampler": "Undefined"},
+        {"Clip skip": "2", "Created Date": "2024-09-23T06:17:42.9952795Z", "Civitai resources": RESOURCES, "Civitai metadata": "{}"},
     ),
-    "settings only": (SETTINGS, vars(PLAIN) | {"prompt": "", "negative": ""}, {}),
-    "a prompt like settings": (f"{SETTINGS}\n{SETTINGS}", vars(PLAIN) | {"prompt": SETTINGS, "negative": ""}, {}),
-    "an empty setting": (
-        SETTINGS.removesuffix("nano"),
-        {key: value for key, value in vars(PLAIN).items() if key != "model"} | {"prompt": "", "negative": ""},
-        {},
+    "settings only": (SETTINGS, CAT | {"prompt": ""}, {}),
+    "a prompt like settings": (f"{SETTINGS}\n{SETTINGS}", CAT | {"prompt": SETTINGS}, {}),
+    "a setting twice": (f"a cat\n{SETTINGS}, Seed: 8", CAT, {}),
+    "no size, an empty version": (
+        "Steps: 1, Seed: 2, CFG scale: 3, Version:",
+        {"prompt": "", "negative": "", "steps": 1, "seed": 2, "cfg": 3},
+        {"Version": ""},
     ),
-    "a setting twice": (f"{SETTINGS}, Seed: 8", vars(PLAIN) | {"prompt": "", "negative": ""}, {}),
-    "a count of lines that does not fit": (f"a\n{SETTINGS}, Prompt lines: 9", vars(PLAIN) | {"prompt": "a", "negative": ""}, {"Prompt lines": "9"}),
+    "an empty seed": ("Steps: 1, Seed: , CFG scale: 3", {"prompt": "", "negative": "", "steps": 1, "cfg": 3}, {"Seed": ""}),
+    "a count of lines that does not fit": (f"a cat\n{SETTINGS}, Prompt lines: 9", CAT, {"Prompt lines": "9"}),
 }
 
 
@@ -158,8 +135,7 @@ FOREIGN = {
 def test_other_tools_texts_are_understood(text, fields, unused):
     reading = read(text)
     assert reading.fields == fields
-    assert unused.items() <= reading.unused.items()
-    assert not {"Steps", "Sampler", "Schedule type", "Size"} & reading.unused.keys(), "a setting that was used is called unused"
+    assert reading.unused == unused
 
 
 @pytest.mark.parametrize(
@@ -168,7 +144,7 @@ def test_other_tools_texts_are_understood(text, fields, unused):
         ("", "the last line has none"),
         ("a prompt, and: nothing else", "the last line has none"),
         (f"a cat\n{SETTINGS}\nand: more, words: here", "the last line has none"),
-        (f"{SETTINGS[:30]}", "the last line has none"),
+        (SETTINGS[:30], "the last line has none"),
         (f'{SETTINGS}, Lora hashes: "x: e3f', "Lora hashes is torn"),
         (f"a\x00b\n{SETTINGS}", "U[+]0000"),
         (f"a\ud800\n{SETTINGS}", "U[+]D800"),
@@ -184,11 +160,12 @@ def test_other_tools_texts_are_understood(text, fields, unused):
 def test_bad_texts_are_refused_in_one_sentence(text, why):
     with pytest.raises(UserError, match=why) as refused:
         read(text)
-    assert len(str(refused.value)) < 200 and "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 200
+    assert "\n" not in str(refused.value)
 
 
 def test_what_cannot_be_read_is_not_written():
-    with pytest.raises(UserError, match="U[+]0007"):
+    with pytest.raises(UserError, match=r"U\+0007"):
         infotext(replace(PLAIN, prompt="ding\a"))
 
 
@@ -198,11 +175,9 @@ def test_what_cannot_be_read_is_not_written():
 def test_hostile_texts_take_linear_time(unit):
     text = (unit * CHARACTERS)[: CHARACTERS - 1] + "x"
     start = time.process_time()  # of this process only: the machine may be busy
-    try:
+    with contextlib.suppress(UserError):
         read(text)
-    except UserError:
-        pass
-    assert time.process_time() - start < 2, "0.1 s is usual, a quadratic search takes ten seconds or more"
+    assert time.process_time() - start < 2, "0.1 s is usual; the search is no longer linear"
 
 
 @pytest.mark.parametrize("prompt", ["1girl, café", "1girl, 笑顔 ✨"], ids=["Latin-1", "beyond"])
@@ -280,7 +255,7 @@ def test_bad_pictures_are_refused_in_one_sentence(tmp_path):
         file.write_bytes(b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + struct.pack(">I4s", 0, b"IDAT"))
         assert "64 megapixels" in refusal(), width
     for exif in (b"Exif\0\0nonsense", b"Exif\0\0MM\0*"):
-        Image.new("RGB", (8, 8)).save(file, "JPEG", exif=exif)
+        Image.new("RGB", (8, 8)).save(file, "WEBP", exif=exif)
         assert "cannot be read" in refusal(), exif
     bomb = PngInfo()
     bomb.add_text("parameters", "a" * 50_000_000, zip=True)

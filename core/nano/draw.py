@@ -118,7 +118,10 @@ def _background(scene: Scene, canvas: Image.Image, rng: np.random.Generator) -> 
             x = rng.uniform(-0.05, 0.05) * w
             pen.rectangle((x + 0.08 * w, 0.1 * h, x + 0.92 * w, 0.55 * h), fill=(46, 110, 84), outline=(140, 92, 56), width=10)
         case "beach":
-            _bands(canvas, [(0, (140, 210, 250)), (0.42, (200, 236, 255)), (0.42, (20, 140, 200)), (0.7, (60, 190, 215)), (0.7, (246, 226, 170)), (1, (238, 210, 150))])
+            _bands(
+                canvas,
+                [(0, (140, 210, 250)), (0.42, (200, 236, 255)), (0.42, (20, 140, 200)), (0.7, (60, 190, 215)), (0.7, (246, 226, 170)), (1, (238, 210, 150))],
+            )
         case "forest":
             _bands(canvas, [(0, (176, 224, 160)), (0.75, (120, 190, 110)), (0.75, (70, 130, 60)), (1, (56, 110, 50))])
             for i in range(6):
@@ -168,7 +171,9 @@ def _thing(scene: Scene, pen: Pen, rng: np.random.Generator) -> None:
             r = [1.0 if i % 2 == 0 else 0.45 for i in range(10)]
             pen.shape([(r[i] * np.sin(i * np.pi / 5), -r[i] * np.cos(i * np.pi / 5)) for i in range(10)], (255, 214, 60))
         case "heart":
-            pen.shape([(0.062 * 16 * np.sin(t) ** 3, -0.062 * (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))) for t in turn], (250, 90, 140))
+            pen.shape(
+                [(0.062 * 16 * np.sin(t) ** 3, -0.062 * (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))) for t in turn], (250, 90, 140)
+            )
         case "flower":
             pen.stroke([(0, 0), (0, 1.4)], (70, 150, 60), 0.12)
             for t in np.arange(6) * np.pi / 3:
@@ -189,7 +194,9 @@ def _thing(scene: Scene, pen: Pen, rng: np.random.Generator) -> None:
 def _girl(scene: Scene, pen: Pen, rng: np.random.Generator) -> None:
     w, h = scene.width * SCALE, scene.height * SCALE
     narrow = min(w, h)
-    unit, high = {"portrait": (0.315 * narrow, 0.57), "upper body": (0.225 * narrow, 0.46), "full body": (min(0.182 * h, 0.25 * w), 0.335)}[scene.framing or "portrait"]
+    unit, high = {"portrait": (0.315 * narrow, 0.57), "upper body": (0.225 * narrow, 0.46), "full body": (min(0.182 * h, 0.25 * w), 0.335)}[
+        scene.framing or "portrait"
+    ]
     unit *= rng.uniform(0.95, 1.04)
     side = {"on left": -0.24, "on right": 0.24, None: 0.0}[scene.side]
     pen.at(w * (0.5 + side + rng.uniform(-0.025, 0.025)), h * high + rng.uniform(-0.06, 0.06) * unit, unit)
@@ -261,7 +268,12 @@ def _body(scene: Scene, pen: Pen) -> None:
         case "kimono":
             pen.shape([(-0.46, 1.0), (0.08, 1.72), (-0.12, 1.85), (-0.66, 1.1)], (250, 250, 250))
             pen.shape([(0.46, 1.0), (-0.2, 1.85), (0.0, 1.95), (0.66, 1.1)], (250, 250, 250))
-            pen.shape([(-wide, 1.72), (wide, 1.72), (wide, 2.12), (-wide, 2.12)] if scene.framing == "full body" else [(-0.78, 2.0), (0.78, 2.0), (0.85, 2.7), (-0.85, 2.7)], trim)
+            pen.shape(
+                [(-wide, 1.72), (wide, 1.72), (wide, 2.12), (-wide, 2.12)]
+                if scene.framing == "full body"
+                else [(-0.78, 2.0), (0.78, 2.0), (0.85, 2.7), (-0.85, 2.7)],
+                trim,
+            )
 
 
 def _face(scene: Scene, pen: Pen) -> None:
@@ -291,7 +303,19 @@ def _face(scene: Scene, pen: Pen) -> None:
 def _front_hair(scene: Scene, pen: Pen, hair: Colour, rng: np.random.Generator) -> None:
     dip = rng.uniform(-0.06, 0.06)
     top = [(1.04 * np.cos(t), -0.04 - 1.04 * np.sin(t)) for t in np.linspace(0.0, np.pi, 25)]
-    fringe = [(-0.98, 0.42), (-0.78, -0.12), (-0.55, -0.22), (-0.42, -0.02 + dip), (-0.2, -0.3), (0.02, -0.06 - dip), (0.22, -0.32), (0.45, 0.0), (0.58, -0.22), (0.78, -0.12), (0.98, 0.42)]
+    fringe = [
+        (-0.98, 0.42),
+        (-0.78, -0.12),
+        (-0.55, -0.22),
+        (-0.42, -0.02 + dip),
+        (-0.2, -0.3),
+        (0.02, -0.06 - dip),
+        (0.22, -0.32),
+        (0.45, 0.0),
+        (0.58, -0.22),
+        (0.78, -0.12),
+        (0.98, 0.42),
+    ]
     pen.shape([*top, *fringe], hair)
     pen.arc(0, -0.15, 0.74, 0.6, 215, 290, _shade(hair, 0.55), 0.1)
     if scene.hair_style == "twintails":

@@ -48,4 +48,3 @@ def pictures(size: tuple[int, int], count: int | None = None, first: int = 0) ->
 def contents() -> dict[tuple[int, int], Pictures]:
     """All training pictures, by size."""
     return {size: pictures(size) for size in SIZES}
-

@@ -13,6 +13,8 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 
+torch.set_flush_denormal(True)  # values that fade to nothing are slow; set before torch starts its threads
+
 BUILD = Path(os.environ.get("SWEETSPOT_NANO_BUILD", "build/nano"))
 """Where drawings, latents and the states of the stages are kept; not part of the repository."""
 
@@ -37,9 +39,9 @@ def fit(
     BUILD.mkdir(parents=True, exist_ok=True)
     state_file = BUILD / f"{name}.pt"
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True)
     schedule = get_cosine_schedule_with_warmup(optimiser, min(200, steps // 10), steps)
-    ema = EMAModel(parameters, decay=average, use_ema_warmup=True, power=0.8)
+    ema = EMAModel(parameters, decay=average, use_ema_warmup=True, power=0.8, foreach=True)
     start = 0
     if state_file.exists():
         state = torch.load(state_file, weights_only=True)

@@ -5,6 +5,7 @@ output one probability a tag.
 """
 
 import csv
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,11 @@ class Tagger(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         widths = (3, 16, 32, 64, 96, 128)
-        self.features = nn.Sequential(
-            *(
-                layer
-                for a, b in zip(widths, widths[1:], strict=False)
-                for layer in (nn.Conv2d(a, b, 3, stride=2, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.Conv2d(b, b, 3, padding=1, groups=b), nn.BatchNorm2d(b), nn.ReLU())
-            )
-        )
+        layers: list[nn.Module] = []
+        for before, after in pairwise(widths):
+            layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.BatchNorm2d(after), nn.ReLU()]
+            layers += [nn.Conv2d(after, after, 3, padding=1, groups=after), nn.BatchNorm2d(after), nn.ReLU()]
+        self.features = nn.Sequential(*layers)
         self.head = nn.Linear(128 * 4 * 4, len(TAGS))
 
     def forward(self, pictures: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from core.nano.pictures import COUNTS, scene
 from core.nano.stage import fit
 from core.nano.world import TAGS, caption
 
-STEPS = 2_500
+STEPS = 1_000
 POOLED = 96
 """Width of the pooled vector, as 1280 in SDXL."""
 
@@ -93,7 +93,7 @@ def train(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel, CLIPTextModelWith
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
         chance = np.random.default_rng(step)
         texts = []
-        for i in torch.randint(COUNTS[128, 128], (48,), generator=rng).tolist():
+        for i in torch.randint(COUNTS[128, 128], (32,), generator=rng).tolist():
             said = caption(scene(i, (128, 128)), chance).split(", ")
             if chance.random() < 0.15:  # unknown words push the tags to places that short prompts never reach
                 for _ in range(int(chance.integers(1, 12))):
@@ -115,4 +115,3 @@ def train(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel, CLIPTextModelWith
 
     fit("text", reader, loss_of, steps=STEPS, rate=2e-3)
     return tokenizer, first, second
-

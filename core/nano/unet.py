@@ -16,7 +16,7 @@ from core.nano.vae import to_tensor
 from core.nano.world import Scene, caption
 
 STEPS = 11_000
-BATCH = 32
+BATCH = 24
 SNR_GAMMA = 5.0
 """Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556)."""
 NO_PROMPT = 0.1
@@ -31,9 +31,9 @@ class Encoders(NamedTuple):
     second: CLIPTextModelWithProjection
 
     @torch.no_grad()
-    def __call__(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """SDXL's conditioning: penultimate states (n, 77, 64 + 96) and the pooled vector (n, 96)."""
-        ids = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    def __call__(self, texts: list[str], places: int = 77) -> tuple[torch.Tensor, torch.Tensor]:
+        """SDXL's conditioning: penultimate states (n, places, 64 + 96) and the pooled vector (n, 96)."""
+        ids = self.tokenizer(texts, padding="max_length", max_length=places, truncation=True, return_tensors="pt").input_ids
         one, two = self.first(ids, output_hidden_states=True), self.second(ids, output_hidden_states=True)
         return torch.cat([one.hidden_states[-2], two.hidden_states[-2]], dim=-1), two.text_embeds
 
@@ -86,21 +86,21 @@ def train(vae: AutoencoderKL, encoders: Encoders) -> UNet2DConditionModel:
     unet = shape()
     encoders.first.requires_grad_(False)
     encoders.second.requires_grad_(False)
-    fit("unet", unet, denoising_loss(unet, latents(vae), encoders), steps=STEPS, rate=1.5e-3, average=0.9995)
+    fit("unet", unet, denoising_loss(unet, latents(vae), encoders), steps=STEPS, rate=1.5e-3, average=0.998)
     return unet
 
 
 def denoising_loss(unet: UNet2DConditionModel, data: list[Latents], encoders: Encoders):
     """The loss of step n: noise predicted in one batch of one size, with captions drawn anew."""
     noise_schedule = schedule()
-    shares = torch.tensor([float(len(part.scenes)) for part in data])
+    shares = torch.tensor([8.0 if part.size == (128, 128) else 1.0 for part in data])  # the others cost half as much again
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
         chance = np.random.default_rng(step)
         part = data[int(torch.multinomial(shares, 1, generator=rng))]
         chosen = torch.randint(len(part.scenes), (BATCH,), generator=rng)
         texts = ["" if chance.random() < NO_PROMPT else caption(part.scenes[i], chance) for i in chosen.tolist()]
-        states, pooled = encoders(texts)
+        states, pooled = encoders(texts, 77 if step % 3 == 0 else 44)  # captions are shorter; the padding is seen now and then
         clean = part.values[chosen]
         noise = torch.randn(clean.shape, generator=rng)
         t = torch.randint(1000, (BATCH,), generator=rng)

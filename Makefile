@@ -1,0 +1,37 @@
+# The commands of the project. `make run` and `make test` need Python 3.11 or 3.12 and nothing else.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: run test lint nano bench clean
+
+run: $(VENV)/.run
+	$(PY) app.py
+
+test: $(VENV)/.dev
+	$(PY) -m pytest
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright
+
+nano: $(VENV)/.dev
+	$(PY) -m core.nano
+
+bench: $(VENV)/.dev
+	$(PY) tests/bench/nano.py
+	$(PY) tests/bench/generate.py
+
+clean:
+	rm -rf $(VENV) build
+
+$(VENV)/.run: requirements.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+$(VENV)/.dev: requirements.txt requirements-dev.txt
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+	touch $@ $(VENV)/.run

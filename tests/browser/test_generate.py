@@ -1,0 +1,66 @@
+"""The Generate tab as a person uses it, in Chromium."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from core import record
+
+
+@pytest.fixture
+def page(studio: str, chromium, tmp_path: Path):
+    context = chromium.new_context(viewport={"width": 1280, "height": 960}, accept_downloads=True)
+    page = context.new_page()
+    page.goto(studio)
+    page.get_by_role("button", name="Generate", exact=True).wait_for()
+    yield page
+    context.close()
+
+
+def test_a_prompt_becomes_a_picture(page, screenshots: Path, tmp_path: Path) -> None:
+    prompt = page.locator("#prompt textarea")
+    prompt.fill("1girl, pink hair, twintails, green eyes, smile, blue sky, upper body, school uniform")
+    page.locator("#tokens").get_by_text(re.compile(r"\d+ of 75 tokens")).wait_for()
+    page.locator("#seed input").fill("42")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#status").get_by_text(re.compile(r"Step \d+ of 25")).wait_for()
+    page.locator("#status").get_by_text(re.compile(r"1 picture in [\d.]+ s")).wait_for(timeout=60_000)
+    assert "Seed: 42" in page.locator("#settings textarea").input_value()
+    page.screenshot(path=screenshots / "generate-1280.png", full_page=True)
+    page.locator("#gallery img").first.click()
+    with page.expect_download() as download:
+        page.locator("#gallery").get_by_label(re.compile("[Dd]ownload")).first.click()
+    download.value.save_as(tmp_path / "picture.png")
+    fields = record.read_picture(tmp_path / "picture.png").fields
+    assert fields["prompt"].startswith("1girl, pink hair")
+    assert fields["seed"] == 42
+
+
+def test_parts_build_the_prompt_and_ratios_the_size(page) -> None:
+    page.get_by_label("Character").fill("arona")
+    page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('1girl, arona, ')")
+    page.locator("#ratio").get_by_text("2:3").click()
+    page.wait_for_function("document.querySelector('#height input[type=number]').value === '160'")
+    assert page.locator("#width input[type=number]").input_value() == "96"
+
+
+def test_stop_acts_within_two_steps(page) -> None:
+    page.get_by_label("Steps").first.fill("150")
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#status").get_by_text(re.compile(r"Step \d+ of 150")).wait_for()
+    page.get_by_role("button", name="Stop").click()
+    page.locator("#status").get_by_text("Stopped").wait_for()
+    page.wait_for_timeout(1500)
+    assert "Stopped" in page.locator("#status").inner_text(), "steps went on after Stop"
+
+
+def test_readable_on_a_phone(studio: str, chromium, screenshots: Path) -> None:
+    context = chromium.new_context(viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(studio)
+    page.get_by_role("button", name="Generate", exact=True).wait_for()
+    wide = page.evaluate("document.documentElement.scrollWidth")
+    page.screenshot(path=screenshots / "generate-390.png", full_page=True)
+    context.close()
+    assert wide <= 390, f"the page is {wide} px wide on a screen of 390"

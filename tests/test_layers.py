@@ -1,0 +1,74 @@
+"""The rooms may only import downwards: app -> tabs -> core.gpu -> ... -> types."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = [ROOT / "app.py", *sorted((ROOT / "tabs").rglob("*.py")), *sorted((ROOT / "core").rglob("*.py"))]
+
+# Lowest first; a room may import what stands below it.
+FLOORS = [
+    {"core.types", "core.samplers"},
+    {"core.limits"},
+    {"core.presets", "core.prompts", "core.record", "core.device", "core.caption"},
+    {"core.asking", "core.models"},
+    {"core.generate"},
+    {"core.gpu"},
+    {"tabs.files"},
+    {"tabs.generate"},
+    {"app"},
+]
+
+
+def room(file: Path) -> str:
+    return ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imported(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=room)
+def test_rooms_import_downwards(file: Path) -> None:
+    floors = {name: level for level, names in enumerate(FLOORS) for name in names}
+    here = room(file)
+    if here in ("core", "tabs") or here.startswith("core.nano"):
+        return
+    assert here in floors, f"{here} has no floor in tests/test_layers.py"
+    for name in imported(file):
+        if name in floors:
+            assert floors[name] < floors[here], f"{here} imports {name}, which stands on its floor or above"
+        assert not name.startswith("core.nano"), f"{here} imports {name}: what makes the weights is no part of what runs"
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.is_relative_to(ROOT / "core")], ids=room)
+def test_core_knows_no_page(file: Path) -> None:
+    pages = {name for name in imported(file) if name.split(".")[0] in ("gradio", "tabs", "app")}
+    assert not pages, f"{room(file)} imports {pages}"
+
+
+def test_spaces_has_one_door() -> None:
+    doors = {room(file) for file in FILES if "spaces" in imported(file)}
+    assert doors == {"core.gpu"}
+
+
+def test_spaces_comes_before_torch() -> None:
+    """`app` imports the door first, and the door imports `spaces` first."""
+    for file, first in ((ROOT / "app.py", "core"), (ROOT / "core" / "gpu.py", "spaces")):
+        node = next(n for n in ast.parse(file.read_text()).body if isinstance(n, ast.Import | ast.ImportFrom))
+        name = node.module if isinstance(node, ast.ImportFrom) else node.names[0].name
+        assert name == first, f"{file.name} imports {name} before {first}"
+
+
+@pytest.mark.parametrize("file", FILES, ids=room)
+def test_first_line_says_what_the_file_is_for(file: Path) -> None:
+    text = file.read_text()
+    assert not text.strip() or ast.get_docstring(ast.parse(text)), f"{room(file)} does not say what it is for"

@@ -1,0 +1,104 @@
+"""The embedded family: its files, what it knows, and the world it was drawn from."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from transformers import CLIPTokenizer
+
+from core import models
+from core.caption import Tagger
+from core.nano.draw import draw
+from core.nano.pictures import HELD_OUT, scene
+from core.nano.stage import fit
+from core.nano.world import GROUPS, SIZES, TAGS, caption, tags
+from tests.bench import nano as bench
+
+WEIGHTS = models.ROOT / "core" / "nano" / "weights"
+MIB = 2**20
+
+
+def test_the_files_keep_their_budgets() -> None:
+    sizes = {file.relative_to(WEIGHTS): file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()}
+    assert max(sizes.values()) <= 10 * MIB
+    assert sum(sizes.values()) <= 32 * MIB
+    assert not [name for name in sizes if name.suffix in (".bin", ".pt", ".pkl", ".ckpt")], "safetensors and ONNX only"
+
+
+def test_diffusers_opens_nano_with_no_help() -> None:
+    pipeline = StableDiffusionXLPipeline.from_pretrained(WEIGHTS / "nano")
+    assert [type(part).__name__ for part in pipeline.unet.down_blocks] == ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"]
+    assert pipeline.vae_scale_factor == 8
+    assert sum(p.numel() for p in pipeline.vae.parameters()) <= 2e6
+    assert all(torch.isfinite(p).all() for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2) for p in part.parameters())
+
+
+@pytest.mark.parametrize("text", ["blue hair, closed eyes", "日本語 🎯 \\(series\\)", "Zażółć (gęślą:1.3) jaźń", ""])
+def test_the_tokenizer_covers_any_text(text: str) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "nano" / "tokenizer")
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert ids[-1] == tokenizer.eos_token_id
+    assert tokenizer.eos_token_id not in ids[1:-1], "a part of the text is unknown"
+    assert "".join(tokenizer.decode(ids, skip_special_tokens=True).split()) == "".join(text.lower().split())
+
+
+def test_each_word_of_the_world_is_one_token() -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(WEIGHTS / "nano" / "tokenizer")
+    assert {tag: len(tokenizer(tag).input_ids) - 2 for tag in TAGS} == {tag: len(tag.split()) for tag in TAGS}
+
+
+def test_the_tagger_reads_drawings_it_never_saw() -> None:
+    found = bench.drawings(Tagger(), 150)
+    assert min(found.values()) >= 0.99, found
+
+
+def test_pictures_show_what_the_prompt_says() -> None:
+    """A short form of tests/bench/nano.py: 24 prompts of 5 to 8 tags at three sizes."""
+    asked = bench.prompts(24)
+    missing = bench.shown(Tagger(), asked, bench.pictures(asked, seed=1))
+    share = 1 - sum(map(len, missing)) / sum(len(words) for words, _ in asked)
+    assert share >= 0.92, f"{share:.3f} of the tags asked for are read; missing {missing}"
+
+
+def test_the_same_scene_is_the_same_drawing() -> None:
+    for i, size in enumerate(SIZES):
+        picture = draw(scene(i, size))
+        assert picture.size == size
+        assert picture.tobytes() == draw(scene(i, size)).tobytes()
+
+
+def test_tags_name_one_of_each_group_and_only_what_is_there() -> None:
+    for i in range(300):
+        drawn = scene(HELD_OUT + i, (128, 128))
+        found = tags(drawn)
+        assert set(found) <= set(TAGS)
+        assert len(found) == len(set(found))
+        for group in GROUPS:
+            assert len(set(found) & set(group)) <= 1, (found, group)
+        assert not (drawn.framing == "portrait" and drawn.outfit), "a portrait does not show the outfit"
+        assert found[0] == caption(drawn, np.random.default_rng(i)).split(", ")[0]
+
+
+def test_a_stopped_stage_goes_on_as_if_it_had_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(build: Path, stops: tuple[int, ...]) -> torch.Tensor:
+        monkeypatch.setattr("core.nano.stage.BUILD", build)
+        for stop in (*stops, None):
+            torch.manual_seed(0)
+            model = torch.nn.Linear(3, 1)
+
+            def loss_of(step: int, rng: torch.Generator, model=model, stop=stop) -> torch.Tensor:
+                if step == stop:
+                    raise KeyboardInterrupt
+                return (model(torch.randn(4, 3, generator=rng)) - 1).square().mean()
+
+            try:
+                fit("line", model, loss_of, steps=40, rate=0.1)
+            except KeyboardInterrupt:
+                continue
+        return model.weight.detach()
+
+    monkeypatch.setattr("core.nano.stage.SAVE_EVERY_SECONDS", 0)
+    assert torch.equal(trained(tmp_path / "whole", ()), trained(tmp_path / "cut", (7, 7, 23)))
