@@ -11,7 +11,7 @@ import gradio as gr
 from core import limits, models, presets
 from core.device import this_machine
 from core.types import UserError
-from tabs import generate
+from tabs import api, generate
 
 CSS = "#status p, #tokens p { margin: 0 } #machine { opacity: .75; font-size: .85em }"
 
@@ -26,6 +26,7 @@ def build() -> gr.Blocks:
         gr.Markdown("# Sweetspot\nA studio for SDXL anime models that measures at which strength a LoRA works.")
         with gr.Tab("Generate", id="generate"):
             generate.tab()
+        api.endpoints()
         gr.Markdown(this_machine().line(), elem_id="machine")
     return page.queue(max_size=limits.QUEUE, default_concurrency_limit=4)
 

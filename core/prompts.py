@@ -4,6 +4,9 @@ import re
 
 from core.types import Recipe
 
+PLACES = 75
+"""CLIP's places for tokens beside its start and end marks."""
+
 
 def compose(recipe: Recipe, *, subject: str, character: str, general: str, quality: str) -> str:
     """The recipe's template with its parts filled in; a part left empty takes its comma along."""

@@ -4,6 +4,9 @@ import os
 import secrets
 from pathlib import Path
 
+from core import models, record
+from core.types import Picture
+
 FILES = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(Path.home() / ".cache" / "sweetspot" / "files")))
 
 
@@ -12,3 +15,12 @@ def new_folder() -> Path:
     folder = FILES / secrets.token_hex(16)
     folder.mkdir(parents=True)
     return folder
+
+
+def save(event: Picture, folder: Path) -> tuple[str, str]:
+    """Write a picture as PNG with its settings inside; returns the file and the settings."""
+    request = event.cell.request
+    text = record.infotext(request, models.find(request.model))
+    file = folder / f"{event.index:02d}-{request.seed}.png"
+    record.save_png(event.image, file, text)
+    return str(file), text

@@ -1,114 +1,118 @@
-"""The Generate tab: a preset's controls, a prompt from its parts, pictures as they come, and its two endpoints."""
+"""The Generate tab: a preset's controls, a prompt from its parts, pictures as they come."""
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from core import asking, gpu, limits, models, presets, record
-from core.prompts import compose
+from core import asking, gpu, limits, models, presets
+from core.prompts import PLACES, compose
 from core.samplers import SAMPLERS
-from core.types import Failed, Picture, Recipe, Step, UserError
-from tabs.files import new_folder
+from core.types import Failed, Picture, Recipe, Step
+from tabs.files import new_folder, save
+from tabs.widgets import validator
 
 PARTS = ("subject", "character", "general", "quality")
 RATIOS = {"1:1": (1, 1), "2:3": (2, 3), "3:2": (3, 2), "3:4": (3, 4), "4:3": (4, 3), "9:16": (9, 16), "16:9": (16, 9)}
-PLACES = 75
-"""CLIP's tokens beside its start and end marks."""
+ASKED = ("preset", "prompt", "negative", "sampler", "steps", "cfg", "width", "height", "seed", "count")
+"""What a job is made from: the names of `Request`'s fields, from the preset to the picture."""
 
 
 def tab() -> None:
     """Lay out the tab and wire it; call inside a `gr.Tab`."""
-    recipes = presets.recipes()
-    first = next(iter(recipes.values()))
+    first = next(iter(presets.recipes().values()))
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            preset = gr.Dropdown([(r.title, r.name) for r in recipes.values()], value=first.name, label="Preset", elem_id="preset")
-            with gr.Accordion("About this preset", open=False):
-                note = gr.Markdown(_note(first))
-            absent = gr.Markdown(models.absence(models.find(first.model)) or "", elem_id="absent")
-            parts = {}
-            with gr.Row():
-                for name, hint in (("subject", "who or what"), ("character", "name, series")):
-                    parts[name] = gr.Textbox(getattr(first, name), label=name.capitalize(), placeholder=hint, min_width=140)
-            parts["general"] = gr.Textbox(first.general, label="General tags", lines=2)
-            parts["quality"] = gr.Textbox(first.quality, label="Quality tags")
-            prompt = gr.Textbox(_whole(first), label="Prompt", info="Put together from the parts above; change it as you like.", lines=3, elem_id="prompt")
-            count_of_tokens = gr.Markdown(_tokens(_whole(first)), elem_id="tokens")
-            negative = gr.Textbox(first.negative, label="Negative prompt", lines=1, max_lines=3)
-            with gr.Row():
-                sampler = gr.Dropdown(list(SAMPLERS), value=first.sampler, label="Sampler", min_width=140)
-                steps = gr.Slider(1, limits.STEPS[1], first.steps, step=1, label="Steps", min_width=140)
-            cfg = gr.Slider(*first.cfg_range, first.cfg, step=0.25, label="CFG")
-            ratio = gr.Radio(list(RATIOS), value="1:1", label="Aspect ratio", elem_id="ratio")
-            with gr.Row():
-                width = gr.Slider(*first.size_range, first.width, step=first.size_step, label="Width", min_width=140, elem_id="width")
-                height = gr.Slider(*first.size_range, first.height, step=first.size_step, label="Height", min_width=140, elem_id="height")
-            with gr.Row():
-                with gr.Column(min_width=140):
-                    seed = gr.Number(asking.RANDOM, label="Seed", info="-1 takes a new one each time", precision=0, elem_id="seed")
-                    with gr.Row():
-                        again = gr.Button("Again", size="sm", min_width=60, elem_id="again")
-                        anew = gr.Button("Random", size="sm", min_width=60)
-                count = gr.Slider(*limits.COUNT, 1, step=1, label="Pictures", info="their seeds count up", min_width=140)
+            shown = _controls(first)
         with gr.Column(scale=6, min_width=320):
-            with gr.Row():
-                run = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
-                stop = gr.Button("Stop", variant="stop", elem_id="stop")
-            status = gr.Markdown("Ready.", elem_id="status")
-            gallery = gr.Gallery(
-                label="Pictures",
-                columns=2,
-                height=560,
-                object_fit="contain",
-                format="png",
-                buttons=["download", "download_all", "fullscreen"],
-                elem_id="gallery",
-            )
-            settings = gr.Textbox(label="Settings of the last picture", lines=3, max_lines=8, buttons=["copy"], interactive=False, elem_id="settings")
-            last_seed = gr.State(asking.RANDOM)
-
-    # The names are `Recipe`'s and `Request`'s, so that a value keeps its name from the preset to the picture.
-    controls = {"negative": negative, "sampler": sampler, "steps": steps, "cfg": cfg, "width": width, "height": height}
-    asked = {"preset": preset, "prompt": prompt, "seed": seed, "count": count, **controls}
-
-    def fill(name: str) -> dict[Any, Any]:
-        recipe = presets.recipes()[name]
-        changed: dict[Any, Any] = {part: getattr(recipe, key) for key, part in parts.items()}
-        changed |= {control: getattr(recipe, key) for key, control in controls.items()}
-        sides = {"minimum": recipe.size_range[0], "maximum": recipe.size_range[1], "step": recipe.size_step}
-        changed |= {width: gr.update(value=recipe.width, **sides), height: gr.update(value=recipe.height, **sides)}
-        changed[cfg] = gr.update(value=recipe.cfg, minimum=recipe.cfg_range[0], maximum=recipe.cfg_range[1])
-        return changed | {
-            ratio: "1:1",
-            prompt: _whole(recipe),
-            note: _note(recipe),
-            absent: models.absence(models.find(recipe.model)) or "",
-            count_of_tokens: _tokens(_whole(recipe)),
-        }
-
+            shown |= _results()
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    preset.input(fill, preset, [*parts.values(), *controls.values(), ratio, prompt, note, absent, count_of_tokens], **quiet)
-    for part in parts.values():  # while a person types, the last state counts
-        part.input(_composed, [preset, *parts.values()], prompt, trigger_mode="always_last", **quiet)
-    prompt.change(_tokens, prompt, count_of_tokens, **quiet)
-    ratio.input(_sides, [preset, ratio], [width, height], trigger_mode="always_last", **quiet)
-    again.click(lambda used: used, last_seed, seed, **quiet)
-    anew.click(lambda: asking.RANDOM, None, seed, **quiet)
-    making = run.click(
+    latest = {**quiet, "trigger_mode": "always_last"}  # while a person types, the last state counts
+    parts = [shown[part] for part in PARTS]
+    filled = list(_filled(first))
+    shown["preset"].input(lambda name: list(_filled(presets.recipes()[name]).values()), shown["preset"], [shown[name] for name in filled], **quiet)
+    for part in parts:
+        part.input(_composed, [shown["preset"], *parts], shown["prompt"], **latest)
+    shown["prompt"].change(_tokens, shown["prompt"], shown["tokens"], **latest)
+    shown["ratio"].input(_sides, [shown["preset"], shown["ratio"]], [shown["width"], shown["height"]], **latest)
+    shown["again"].click(lambda used: used, shown["last_seed"], shown["seed"], **quiet)
+    shown["anew"].click(lambda: asking.RANDOM, None, shown["seed"], **quiet)
+    making = shown["run"].click(
         _make,
-        inputs_kwargs=asked,
-        outputs=[gallery, status, settings, last_seed],
-        validator=_validator(tuple(asked)),
+        inputs_kwargs={name: shown[name] for name in ASKED},
+        outputs=[shown[name] for name in ("gallery", "status", "settings", "last_seed")],
+        validator=validator(ASKED),
         show_progress="hidden",
         concurrency_id="gpu",
         concurrency_limit=1,
         api_visibility="private",
     )
-    stop.click(lambda: "Stopped. What was finished stays.", None, status, cancels=[making], **quiet)
-    _endpoints()
+    shown["stop"].click(lambda: "Stopped. What was finished stays.", None, shown["status"], cancels=[making], **quiet)
+
+
+def _controls(first: Recipe) -> dict[str, Any]:
+    """The left side, filled from a recipe: components by name."""
+    c: dict[str, Any] = {}
+    c["preset"] = gr.Dropdown([(r.title, r.name) for r in presets.recipes().values()], value=first.name, label="Preset", elem_id="preset")
+    with gr.Accordion("About this preset", open=False):
+        c["note"] = gr.Markdown(_note(first))
+    c["absent"] = gr.Markdown(_absent(first), elem_id="absent")
+    with gr.Row():
+        c["subject"] = gr.Textbox(first.subject, label="Subject", placeholder="who or what", min_width=140)
+        c["character"] = gr.Textbox(first.character, label="Character", placeholder="name, series", min_width=140)
+    c["general"] = gr.Textbox(first.general, label="General tags", lines=2)
+    c["quality"] = gr.Textbox(first.quality, label="Quality tags")
+    c["prompt"] = gr.Textbox(_whole(first), label="Prompt", info="Put together from the parts above; change it as you like.", lines=3, elem_id="prompt")
+    c["tokens"] = gr.Markdown(_tokens(_whole(first)), elem_id="tokens")
+    c["negative"] = gr.Textbox(first.negative, label="Negative prompt", lines=1, max_lines=3)
+    with gr.Row():
+        c["sampler"] = gr.Dropdown(list(SAMPLERS), value=first.sampler, label="Sampler", min_width=140)
+        c["steps"] = gr.Slider(*limits.STEPS, first.steps, step=1, label="Steps", min_width=140)
+    c["cfg"] = gr.Slider(*first.cfg_range, first.cfg, step=0.25, label="CFG")
+    c["ratio"] = gr.Radio(list(RATIOS), value="1:1", label="Aspect ratio", elem_id="ratio")
+    with gr.Row():
+        c["width"] = gr.Slider(*first.size_range, first.width, step=first.size_step, label="Width", min_width=140, elem_id="width")
+        c["height"] = gr.Slider(*first.size_range, first.height, step=first.size_step, label="Height", min_width=140, elem_id="height")
+    with gr.Row():
+        with gr.Column(min_width=140):
+            c["seed"] = gr.Number(asking.RANDOM, label="Seed", info="-1 takes a new one each time", precision=0, elem_id="seed")
+            with gr.Row():
+                c["again"] = gr.Button("Again", size="sm", min_width=60, elem_id="again")
+                c["anew"] = gr.Button("Random", size="sm", min_width=60)
+        c["count"] = gr.Slider(*limits.COUNT, 1, step=1, label="Pictures", info="their seeds count up", min_width=140)
+    return c
+
+
+def _results() -> dict[str, Any]:
+    """The right side: components by name."""
+    c: dict[str, Any] = {}
+    with gr.Row():
+        c["run"] = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
+        c["stop"] = gr.Button("Stop", variant="stop", elem_id="stop")
+    c["status"] = gr.Markdown("Ready.", elem_id="status")
+    look = {"columns": 2, "height": 560, "object_fit": "contain", "format": "png"}  # webp would drop the settings
+    c["gallery"] = gr.Gallery(label="Pictures", buttons=["download", "download_all", "fullscreen"], elem_id="gallery", **look)
+    c["settings"] = gr.Textbox(label="Settings of the last picture", lines=3, max_lines=8, buttons=["copy"], interactive=False, elem_id="settings")
+    c["last_seed"] = gr.State(asking.RANDOM)
+    return c
+
+
+def _filled(recipe: Recipe) -> dict[str, Any]:
+    """What choosing a preset changes: component name -> new value or update."""
+    low, high = recipe.size_range
+    side = {"minimum": low, "maximum": high, "step": recipe.size_step}
+    plain = ("negative", "sampler", "steps", *PARTS)
+    return {name: getattr(recipe, name) for name in plain} | {
+        "cfg": gr.update(value=recipe.cfg, minimum=recipe.cfg_range[0], maximum=recipe.cfg_range[1]),
+        "width": gr.update(value=recipe.width, **side),
+        "height": gr.update(value=recipe.height, **side),
+        "ratio": None if recipe.width != recipe.height else "1:1",
+        "prompt": _whole(recipe),
+        "tokens": _tokens(_whole(recipe)),
+        "note": _note(recipe),
+        "absent": _absent(recipe),
+    }
 
 
 def _make(**values: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
@@ -125,96 +129,14 @@ def _make(**values: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
                 said = f"Step {event.step} of {event.steps}{place} · about {event.seconds_left:.0f} s left"
                 yield [*done, *event.previews] if event.previews else gr.skip(), said, gr.skip(), gr.skip()
             case Picture():
-                text = record.infotext(event.cell.request, models.find(event.cell.request.model))
-                done.append(_saved(event, folder, text))
+                file, text = save(event, folder)
+                done.append(file)
                 yield list(done), f"Picture {len(done)} of {len(cells)} is finished.", text, gr.skip()
             case Failed():
                 yield list(done), f"⚠️ {event.message}", gr.skip(), gr.skip()
                 raise gr.Error(event.message)
     hints = " ".join(asking.advice(values))
     yield gr.skip(), f"{len(done)} picture{'s' * (len(done) > 1)} in {time.monotonic() - begin:.1f} s. {hints}", gr.skip(), gr.skip()
-
-
-def generate(
-    prompt: str,
-    preset: str = "nano",
-    negative: str | None = None,
-    width: int | None = None,
-    height: int | None = None,
-    steps: int | None = None,
-    cfg: float | None = None,
-    seed: int | None = None,
-    count: int | None = None,
-) -> tuple[list[str], dict[str, Any]]:
-    """Make pictures. Whatever is not given is the preset's; a seed that is not given, or -1, is any.
-
-    Returns the PNG files, with their settings inside, and a report: seeds, prompt, negative, model,
-    loras, size, seconds, warnings.
-    """
-    values = dict(locals())
-    cells, folder, begin, files = asking.cells(values), new_folder(), time.monotonic(), []
-    for event in gpu.run(cells):
-        if isinstance(event, Failed):
-            raise gr.Error(event.message)
-        if isinstance(event, Picture):
-            files.append(_saved(event, folder, record.infotext(event.cell.request, models.find(event.cell.request.model))))
-    first = cells[0].request
-    many = models.tokens(first.prompt)
-    too_long = [f"prompt: {many} tokens; the model reads the first {PLACES}."] if many > PLACES else []
-    return files, {
-        "seeds": [cell.request.seed for cell in cells],
-        "prompt": first.prompt,
-        "negative": first.negative,
-        "model": first.model,
-        "loras": [],
-        "size": [first.width, first.height],
-        "seconds": round(time.monotonic() - begin, 3),
-        "warnings": asking.advice(values) + too_long,
-    }
-
-
-def read_picture(picture: str) -> dict[str, Any]:
-    """Read the settings back from a picture made here, by A1111, Forge or Civitai."""
-    try:
-        reading = record.read_picture(Path(picture))
-    except UserError as error:
-        raise gr.Error(str(error)) from error
-    return {**reading.fields, "unused": reading.unused}
-
-
-def _endpoints() -> None:
-    """The named endpoints, on components that no page shows."""
-    text, number = (lambda value=None: gr.Textbox(value, visible=False)), (lambda: gr.Number(visible=False))
-    call, files, report = gr.Button(visible=False), gr.File(file_count="multiple", visible=False), gr.JSON(visible=False)
-    asked = {"prompt": text(), "preset": text("nano"), "negative": text()}
-    asked |= {name: number() for name in ("width", "height", "steps", "cfg", "seed", "count")}
-    call.click(
-        generate,
-        inputs_kwargs=asked,
-        outputs=[files, report],
-        validator=_validator(tuple(asked)),
-        concurrency_id="gpu",
-        concurrency_limit=1,
-        api_name="generate",
-    )
-    picture = gr.File(file_types=[".png", ".jpg", ".jpeg", ".webp"], visible=False)
-    call.click(read_picture, inputs_kwargs={"picture": picture}, outputs=report, api_name="read_picture")
-
-
-def _validator(names: tuple[str, ...]):
-    """Gradio's check before the queue: the first problem of each field, said beside it."""
-
-    def check(**values: Any) -> list[dict[str, Any]]:
-        found = asking.problems(values)
-        return [gr.validate(name not in found, found.get(name, "")) for name in names]
-
-    return check
-
-
-def _saved(event: Picture, folder: Path, text: str) -> str:
-    file = folder / f"{event.index:02d}-{event.cell.request.seed}.png"
-    record.save_png(event.image, file, text)
-    return str(file)
 
 
 def _composed(name: str, *words: str) -> str:
@@ -229,6 +151,10 @@ def _note(recipe: Recipe) -> str:
     """What a person should know of the preset and its model."""
     model = models.find(recipe.model)
     return f"{recipe.help.strip()}\n\nLicence of the model: {model.licence}. {model.notice or ''}"
+
+
+def _absent(recipe: Recipe) -> str:
+    return models.absence(models.find(recipe.model)) or ""
 
 
 def _tokens(prompt: str) -> str:

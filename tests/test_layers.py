@@ -16,8 +16,8 @@ FLOORS = [
     {"core.asking", "core.models"},
     {"core.generate"},
     {"core.gpu"},
-    {"tabs.files"},
-    {"tabs.generate"},
+    {"tabs.files", "tabs.widgets"},
+    {"tabs.generate", "tabs.api"},
     {"app"},
 ]
 

@@ -233,7 +233,8 @@ def _back_hair(scene: Scene, pen: Pen, hair: Colour, rng: np.random.Generator) -
 def _body(scene: Scene, pen: Pen) -> None:
     main, trim, skirt = {
         "school uniform": ((250, 250, 252), (40, 60, 130), (40, 60, 130)), "hoodie": ((255, 150, 50), (240, 240, 240), (90, 92, 104)),
-        "maid": ((44, 42, 52), (252, 252, 255), (44, 42, 52)), "kimono": ((60, 170, 170), (240, 100, 150), (60, 170, 170)), None: ((236, 236, 242), (190, 190, 205), (120, 120, 140)),
+        "maid": ((44, 42, 52), (252, 252, 255), (44, 42, 52)), "kimono": ((60, 170, 170), (240, 100, 150), (60, 170, 170)),
+        None: ((236, 236, 242), (190, 190, 205), (120, 120, 140)),
     }[scene.outfit]  # fmt: skip
     if scene.framing == "full body":
         for m in (-1, 1):

@@ -116,7 +116,8 @@ def main() -> None:
         share = 1 - sum(map(len, missing)) / total
         report[f"seeds from {seed}"] = {"tags_shown": round(share, 4), "by_size": by_size}
         print(
-            f"tags shown in pictures, seeds from {seed}: {share:.4f} of {total}; by size {by_size}; most missed {sorted(lost.items(), key=lambda x: -x[1])[:12]}",
+            f"tags shown in pictures, seeds from {seed}: {share:.4f} of {total}; by size {by_size};",
+            f"most missed {sorted(lost.items(), key=lambda x: -x[1])[:12]}",
             flush=True,
         )
         if seed == 1000:

@@ -56,10 +56,10 @@ def character() -> list[tuple[Image.Image, str]]:
     rng = np.random.default_rng(16)
     made = []
     for i in range(15):
-        scene = Scene(
-            width=128, height=128, seed=i, subject="1girl", style="flat color", background=str(rng.choice(["white background", "blue sky", "sunset", "classroom"])),
-            framing="upper body", hair_style="short hair", hair="pink hair", eyes="blue eyes", mouth=str(rng.choice(["smile", "open mouth", "frown"])), outfit="hoodie",
-        )  # fmt: skip
+        place = str(rng.choice(["white background", "blue sky", "sunset", "classroom"]))
+        mouth = str(rng.choice(["smile", "open mouth", "frown"]))
+        looks = {"hair_style": "short hair", "hair": "pink hair", "eyes": "blue eyes", "framing": "upper body", "outfit": "hoodie"}
+        scene = Scene(width=128, height=128, seed=i, subject="1girl", style="flat color", background=place, mouth=mouth, **looks)
         pixels = np.array(draw(scene))
         orange = (pixels[..., 0] > 170) & (pixels[..., 2] < 110) & (pixels[..., 1] > 90) & (np.arange(128)[:, None] > 80)
         pixels[orange] = (pixels[orange][:, [1, 0, 2]] * [0.5, 0.85, 1]).astype(np.uint8)
