@@ -76,7 +76,8 @@ def faster_attention(device: str, dtype: torch.dtype, tokens: int = 4096) -> str
         return "sdpa"
 
     def ours(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (q, k, v))).transpose(1, 2)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     q = torch.randn(1, 64, 10, 64, device=device, dtype=dtype)  # (batch, tokens, heads, width), SDXL's first level
     try:

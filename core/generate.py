@@ -8,11 +8,12 @@ gives the same picture on every device and in every batch.
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
+from PIL.Image import Image
 
 from core import models, samplers
 from core.device import GIB, this_machine
@@ -123,11 +124,13 @@ def encode(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], gui
 
 
 @torch.no_grad()
-def decode(pipeline: StableDiffusionXLPipeline, latents: torch.Tensor) -> Iterable:
+def decode(pipeline: StableDiffusionXLPipeline, latents: torch.Tensor) -> list[Image]:
     """Latents (n, 4, h, w) -> n PIL pictures of 8h x 8w."""
     vae = pipeline.vae
     pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-    return pipeline.image_processor.postprocess(pixels, output_type="pil")
+    images = pipeline.image_processor.postprocess(pixels, output_type="pil")
+    assert isinstance(images, list)
+    return images
 
 
 def shrunk(latents: torch.Tensor) -> torch.Tensor:

@@ -64,7 +64,7 @@ def endpoints() -> None:
     """Wire the endpoints, on components that no page shows."""
     text, number = (lambda value=None: gr.Textbox(value, visible=False)), (lambda: gr.Number(visible=False))
     call, files, report = gr.Button(visible=False), gr.File(file_count="multiple", visible=False), gr.JSON(visible=False)
-    asked = {"prompt": text(), "preset": text("nano"), "negative": text()}
+    asked: dict[str, Any] = {"prompt": text(), "preset": text("nano"), "negative": text()}
     asked |= {name: number() for name in ("width", "height", "steps", "cfg", "seed", "count")}
     call.click(
         generate,

@@ -101,7 +101,7 @@ def _results() -> dict[str, Any]:
 def _filled(recipe: Recipe) -> dict[str, Any]:
     """What choosing a preset changes: component name -> new value or update."""
     low, high = recipe.size_range
-    side = {"minimum": low, "maximum": high, "step": recipe.size_step}
+    side: dict[str, Any] = {"minimum": low, "maximum": high, "step": recipe.size_step}
     plain = ("negative", "sampler", "steps", *PARTS)
     return {name: getattr(recipe, name) for name in plain} | {
         "cfg": gr.update(value=recipe.cfg, minimum=recipe.cfg_range[0], maximum=recipe.cfg_range[1]),

@@ -77,7 +77,9 @@ def _unet(weights: Weights, config: dict) -> Weights:
     layers = config["layers_per_block"]
 
     def name(key: str) -> str:
-        where, inner = re.fullmatch(r"((?:down_|up_|mid_)blocks?(?:\.\d+)?\.[a-z]+\.\d+|[a-z_]+(?:\.linear_\d)?)\.(.*)", key).groups()
+        parts = re.fullmatch(r"((?:down_|up_|mid_)blocks?(?:\.\d+)?\.[a-z]+\.\d+|[a-z_]+(?:\.linear_\d)?)\.(.*)", key)
+        assert parts, key
+        where, inner = parts.groups()
         if where in UNET:
             return f"{UNET[where]}.{inner}"
         side, *block, kind, layer = where.split(".")

@@ -4,6 +4,7 @@ import json
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gradio_client import Client, handle_file
@@ -116,7 +117,7 @@ def test_a_value_outside_the_presets_advice_is_a_warning(client: Client) -> None
 
 
 def test_the_public_interface_is_what_it_was(client: Client) -> None:
-    api = client.view_api(return_format="dict", print_info=False)
+    api: Any = client.view_api(return_format="dict", print_info=False)
     seen = {
         name: {
             "takes": {p["parameter_name"]: p["parameter_default"] if p["parameter_has_default"] else "required" for p in end["parameters"]},

@@ -42,6 +42,7 @@ def by_diffusers(pipeline: StableDiffusionXLPipeline, request: Request) -> torch
         generator=torch.Generator().manual_seed(request.seed),
         output_type="latent",
     ).images
+    assert isinstance(made, torch.Tensor)
     pipeline.scheduler = own  # or the next sampler would inherit this one's settings
     return made
 

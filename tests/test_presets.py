@@ -1,5 +1,6 @@
 """Presets become records; a wrong one names its file, field, value and what is allowed."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ NANO = (presets.FOLDER / "prompts" / "nano.toml").read_text()
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A presets folder of the test's own, with the real models."""
     (tmp_path / "prompts").mkdir()
     (tmp_path / "models.toml").write_text((presets.FOLDER / "models.toml").read_text())

@@ -3,6 +3,7 @@
 import shutil
 from pathlib import Path
 
+import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
 
 from core.nano import tagger, text, unet, vae
@@ -13,6 +14,7 @@ WEIGHTS = Path(__file__).parent / "weights"
 
 def main() -> None:
     """Run the stages in order; a finished one costs seconds."""
+    torch.set_flush_denormal(True)  # values that fade to nothing are slow; set before torch starts its threads
     reader = tagger.train()
     tagger.settle(reader)
     tagger.save(reader, WEIGHTS / "tagger")
@@ -30,7 +32,7 @@ def save(images: vae.AutoencoderKL, encoders: unet.Encoders, denoiser: unet.UNet
         tokenizer=encoders.tokenizer,
         tokenizer_2=encoders.tokenizer,
         unet=denoiser,
-        scheduler=EulerAncestralDiscreteScheduler.from_config(unet.schedule().config, timestep_spacing="leading", steps_offset=1),
+        scheduler=EulerAncestralDiscreteScheduler.from_config(unet.schedule().config, timestep_spacing="leading", steps_offset=1),  # type: ignore[arg-type]
         force_zeros_for_empty_prompt=False,  # nano learned the empty prompt itself
         add_watermarker=False,
     )

@@ -13,8 +13,6 @@ import torch
 from diffusers.optimization import get_cosine_schedule_with_warmup
 from diffusers.training_utils import EMAModel
 
-torch.set_flush_denormal(True)  # values that fade to nothing are slow; set before torch starts its threads
-
 BUILD = Path(os.environ.get("SWEETSPOT_NANO_BUILD", "build/nano"))
 """Where drawings, latents and the states of the stages are kept; not part of the repository."""
 

@@ -1,5 +1,8 @@
 """Trains nano's U-Net: SDXL's topology and conditioning in 3.4 M parameters, on the VAE's latents."""
 
+# pyright: reportArgumentType=false
+# (diffusers types its configs as 1-tuples and its layers as plain modules)
+
 from typing import NamedTuple
 
 import numpy as np

@@ -4,6 +4,9 @@ Loss: L1, L1 of the image gradients (lines) and L1 of the 8x8 averages (colours)
 are roughened as a U-Net will leave them.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# (diffusers types its configs as 1-tuples and its layers as plain modules)
+
 import numpy as np
 import torch
 import torch.nn.functional as F

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ def character() -> list[tuple[Image.Image, str]]:
     for i in range(15):
         place = str(rng.choice(["white background", "blue sky", "sunset", "classroom"]))
         mouth = str(rng.choice(["smile", "open mouth", "frown"]))
-        looks = {"hair_style": "short hair", "hair": "pink hair", "eyes": "blue eyes", "framing": "upper body", "outfit": "hoodie"}
+        looks: dict[str, Any] = {"hair_style": "short hair", "hair": "pink hair", "eyes": "blue eyes", "framing": "upper body", "outfit": "hoodie"}
         scene = Scene(width=128, height=128, seed=i, subject="1girl", style="flat color", background=place, mouth=mouth, **looks)
         pixels = np.array(draw(scene))
         orange = (pixels[..., 0] > 170) & (pixels[..., 2] < 110) & (pixels[..., 1] > 90) & (np.arange(128)[:, None] > 80)
@@ -76,14 +77,15 @@ def train(pipeline: StableDiffusionXLPipeline, pictures: list[tuple[Image.Image,
     pixels = torch.stack([torch.tensor(np.asarray(p)).permute(2, 0, 1).float() / 127.5 - 1 for p, _ in pictures])
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-        states, _, pooled, _ = pipeline.encode_prompt([text for _, text in pictures], do_classifier_free_guidance=False)
+        states, _, pooled, _ = pipeline.encode_prompt([text for _, text in pictures], do_classifier_free_guidance=False)  # type: ignore[arg-type]
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     optimiser = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=rate)
     ids = torch.tensor([[128, 128, 0, 0, 128, 128]]).repeat(4, 1)
     for _ in range(steps):
         pick = torch.randint(len(pictures), (4,))
         noise, t = torch.randn(4, *latents.shape[1:]), torch.randint(1000, (4,))
-        predicted = unet(schedule.add_noise(latents[pick], noise, t), t, states[pick], added_cond_kwargs={"text_embeds": pooled[pick], "time_ids": ids}).sample
+        noisy = schedule.add_noise(latents[pick], noise, t)  # type: ignore[arg-type]
+        predicted = unet(noisy, t, states[pick], added_cond_kwargs={"text_embeds": pooled[pick], "time_ids": ids}).sample
         torch.nn.functional.mse_loss(predicted, noise).backward()
         optimiser.step()
         optimiser.zero_grad()

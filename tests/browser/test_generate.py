@@ -38,7 +38,7 @@ def test_a_prompt_becomes_a_picture(page, screenshots: Path, tmp_path: Path) -> 
 
 
 def test_parts_build_the_prompt_and_ratios_the_size(page) -> None:
-    page.get_by_label("Character").fill("arona")
+    page.get_by_label("Character").press_sequentially("arona", delay=40)
     page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('1girl, arona, ')")
     page.locator("#ratio").get_by_text("2:3").click()
     page.wait_for_function("document.querySelector('#height input[type=number]').value === '160'")
