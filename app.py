@@ -1,6 +1,6 @@
 """Sweetspot: `python app.py`. One door to the GPU first, then the models, one tab each, launch."""
 
-from core import gpu  # noqa: F401  isort: skip  (imports `spaces`, which must come before torch)
+from core import gpu  # isort: skip  (imports `spaces`, which must come before torch)
 
 import os
 import sys
@@ -21,7 +21,7 @@ LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD, "show_erro
 def build() -> gr.Blocks:
     """The page, with the embedded model loaded."""
     first = next(iter(presets.recipes().values()))
-    models.load(first.model)
+    gpu.lane(models.load, first.model)
     with gr.Blocks(title="Sweetspot", analytics_enabled=False, delete_cache=(3600, 6 * 3600)) as page:
         gr.Markdown("# Sweetspot\nA studio for SDXL anime models that measures at which strength a LoRA works.")
         with gr.Tab("Generate", id="generate"):

@@ -8,7 +8,7 @@ gives the same picture on every device and in every batch.
 import inspect
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -25,7 +25,7 @@ PREVIEW_LATENTS = 32
 """Longest side of a preview in latents: a preview costs a VAE decode of at most 256 x 256 pixels."""
 
 
-def generate(cells: Sequence[Cell], *, previews: bool = False) -> Iterator[Event]:
+def generate(cells: Sequence[Cell], *, previews: bool = False) -> Generator[Event, None, None]:
     """Make every cell's picture: a `Step` after each denoising step, a `Picture` for each cell.
 
     The cells of one batch come together, in the order of the cells. Closing the generator

@@ -8,8 +8,11 @@ only, so a sentence for the person travels as `Failed`. Elsewhere the decorator 
 import spaces  # isort: skip  (before anything that imports torch)
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+from core.device import on_zero_gpu
 from core.generate import generate
 from core.types import Cell, Event, Failed, UserError
 
@@ -29,7 +32,24 @@ def duration(cells: Sequence[Cell], previews: bool = False) -> int:
 @spaces.GPU(duration=duration)
 def run(cells: Sequence[Cell], previews: bool = False) -> Iterator[Event]:
     """Make the cells' pictures: `core.generate.generate`, with what went wrong as a last `Failed`."""
+    events = generate(cells, previews=previews)
     try:
-        yield from generate(cells, previews=previews)
+        while (event := lane(next, events, None)) is not None:
+            yield event
     except UserError as error:
         yield Failed(message=str(error))
+    finally:
+        lane(events.close)
+
+
+_thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
+
+
+def lane(call: Callable[..., Any], *arguments: Any) -> Any:
+    """`call(*arguments)` on the one thread that does torch's work; models are loaded on it, too.
+
+    libgomp keeps a team of threads for each thread that computes, and lets all of them sleep between
+    two operations once there are more than cores: measured on two cores, a picture by the main thread
+    takes 1.2 s, by a second thread 3.3 s. In ZeroGPU's forked process that thread does not exist.
+    """
+    return call(*arguments) if on_zero_gpu() else _thread.submit(call, *arguments).result()
