@@ -80,7 +80,7 @@ def absence(model: Model) -> str | None:
     if model.revision is None:
         return None if (ROOT / Path(model.source).expanduser()).exists() else f"**Not on this machine**: put the checkpoint at `{model.source}`."
     try:
-        _fetched(model, ["model_index.json"], local_files_only=True)
+        _weighed(_fetched(model, CONFIGS, local_files_only=True), model)
     except UserError:
         return (
             f"**Not on this machine**: it is fetched from the Hub ([{model.source}](https://huggingface.co/{model.source}), about 7 GB) with the first picture."
