@@ -1,22 +1,24 @@
-"""Cells -> pictures: the one denoising loop, as a generator of events.
+"""Cells -> pictures: base, hires, details and grain, as one generator of events.
 
-Cells that can share a forward pass are denoised together. Each cell's noise, ancestral noise
-included, is drawn from its own CPU generator in the order of diffusers' pipeline, so a seed
-gives the same picture on every device and in every batch.
+Cells that can share a forward pass are denoised together, in every stage.
 """
 
-import inspect
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from itertools import groupby
 
 import torch
 from diffusers import StableDiffusionXLPipeline
-from diffusers.utils.torch_utils import randn_tensor
-from PIL.Image import Image
+from PIL import Image
 
-from core import models, samplers
+from core import details, hires, lora, models, tools
+from core.denoise import Moment, decode, denoise
 from core.device import GIB, this_machine
+from core.encode import chunks_of
+from core.grain import grained
 from core.types import Cell, Event, Picture, Request, Step, UserError
 
 PREVIEWS = 8
@@ -32,37 +34,128 @@ def generate(cells: Sequence[Cell], *, previews: bool = False) -> Generator[Even
     stops the work within one step. Raises `UserError` for a model that cannot be had and when
     memory runs out.
     """
-    begin, work = time.monotonic(), sum(cell.request.steps for cell in cells)
-    pictures_done = steps_done = 0
-    for batch in batches(cells):
-        requests = [cells[i].request for i in batch]
-        try:
-            pipeline = models.load(requests[0].model)
-            for step, steps, latents, clean in denoise(pipeline, requests):  # noqa: B007  (the last latents are decoded)
-                share = (steps_done + len(batch) * requests[0].steps * step / steps) / work
-                left = (time.monotonic() - begin) * (1 - share) / share
-                look = previews and step % max(1, steps // PREVIEWS) == 0 and step < steps
-                shown = tuple(decode(pipeline, shrunk(clean))) if look else ()
-                yield Step(step=step, steps=steps, pictures_done=pictures_done, pictures=len(cells), seconds_left=left, previews=shown)
-            images = decode(pipeline, latents)
-        except torch.OutOfMemoryError as error:
-            models.release()
-            lower = f"count ({len(batch)} at once)" if len(batch) > 1 else f"width and height ({requests[0].width} x {requests[0].height})"
-            raise UserError(f"This machine ran out of memory: lower {lower}. What was finished stays.") from error
-        for i, image in zip(batch, images, strict=True):
-            yield Picture(index=i, cell=cells[i], image=image)
-        pictures_done += len(batch)
-        steps_done += sum(request.steps for request in requests)
-
-
-def batches(cells: Sequence[Cell]) -> Iterator[list[int]]:
-    """Indices of cells that go through the model together; each model is needed once."""
+    for request in {cell.request for cell in cells}:
+        _ready(request)
+    clock = Clock(cells)
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
-        r = cell.request
-        alike[r.model, r.width, r.height, r.steps, r.sampler, r.cfg > 1].append(i)
-    for (_, width, height, *_), indices in sorted(alike.items(), key=lambda item: item[0][0]):
-        size = batch_size(width, height)
+        alike[cell.request.model, tuple(use.path for use in cell.request.loras)].append(i)
+    for (name, paths), indices in sorted(alike.items()):  # each model is needed once, and each set of LoRAs
+        pipeline = models.load(name)
+        with lora.loaded(pipeline, cells[indices[0]].request.loras) if paths else nullcontext() as worn:
+            for part in batches(pipeline, [cells[i].request for i in indices]):
+                batch = [indices[k] for k in part]
+                requests = [cells[i].request for i in batch]
+                if worn:
+                    worn.set(requests[0].loras)
+                try:
+                    finished = yield from _stages(pipeline, requests, worn, clock, previews)
+                except torch.OutOfMemoryError as error:
+                    models.release()
+                    raise UserError(f"This machine ran out of memory: lower {_lower(requests)}. What was finished stays.") from error
+                for i, (image, before, notes) in zip(batch, finished, strict=True):
+                    clock.pictures_done += 1
+                    yield Picture(index=i, cell=cells[i], image=image, before=before, notes=notes)
+
+
+def _ready(request: Request) -> None:
+    """Open the tools that a request needs; raises `UserError` for one that cannot be had, before any work."""
+    if request.hires and request.hires.upscaler not in (hires.LANCZOS, hires.LATENT):
+        hires.upscaler(tools.file("upscaler", request.hires.upscaler))
+    if request.detail:
+        details.finder(request.detail.detector)
+
+
+Finished = tuple[Image.Image, Image.Image | None, tuple[str, ...]]
+"""A picture, what it was before hires and details, and notes."""
+Stage = Generator[Step, None, list[Finished]]
+
+
+def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: lora.Loaded | None, clock: "Clock", previews: bool) -> Stage:
+    """A batch through the stages that it asks for; its requests ask for the same ones."""
+    first = requests[0]
+    latents = yield from _watched(pipeline, denoise(pipeline, requests), "base", requests, clock, previews)
+    before = images = decode(pipeline, latents)
+    if first.hires and first.hires.denoise == 0:
+        images = [hires.enlarged(image, first.hires, hires.size(first)) for image in images]
+    elif first.hires:
+        larger, start = hires.again(requests), hires.start(pipeline, requests, latents, images)
+        images = decode(pipeline, (yield from _watched(pipeline, denoise(pipeline, larger, start), "hires", larger, clock, previews)))
+    notes: Sequence[tuple[str, ...]] = [()] * len(images)
+    if first.detail:
+        if worn and first.detail.lora_strength is not None:
+            worn.set([replace(use, strength=first.detail.lora_strength, text_strength=None) for use in first.loras])
+        places, notes = details.places(images, requests, models.find(first.model).native_size)
+        for some in _of_one_size(places):
+            asked, start = [place.request for place in some], details.start(pipeline, some, images)
+            latents = yield from _watched(pipeline, denoise(pipeline, asked, start), "detail", asked, clock, previews=False)
+            images = details.pasted(images, some, decode(pipeline, latents))
+    finished = [grained(image, r.grain, r.seed) if r.grain else image for image, r in zip(images, requests, strict=True)]
+    changed = first.hires or first.detail
+    return list(zip(finished, before if changed else [None] * len(finished), notes, strict=True))
+
+
+def _of_one_size(places: Sequence[details.Place]) -> Iterator[list[details.Place]]:
+    for _, alike in groupby(places, key=lambda place: (place.request.width, place.request.height)):
+        group = list(alike)
+        size = batch_size(group[0].request.width, group[0].request.height)
+        yield from (group[i : i + size] for i in range(0, len(group), size))
+
+
+class Clock:
+    """How much of a job is done, in steps times pixels, and how long the rest may take."""
+
+    def __init__(self, cells: Sequence[Cell]):
+        self.pictures, self.pictures_done = len(cells), 0
+        self.work, self.done = sum(planned(cell.request) for cell in cells), 0.0
+        self.begin = time.monotonic()
+
+    def seconds_left(self) -> float:
+        share = min(1.0, self.done / self.work)
+        return (time.monotonic() - self.begin) * (1 - share) / share
+
+
+def planned(request: Request) -> float:
+    """Steps times pixels of a request, taking one place for its details."""
+    work = request.steps * request.width * request.height
+    if request.hires and request.hires.denoise:
+        width, height = hires.size(request)
+        work += (request.hires.steps or request.steps) * width * height
+    if request.detail:
+        work += int((request.detail.steps or request.steps) * request.detail.denoise) * models.find(request.model).native_size ** 2
+    return float(work)
+
+
+def _watched(
+    pipeline: StableDiffusionXLPipeline, moments: Iterator[Moment], stage: str, requests: Sequence[Request], clock: Clock, previews: bool
+) -> Generator[Step, None, torch.Tensor]:
+    """A `Step` after each step; returns the last latents."""
+    of_one_step = len(requests) * requests[0].steps * requests[0].width * requests[0].height
+    latents = torch.empty(0)
+    for step, steps, latents, clean in moments:  # noqa: B007  (the last latents are returned)
+        clock.done += of_one_step / steps
+        look = previews and step % max(1, steps // PREVIEWS) == 0 and step < steps
+        shown = tuple(decode(pipeline, shrunk(clean))) if look else ()
+        yield Step(
+            step=step,
+            steps=steps,
+            stage=stage,
+            pictures_done=clock.pictures_done,
+            pictures=clock.pictures,
+            seconds_left=clock.seconds_left(),
+            previews=shown,
+        )
+    return latents
+
+
+def batches(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request]) -> Iterator[list[int]]:
+    """Indices of one model's requests that go through it together."""
+    alike: dict[tuple, list[int]] = defaultdict(list)
+    for i, r in enumerate(requests):
+        # Of details only whether there are any: each place goes its own way.
+        alike[r.loras, r.width, r.height, r.steps, r.sampler, r.cfg > 1, r.hires, r.detail and r.detail.lora_strength, chunks_of(pipeline, r)].append(i)
+    for _, indices in alike.items():
+        size = batch_size(*hires.size(requests[indices[0]]))
         yield from (indices[i : i + size] for i in range(0, len(indices), size))
 
 
@@ -72,70 +165,18 @@ def batch_size(width: int, height: int) -> int:
     return max(1, min(8, int(free / (2 * GIB * width * height / 1024**2))))
 
 
-@torch.no_grad()
-def denoise(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request]) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
-    """One batch of requests that `batches` found alike.
-
-    Yields (step, steps, latents, predicted clean latents) after each step, both latents
-    (n, 4, height / 8, width / 8). The maths is that of `StableDiffusionXLPipeline.__call__`.
-    """
-    first = requests[0]
-    guided = first.cfg > 1
-    device, dtype = pipeline._execution_device, pipeline.unet.dtype
-    states, pooled = encode(pipeline, requests, guided)
-    time_ids = torch.tensor([[first.height, first.width, 0, 0, first.height, first.width]], device=device, dtype=dtype).repeat(len(states), 1)
-    conditions = {"text_embeds": pooled, "time_ids": time_ids}
-    cfg = torch.tensor([r.cfg for r in requests], device=device, dtype=dtype).view(-1, 1, 1, 1)
-
-    scheduler = samplers.make(first.sampler, pipeline.scheduler.config)
-    scheduler.set_timesteps(first.steps, device=device)
-    rng = [torch.Generator().manual_seed(r.seed) for r in requests]
-    noisy_steps = {"generator": rng} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    factor = pipeline.vae_scale_factor
-    latents = randn_tensor((len(requests), 4, first.height // factor, first.width // factor), generator=rng, device=device, dtype=dtype)
-    latents = latents * scheduler.init_noise_sigma
-    steps = len(scheduler.timesteps)  # second-order samplers look twice in a step
-    for step, t in enumerate(scheduler.timesteps, 1):
-        seen = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-        predicted = pipeline.unet(seen, t, encoder_hidden_states=states, added_cond_kwargs=conditions, return_dict=False)[0]
-        if guided:
-            without, towards = predicted.chunk(2)
-            predicted = without + cfg * (towards - without)
-        result = scheduler.step(predicted, t, latents, **noisy_steps)
-        latents = result.prev_sample.to(dtype)
-        clean = getattr(result, "pred_original_sample", None)
-        yield step, steps, latents, latents if clean is None else clean
-
-
-def encode(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], guided: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text states (m, 77, width) and pooled vectors (m, width) of a batch, m = n, or 2n with the negatives first.
-
-    Each distinct pair of prompt and negative is encoded once.
-    """
-    pairs = list(dict.fromkeys((r.prompt, r.negative) for r in requests))
-    made = {}
-    for prompt, negative in pairs:
-        # An absent negative is None: what that means (zeros or the empty text) is the model's own choice.
-        made[prompt, negative] = pipeline.encode_prompt(prompt, negative_prompt=negative or None, do_classifier_free_guidance=guided)
-    positive, none, pooled, none_pooled = ([made[r.prompt, r.negative][k] for r in requests] for k in range(4))
-    if guided:
-        return torch.cat([*none, *positive]), torch.cat([*none_pooled, *pooled])
-    return torch.cat(positive), torch.cat(pooled)
-
-
-@torch.no_grad()
-def decode(pipeline: StableDiffusionXLPipeline, latents: torch.Tensor) -> list[Image]:
-    """Latents (n, 4, h, w) -> n PIL pictures of 8h x 8w."""
-    vae = pipeline.vae
-    pixels = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]
-    images = pipeline.image_processor.postprocess(pixels, output_type="pil")
-    assert isinstance(images, list)
-    return images
-
-
 def shrunk(latents: torch.Tensor) -> torch.Tensor:
     """Latents small enough for a preview."""
     longest = max(latents.shape[-2:])
     if longest <= PREVIEW_LATENTS:
         return latents
     return torch.nn.functional.interpolate(latents, scale_factor=PREVIEW_LATENTS / longest, mode="area")
+
+
+def _lower(requests: Sequence[Request]) -> str:
+    """The setting that takes the most memory."""
+    if len(requests) > 1:
+        return f"count ({len(requests)} at once)"
+    if requests[0].hires:
+        return f"the factor of hires ({requests[0].hires.factor:g})"
+    return f"width and height ({requests[0].width} x {requests[0].height})"

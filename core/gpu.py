@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from core.device import on_zero_gpu
-from core.generate import generate
+from core.generate import generate, planned
 from core.types import Cell, Event, Failed, UserError
 
 SECONDS_PER_MEGAPIXEL_STEP = 0.08
@@ -25,7 +25,7 @@ LONGEST = 120
 
 def duration(cells: Sequence[Cell], previews: bool = False) -> int:
     """Whole seconds of GPU time to ask ZeroGPU for."""
-    work = sum(r.steps * r.width * r.height / 1e6 for r in (cell.request for cell in cells))
+    work = sum(planned(cell.request) for cell in cells) / 1e6
     return min(LONGEST, math.ceil(SECONDS_TO_START + SECONDS_PER_MEGAPIXEL_STEP * work))
 
 

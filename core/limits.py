@@ -11,11 +11,14 @@ from core.types import Request, UserError
 SIDE = (64, 2048)  # pixels
 SIDE_STEP = 32  # pixels: the U-Net halves the latents twice, the VAE makes one latent of 8 pixels
 PIXELS = 2048 * 1536
+ENLARGED = 3584 * 2560  # pixels after hires
 STEPS = (1, 150)
 CFG = (1.0, 30.0)
 SEED = (0, 2**32 - 1)
 COUNT = (1, 16)  # pictures a request
 PROMPT = 10_000  # characters
+STRENGTH = (-5.0, 5.0)  # of a LoRA
+FACTOR = (1.25, 2.0)  # of hires
 QUEUE = 32  # requests waiting
 UPLOAD = "200mb"  # a file
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters, halves of UTF-16 pairs
@@ -30,8 +33,15 @@ def problems(values: Mapping[str, Any]) -> dict[str, str]:
     for field, value in values.items():
         if field in CHECKS and (why := CHECKS[field](field, value)):
             found[field] = why
-    if not found and {"width", "height"} <= values.keys() and values["width"] * values["height"] > PIXELS:
-        found["width"] = f"width x height: {values['width']} x {values['height']} is too large; at most {PIXELS / 1e6:.1f} megapixels."
+        if field in STAGES and value is not None:
+            parts = {f"{field}.{name}": (STAGES[field][name], part) for name, part in vars(value).items() if name in STAGES[field]}
+            found |= {name: why for name, (check, part) in parts.items() if (why := check(name, part))}
+    if not found and {"width", "height"} <= values.keys():
+        width, height, hires = values["width"], values["height"], values.get("hires")
+        if width * height > PIXELS:
+            found["width"] = f"width x height: {width} x {height} is too large; at most {PIXELS / 1e6:.1f} megapixels."
+        elif hires and width * height * hires.factor**2 > ENLARGED:
+            found["hires.factor"] = f"hires.factor: {width} x {height} times {hires.factor:g} is too large; at most {ENLARGED / 1e6:.1f} megapixels."
     return found
 
 
@@ -51,6 +61,11 @@ def _whole(low: int, high: int, step: int = 1):
         return f"{field}: {_shown(value)} is not allowed; it takes {allowed}."
 
     return why
+
+
+def _whole_or_none(low: int, high: int):
+    number = _whole(low, high)
+    return lambda field, value: None if value is None else number(field, value)
 
 
 def _real(low: float, high: float):
@@ -76,6 +91,23 @@ def _text(empty: bool):
     return why
 
 
+def _texts(most: int):
+    one = _text(empty=True)
+
+    def why(field: str, value: Any) -> str | None:
+        if not isinstance(value, list | tuple):
+            return f"{field}: {_shown(value)} is not a list of texts."
+        if len(value) > most:
+            return f"{field}: {len(value)} entries are too many; it takes up to {most}."
+        return next((problem for part in value if (problem := one(field, part))), None)
+
+    return why
+
+
+def _switch(field: str, value: Any) -> str | None:
+    return None if isinstance(value, bool) else f"{field}: {_shown(value)} is not allowed; it takes true or false."
+
+
 def _sampler(field: str, value: Any) -> str | None:
     return None if value in list(SAMPLERS) else f"{field}: {_shown(value)} is unknown; it takes {', '.join(SAMPLERS)}."
 
@@ -97,3 +129,40 @@ CHECKS = {
     "seed": _whole(*SEED),
     "count": _whole(*COUNT),
 }
+STAGES = {
+    "hires": {
+        "factor": _real(*FACTOR),
+        "denoise": _real(0, 1),
+        "steps": _whole_or_none(*STEPS),
+        "smooth": _real(0, 1),
+    },
+    "detail": {
+        "prompt": _text(empty=True),
+        "negative": _text(empty=True),
+        "confidence": _real(0.01, 1),
+        "largest": _whole(0, 100),
+        "least": _real(0, 1),
+        "most": _real(0, 1),
+        "dilate": _whole(-128, 128),
+        "blur": _whole(0, 64),
+        "padding": _whole(0, 256),
+        "denoise": _real(0.01, 1),
+        "steps": _whole_or_none(*STEPS),
+        "lora_strength": lambda field, value: None if value is None else _real(*STRENGTH)(field, value),
+    },
+    "grain": {
+        "amount": _real(0, 0.5),
+        "size": _real(0.5, 8),
+        "monochrome": _switch,
+        "blur": _real(0, 4),
+    },
+    "expand": {
+        "temperature": _real(0.05, 2),
+        "top_p": _real(0.05, 1),
+        "top_k": _whole(1, 1000),
+        "ban": _texts(200),
+        "without": _texts(10),
+        "max_tags": _whole(1, 100),
+    },
+}
+"""The numbers and texts of the records that `Request` and `Recipe` hold."""

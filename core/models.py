@@ -16,7 +16,7 @@ from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFound
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from core import presets
+from core import encode, presets
 from core.device import Machine, this_machine
 from core.types import Model, UserError
 
@@ -68,6 +68,11 @@ def loaded() -> str | None:
     return next(iter(_loaded), None)
 
 
+def current() -> StableDiffusionXLPipeline:
+    """The pipeline that is loaded; before one is, nano's."""
+    return _loaded[name] if (name := loaded()) else load("nano")
+
+
 def find(name: str) -> Model:
     """The model of that name, or `UserError` with the names there are."""
     if name not in presets.models():
@@ -95,10 +100,9 @@ def release() -> None:
         torch.cuda.empty_cache()
 
 
-def tokens(text: str) -> int:
-    """How many of CLIP's 75 places the text takes in the loaded model."""
-    pipeline = next(iter(_loaded.values()))
-    return len(pipeline.tokenizer(text, verbose=False).input_ids) - 2
+def tokens(prompt: str) -> int:
+    """How many of CLIP's places, 75 in a chunk, the prompt takes in the loaded model, or in nano's tokens before one is."""
+    return encode.tokens(current(), prompt)
 
 
 def _open(model: Model) -> StableDiffusionXLPipeline:

@@ -1,19 +1,21 @@
 """presets/*.toml -> records. A preset that is wrong stops the start with one sentence."""
 
+import json
 import re
 import tomllib
 import types
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from core.limits import problems
-from core.types import Model, Recipe, UserError
+from core.types import Model, Recipe, Tool, UserError
 
 FOLDER = Path(__file__).resolve().parent.parent / "presets"
+STAGES = ("hires", "detail", "expand")
 
-Record = TypeVar("Record", Model, Recipe)
+Record = TypeVar("Record")
 
 
 @cache
@@ -24,9 +26,16 @@ def models() -> dict[str, Model]:
 
 
 @cache
+def tools() -> dict[str, Tool]:
+    """The upscalers, detectors and expanders of `presets/tools.toml` by name."""
+    table = _table(FOLDER / "tools.toml")
+    return {name: record(Tool, {"name": name, **entry}, f"tools.toml, [{name}]") for name, entry in table.items()}
+
+
+@cache
 def recipes() -> dict[str, Recipe]:
-    """The recipes of `presets/prompts/` by name; `nano`, which is always there, comes first."""
-    files = sorted((FOLDER / "prompts").glob("*.toml"), key=lambda file: (file.stem != "nano", file.stem))
+    """The recipes of `presets/prompts/` by name; nano's, which are always there, come first."""
+    files = sorted((FOLDER / "prompts").glob("*.toml"), key=lambda file: (not file.stem.startswith("nano"), file.stem))
     return {file.stem: recipe(_table(file), file.stem) for file in files}
 
 
@@ -34,12 +43,15 @@ def recipe(table: dict[str, Any], name: str) -> Recipe:
     """A recipe from its TOML table; raises `UserError` naming file, field, value and what is allowed."""
     where = f"prompts/{name}.toml"
     found = record(Recipe, {"name": name, **table}, where)
+    for stage in found.on:
+        if stage not in STAGES:
+            raise UserError(f"{where}: on: {stage!r} is not a stage; the stages are {', '.join(STAGES)}.")
     if found.model not in models():
         raise UserError(f"{where}: model: {found.model!r} is not in models.toml; it has {', '.join(models())}.")
     unknown = set(re.findall(r"{(.*?)}", found.template)) - {"subject", "character", "general", "quality"}
     if unknown:
         raise UserError(f"{where}: template: {{{unknown.pop()}}} is not a part of a prompt; the parts are subject, character, general and quality.")
-    numbers = {"width": found.width, "height": found.height, "steps": found.steps, "cfg": found.cfg, "sampler": found.sampler}
+    numbers = {name: getattr(found, name) for name in ("width", "height", "steps", "cfg", "sampler", *STAGES)}
     for sentence in problems(numbers).values():
         raise UserError(f"{where}: {sentence}")
     for field, value, (low, high) in (
@@ -55,7 +67,7 @@ def recipe(table: dict[str, Any], name: str) -> Recipe:
 def record(kind: type[Record], table: dict[str, Any], where: str) -> Record:
     """A record from a TOML table; each key must be a field and each value of the field's type."""
     hints = get_type_hints(kind)
-    required = {f.name for f in fields(kind) if f.default is f.default_factory}  # both MISSING
+    required = {f.name for f in fields(kind) if f.default is f.default_factory}  # type: ignore[arg-type]  (both MISSING)
     for missing in sorted(required - table.keys()):
         raise UserError(f"{where}: {missing} is missing.")
     values = {}
@@ -69,6 +81,14 @@ def record(kind: type[Record], table: dict[str, Any], where: str) -> Record:
 def _typed(value: Any, hint: Any, where: str) -> Any:
     if get_origin(hint) in (Union, types.UnionType):  # `X | None`: TOML has no null, so a value is an X
         return _typed(value, get_args(hint)[0], where)
+    if is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise UserError(f"{where}: {value!r} is not a table.")
+        return record(hint, value, where)  # type: ignore[type-var]
+    if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
+        if not isinstance(value, list):
+            raise UserError(f"{where}: {value!r} is not a list.")
+        return tuple(_typed(v, get_args(hint)[0], where) for v in value)
     if get_origin(hint) is tuple:
         if not isinstance(value, list) or len(value) != len(get_args(hint)):
             raise UserError(f"{where}: {value!r} is not a list of {len(get_args(hint))} numbers.")
@@ -78,6 +98,23 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
     if type(value) is not hint:
         raise UserError(f"{where}: {value!r} is not of type {hint.__name__}.")
     return value
+
+
+def written(recipe: Recipe) -> str:
+    """The recipe as TOML, without its name: what `recipe` reads back as the same."""
+    plain, nested = [], []
+    for field in fields(recipe):
+        value = getattr(recipe, field.name)
+        if is_dataclass(value):
+            nested.append(f"\n[{field.name}]\n" + "".join(f"{k} = {_toml(v)}\n" for k, v in vars(value).items() if v is not None))
+        elif field.name != "name" and value is not None:
+            plain.append(f"{field.name} = {_toml(value)}\n")
+    return "".join(plain + nested)
+
+
+def _toml(value: Any) -> str:
+    """Text, numbers, switches and lists are the same in JSON, but for text that JSON would spell in UTF-16."""
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def _table(file: Path) -> dict[str, Any]:

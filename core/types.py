@@ -39,6 +39,106 @@ class Model:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tool:
+    """A model beside the base model: one table of `presets/tools.toml`."""
+
+    name: str
+    kind: str
+    """`upscaler`, `detector` or `expander`."""
+    source: str
+    """A Hub id `owner/name`, or a path in this repository."""
+    revision: str | None = None
+    """The commit on the Hub, 40 hex digits; `None` for local files."""
+    file: str | None = None
+    """The file in the Hub's repository; `None` for the whole of it."""
+    sha256: str | None = None
+    lengths: tuple[int, ...] | None = None
+    """Of an expander: the least number of tags of a `very_short`, `short`, `long` and `very_long` prompt."""
+    licence: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hires:
+    """Enlarge the picture, then denoise it anew at the larger size."""
+
+    upscaler: str = "DAT x2"
+    """A name of `presets/tools.toml`, `Lanczos` or `Latent`."""
+    factor: float = 2.0
+    """New side over old side; sides are rounded to multiples of 8 pixels."""
+    denoise: float = 0.45
+    """0 leaves the enlarged picture as it is."""
+    steps: int | None = None
+    """Steps that are gone, whatever the denoise; `None` for as many as the picture had."""
+    smooth: float = 0.0
+    """Before enlarging: how much of the fine texture is evened out, edges kept; 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detail:
+    """Find faces (or hands, or persons) and denoise each anew at the model's own size."""
+
+    detector: str = "anime face"
+    """A name of `presets/tools.toml`."""
+    prompt: str = ""
+    """Empty for the picture's own; `[PROMPT]` stands for it, `[SEP]` divides by place, `[SKIP]` leaves one as it is."""
+    negative: str = ""
+    """Empty for the picture's own."""
+    confidence: float = 0.3
+    """Least confidence of a box."""
+    largest: int = 0
+    """How many of the largest boxes are taken; 0 for all."""
+    least: float = 0.0
+    """Least share of the picture's area that a box must have."""
+    most: float = 1.0
+    """Greatest share."""
+    dilate: int = 4
+    """Pixels by which the mask is grown, or shrunk if negative."""
+    blur: int = 4
+    """Pixels over which the mask fades out."""
+    padding: int = 32
+    """Pixels around the mask that the model sees."""
+    denoise: float = 0.4
+    steps: int | None = None
+    """Steps of the whole schedule, of which `denoise` are gone; `None` for as many as the picture had."""
+    lora_strength: float | None = None
+    """Strength of the picture's LoRAs meanwhile; `None` for their own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grain:
+    """Noise and a slight blur, for texture that a smoothing LoRA took away."""
+
+    amount: float = 0.04
+    """Deviation of the noise; 1 is from black to white."""
+    size: float = 1.0
+    """Of a grain, in pixels."""
+    monochrome: bool = True
+    blur: float = 0.4
+    """Deviation in pixels of the blur that goes before."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expand:
+    """How DanTagGen adds tags to a prompt."""
+
+    expander: str = "DanTagGen delta-rev2"
+    """A name of `presets/tools.toml`."""
+    length: str = "short"
+    """`very_short`, `short`, `long` or `very_long`: how many tags the prompt is to have, at least."""
+    temperature: float = 0.8
+    top_p: float = 0.9
+    top_k: int = 80
+    ban: tuple[str, ...] = ()
+    """Tags that are not added: globs (`*boy*`) or the patterns of people's lists (`.*boy.*`)."""
+    without: tuple[str, ...] = ()
+    """Categories that are not added: hair, eyes, clothes, background."""
+    max_tags: int = 20
+    """At most so many are added."""
+    lora_tags: str = "lock"
+    """The tags that the chosen LoRAs stand for: `lock` tells them to the model as said, `ban` keeps them out."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """A named starting point for one base model: one file of `presets/prompts/`."""
 
@@ -64,8 +164,28 @@ class Recipe:
     """Least and greatest side in pixels."""
     size_step: int
     """Sides are multiples of this many pixels."""
+    ultrawide_beyond: int | None = None
+    """Sides of more pixels are for pictures at least twice as wide as high; `None` if the author names no such limit."""
     help: str
     """What the model's author says about prompting it, in Markdown."""
+    hires: Hires = Hires()
+    detail: Detail = Detail()
+    expand: Expand = Expand()
+    on: tuple[str, ...] = ()
+    """Which of `hires`, `detail` and `expand` the author advises; the others' settings wait to be switched on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraUse:
+    """A LoRA on the model."""
+
+    path: str
+    strength: float = 1.0
+    """Multiplies alpha / rank; 0 is off."""
+    text_strength: float | None = None
+    """The same for the text encoders; `None` for `strength`."""
+    blocks: str | None = None
+    """12 block weights as text, or `CONTENT` or `STYLE`; `None` for all of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +204,12 @@ class Request:
     """Classifier-free guidance scale; 1 is none."""
     sampler: str
     seed: int
+    hires: Hires | None = None
+    detail: Detail | None = None
+    grain: Grain | None = None
+    loras: tuple[LoraUse, ...] = ()
+    expanded: str | None = None
+    """The prompt before tags were added to it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,6 +226,8 @@ class Step:
 
     step: int
     steps: int
+    stage: str
+    """`base`, `hires` or `detail`."""
     pictures_done: int
     pictures: int
     seconds_left: float
@@ -116,6 +244,10 @@ class Picture:
     """The cell's place in the job."""
     cell: Cell
     image: "Image"
+    notes: tuple[str, ...] = ()
+    """What a person should know of this one, such as that no face was found."""
+    before: "Image | None" = None
+    """What it was before hires and details; `None` if there were none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,11 @@ from typing import Any
 import gradio as gr
 
 from core import asking, gpu, models, record
+from core.hires import size
+from core.lora import file, inspected
 from core.prompts import PLACES
 from core.types import Failed, Picture, UserError
-from tabs.files import new_folder, save
+from tabs.files import chosen, new_folder, save
 from tabs.widgets import validator
 
 
@@ -23,32 +25,81 @@ def generate(
     cfg: float | None = None,
     seed: int | None = None,
     count: int | None = None,
+    loras: list | None = None,
+    lora_file: str | None = None,
+    lora_strength: float | None = None,
+    hires: bool | dict | None = None,
+    detail: bool | dict | None = None,
+    expand: bool | dict | None = None,
+    grain: bool | dict | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """Make pictures. Whatever is not given is the preset's; a seed that is not given, or -1, is any.
 
-    Returns the PNG files, with their settings inside, and a report: seeds, prompt, negative, model,
-    loras, size, seconds, warnings.
+    `loras` is a list such as [{"lora": "name on the shelf", "strength": 1.5, "blocks": "STYLE"}]; `lora_file` is one of your own.
+    `hires`, `detail`, `expand` and `grain` are true, false, or those of their settings that are not the preset's:
+    {"factor": 1.5}. Returns the PNG files, with their settings inside, and a report: seeds, prompt, negative,
+    model, loras, size, seconds, warnings.
     """
-    values = dict(locals())
-    cells, folder, begin, files = asking.cells(values), new_folder(), time.monotonic(), []
+    values = asking.settled({name: value for name, value in locals().items() if value is not None})
+    folder, begin, files, notes = new_folder(), time.monotonic(), [], []
+    try:
+        expanded = gpu.lane(asking.expanded, values)
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+    cells = asking.cells({**values, "prompt": expanded.prompt} if expanded else values, expanded=prompt if expanded else None)
     for event in gpu.run(cells):
         if isinstance(event, Failed):
             raise gr.Error(event.message)
         if isinstance(event, Picture):
             files.append(save(event, folder)[0])
+            notes += event.notes
     first = cells[0].request
     many = models.tokens(first.prompt)
-    too_long = [f"prompt: {many} tokens; the model reads the first {PLACES}."] if many > PLACES else []
+    long = [f"prompt: {many} tokens, read in chunks of {PLACES}; stay below {PLACES} for a clear picture."] if many > PLACES else []
     return files, {
         "seeds": [cell.request.seed for cell in cells],
         "prompt": first.prompt,
         "negative": first.negative,
         "model": first.model,
-        "loras": [],
-        "size": [first.width, first.height],
+        "loras": [{"lora": Path(use.path).stem, **{k: v for k, v in vars(use).items() if k != "path"}} for use in first.loras],
+        "size": list(size(first)),
         "seconds": round(time.monotonic() - begin, 3),
-        "warnings": asking.advice(values) + too_long,
+        "warnings": asking.advice(values) + long + notes,
     }
+
+
+def expand_prompt(
+    prompt: str,
+    preset: str = "nano",
+    length: str | None = None,
+    temperature: float | None = None,
+    ban: str | None = None,
+    max_tags: int | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Let DanTagGen add tags to a prompt. `ban` holds patterns, one a line. Returns the prompt, what was added, its tokens."""
+    try:
+        found = gpu.lane(asking.expanded, _expanding(**locals()))
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+    assert found is not None
+    return {"prompt": found.prompt, "added": list(found.added), "tokens": models.tokens(found.prompt)}
+
+
+def _expanding(prompt: str, preset: str, ban: str | None = None, seed: int | None = None, **said: Any) -> dict[str, Any]:
+    """What `/expand_prompt` takes as `core.asking` takes it."""
+    settings = {name: value for name, value in said.items() if value is not None}
+    if ban is not None:
+        settings["ban"] = ban.splitlines() if isinstance(ban, str) else ban
+    return {"prompt": prompt, "preset": preset, "seed": seed, "expand": settings or True}
+
+
+def inspect_lora(lora: str | dict) -> dict[str, Any]:
+    """What a LoRA's file says: format, rank, alpha, blocks, trigger, tags, and how large its change is on the model that is loaded."""
+    try:
+        return gpu.lane(inspected, file(chosen(lora)), models.current())
+    except UserError as error:
+        raise gr.Error(str(error)) from error
 
 
 def read_picture(picture: str) -> dict[str, Any]:
@@ -66,6 +117,8 @@ def endpoints() -> None:
     call, files, report = gr.Button(visible=False), gr.File(file_count="multiple", visible=False), gr.JSON(visible=False)
     asked: dict[str, Any] = {"prompt": text(), "preset": text("nano"), "negative": text()}
     asked |= {name: number() for name in ("width", "height", "steps", "cfg", "seed", "count")}
+    asked |= {"loras": gr.JSON(visible=False), "lora_file": gr.File(file_types=[".safetensors"], visible=False), "lora_strength": number()}
+    asked |= {name: gr.JSON(visible=False) for name in ("hires", "detail", "expand", "grain")}
     call.click(
         generate,
         inputs_kwargs=asked,
@@ -75,5 +128,17 @@ def endpoints() -> None:
         concurrency_limit=1,
         api_name="generate",
     )
+    wanted: dict[str, Any] = {"prompt": text(), "preset": text("nano"), "length": text(), "temperature": number(), "ban": text()}
+    wanted |= {"max_tags": number(), "seed": number()}
+    call.click(
+        expand_prompt,
+        inputs_kwargs=wanted,
+        outputs=report,
+        validator=validator(tuple(wanted), lambda values: _expanding(**values)),
+        concurrency_id="gpu",
+        concurrency_limit=1,
+        api_name="expand_prompt",
+    )
+    call.click(inspect_lora, inputs_kwargs={"lora": gr.JSON(visible=False)}, outputs=report, api_name="inspect_lora")
     picture = gr.File(file_types=[".png", ".jpg", ".jpeg", ".webp"], visible=False)
     call.click(read_picture, inputs_kwargs={"picture": picture}, outputs=report, api_name="read_picture")

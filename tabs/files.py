@@ -3,9 +3,11 @@
 import os
 import secrets
 from pathlib import Path
+from typing import Any
 
-from core import models, record
-from core.types import Picture
+from core import models, record, shelf
+from core.infotext import infotext
+from core.types import Picture, UserError
 
 FILES = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(Path.home() / ".cache" / "sweetspot" / "files")))
 
@@ -20,7 +22,21 @@ def new_folder() -> Path:
 def save(event: Picture, folder: Path) -> tuple[str, str]:
     """Write a picture as PNG with its settings inside; returns the file and the settings."""
     request = event.cell.request
-    text = record.infotext(request, models.find(request.model))
+    text = infotext(request, models.find(request.model), shelf.hashes(request.loras))
     file = folder / f"{event.index:02d}-{request.seed}.png"
     record.save_png(event.image, file, text)
     return str(file), text
+
+
+def chosen(lora: Any) -> str:
+    """The path of a LoRA that a client names: a file that it uploaded, or the name of one on the shelf.
+
+    Raises `UserError` for anything else; no other path of this machine is ever opened.
+    """
+    if isinstance(lora, dict) and isinstance(lora.get("path"), str):
+        path = Path(lora["path"]).resolve()
+        if path.is_relative_to(FILES.resolve()):
+            return str(path)
+    if isinstance(lora, str):
+        return str(shelf.path(lora))
+    raise UserError("lora: it takes an uploaded file or the name of one on the shelf.")

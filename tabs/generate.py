@@ -6,17 +6,20 @@ from typing import Any
 
 import gradio as gr
 
-from core import asking, gpu, limits, models, presets
+from core import asking, gpu, limits, models, presets, shelf
+from core.expand import with_tags
 from core.prompts import PLACES, compose
 from core.samplers import SAMPLERS
-from core.types import Failed, Picture, Recipe, Step
+from core.types import Failed, Picture, Recipe, Step, UserError
+from tabs import settings, stages
 from tabs.files import new_folder, save
 from tabs.widgets import validator
 
 PARTS = ("subject", "character", "general", "quality")
 RATIOS = {"1:1": (1, 1), "2:3": (2, 3), "3:2": (3, 2), "3:4": (3, 4), "4:3": (4, 3), "9:16": (9, 16), "16:9": (16, 9)}
-ASKED = ("preset", "prompt", "negative", "sampler", "steps", "cfg", "width", "height", "seed", "count")
-"""What a job is made from: the names of `Request`'s fields, from the preset to the picture."""
+ASKED = ("preset", "prompt", "negative", "sampler", "steps", "cfg", "width", "height", "seed", "count", "lora_file", "lora_strength", *stages.NAMES)
+"""What a job is made from: the names of `Request`'s fields, from the preset to the picture; a stage's in pieces."""
+STAGES = {"base": "Step", "hires": "Hires: step", "detail": "Details: step"}
 
 
 def tab() -> None:
@@ -30,23 +33,41 @@ def tab() -> None:
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     latest = {**quiet, "trigger_mode": "always_last"}  # while a person types, the last state counts
     parts = [shown[part] for part in PARTS]
-    filled = list(_filled(first))
-    shown["preset"].input(lambda name: list(_filled(presets.recipes()[name]).values()), shown["preset"], [shown[name] for name in filled], **quiet)
+    filled = [name for name in _filled(first) if name in shown]
+    fill = [shown[name] for name in filled]
+
+    def chosen(name: str) -> list[Any]:
+        values = _filled(presets.recipes()[name])
+        return [values[name] for name in filled]
+
+    def loaded(file: str, name: str) -> list[Any]:
+        values, said = settings.loaded(file, name, _filled)
+        return [said, *(values.get(name, gr.skip()) for name in filled)]
+
+    shown["preset"].input(chosen, shown["preset"], fill, **quiet)
+    shown["load"].upload(loaded, [shown["load"], shown["preset"]], [shown["said"], *fill], **quiet)
+    shown["keep"].click(
+        settings.saved, inputs_kwargs={name: shown[name] for name in (*ASKED, *PARTS, "title")}, outputs=[shown["kept"], shown["said"]], **quiet
+    )
     for part in parts:
         part.input(_composed, [shown["preset"], *parts], shown["prompt"], **latest)
     shown["prompt"].change(_tokens, shown["prompt"], shown["tokens"], **latest)
     shown["ratio"].input(_sides, [shown["preset"], shown["ratio"]], [shown["width"], shown["height"]], **latest)
     shown["again"].click(lambda used: used, shown["last_seed"], shown["seed"], **quiet)
     shown["anew"].click(lambda: asking.RANDOM, None, shown["seed"], **quiet)
+    shown["shelf"].input(lambda prompt, name: f"{prompt} <lora:{name}:1>", [shown["prompt"], shown["shelf"]], shown["prompt"], **quiet)
+    # Tags that were added belong to the prompt they were added to.
+    gr.on([shown["prompt"].change, shown["other_tags"].click], lambda: gr.update(choices=[], value=[]), None, shown["added"], **quiet)
+    job: dict[str, Any] = {"validator": validator(ASKED, stages.said), "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private"}
+    shown["add_tags"].click(
+        _tags, inputs_kwargs={name: shown[name] for name in ASKED}, outputs=[shown["added"], shown["status"]], show_progress="hidden", **job
+    )
     making = shown["run"].click(
         _make,
-        inputs_kwargs={name: shown[name] for name in ASKED},
-        outputs=[shown[name] for name in ("gallery", "status", "settings", "last_seed")],
-        validator=validator(ASKED),
+        inputs_kwargs={name: shown[name] for name in (*ASKED, "added")},
+        outputs=[shown[name] for name in ("gallery", "status", "settings", "last_seed", "added", "compare")],
         show_progress="hidden",
-        concurrency_id="gpu",
-        concurrency_limit=1,
-        api_visibility="private",
+        **{**job, "validator": validator((*ASKED, "added"), stages.said)},
     )
     shown["stop"].click(lambda: "Stopped. What was finished stays.", None, shown["status"], cancels=[making], **quiet)
 
@@ -57,6 +78,13 @@ def _controls(first: Recipe) -> dict[str, Any]:
     c["preset"] = gr.Dropdown([(r.title, r.name) for r in presets.recipes().values()], value=first.name, label="Preset", elem_id="preset")
     with gr.Accordion("About this preset", open=False):
         c["note"] = gr.Markdown(_note(first))
+    with gr.Accordion("Load or save settings", open=False):
+        c["load"] = gr.File(label="Drop a picture or a saved preset", file_types=[*settings.PICTURES, settings.PRESET], height=110, elem_id="load")
+        with gr.Row():
+            c["title"] = gr.Textbox(label="Name of your preset", placeholder="my recipe", min_width=140)
+            c["keep"] = gr.Button("Save these settings", size="sm", min_width=120, elem_id="keep")
+        c["kept"] = gr.File(label="Your preset", interactive=False, visible=False, elem_id="kept")
+        c["said"] = gr.Markdown(elem_id="said")
     c["absent"] = gr.Markdown(_absent(first), elem_id="absent")
     with gr.Row():
         c["subject"] = gr.Textbox(first.subject, label="Subject", placeholder="who or what", min_width=140)
@@ -81,7 +109,12 @@ def _controls(first: Recipe) -> dict[str, Any]:
                 c["again"] = gr.Button("Again", size="sm", min_width=60, elem_id="again")
                 c["anew"] = gr.Button("Random", size="sm", min_width=60)
         c["count"] = gr.Slider(*limits.COUNT, 1, step=1, label="Pictures", info="their seeds count up", min_width=140)
-    return c
+    with gr.Accordion("LoRA", open=False):
+        info = f"{limits.STRENGTH[0]:g} to {limits.STRENGTH[1]:g}; the file's own alpha counts"
+        c["lora_file"] = gr.File(label="A LoRA of your own", file_types=[".safetensors"], height=110, elem_id="lora")
+        c["lora_strength"] = gr.Slider(*limits.STRENGTH, 1, step=0.05, label="Strength", info=info)
+        c["shelf"] = gr.Dropdown(shelf.names(), value=None, label="Or one from the shelf", info="goes into the prompt as <lora:name:strength>")
+    return c | stages.controls(first)
 
 
 def _results() -> dict[str, Any]:
@@ -90,9 +123,16 @@ def _results() -> dict[str, Any]:
     with gr.Row():
         c["run"] = gr.Button("Generate", variant="primary", scale=3, elem_id="generate")
         c["stop"] = gr.Button("Stop", variant="stop", elem_id="stop")
+    with gr.Row():
+        info = "what DanTagGen added to the prompt; take away what you do not want"
+        c["added"] = gr.Dropdown([], value=[], multiselect=True, label="Added tags", info=info, scale=4, elem_id="added")
+        with gr.Column(min_width=100):
+            c["add_tags"] = gr.Button("Add tags now", size="sm", elem_id="add-tags")
+            c["other_tags"] = gr.Button("Forget them", size="sm")
     c["status"] = gr.Markdown("Ready.", elem_id="status")
     look = {"columns": 2, "height": 560, "object_fit": "contain", "format": "png"}  # webp would drop the settings
     c["gallery"] = gr.Gallery(label="Pictures", buttons=["download", "download_all", "fullscreen"], elem_id="gallery", **look)
+    c["compare"] = gr.ImageSlider(label="Before and after hires and details", visible=False, interactive=False, elem_id="compare")
     c["settings"] = gr.Textbox(label="Settings of the last picture", lines=3, max_lines=8, buttons=["copy"], interactive=False, elem_id="settings")
     c["last_seed"] = gr.State(asking.RANDOM)
     return c
@@ -108,35 +148,58 @@ def _filled(recipe: Recipe) -> dict[str, Any]:
         "width": gr.update(value=recipe.width, **side),
         "height": gr.update(value=recipe.height, **side),
         "ratio": None if recipe.width != recipe.height else "1:1",
+        "seed": gr.skip(),
+        "preset": gr.skip(),
         "prompt": _whole(recipe),
         "tokens": _tokens(_whole(recipe)),
         "note": _note(recipe),
         "absent": _absent(recipe),
+        **stages.filled(recipe),
     }
 
 
-def _make(**values: Any) -> Iterator[tuple[Any, Any, Any, Any]]:
-    """Run the job for the page: (gallery, status, settings, last seed) after each event."""
-    cells, folder = asking.cells(values), new_folder()
-    seed = cells[0].request.seed
+def _tags(**values: Any) -> tuple[Any, str]:
+    """Ask DanTagGen, whatever its switch says: the added tags to choose from, and the status."""
+    try:
+        found = gpu.lane(asking.expanded, {**stages.said(values), "expand": True})
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+    added = list(found.added)
+    return gr.update(choices=added, value=added), f"{len(added)} tags to add; take away what you do not want."
+
+
+def _make(added: list[str], **values: Any) -> Iterator[tuple[Any, ...]]:
+    """Run the job for the page: (gallery, status, settings, last seed, added tags, before and after) after each event."""
+    skip, hidden = gr.skip(), gr.update(visible=False)
+    values, prompt = asking.settled(stages.said(values)), values["prompt"]
+    if values["expand"] and not added:
+        yield [], "Adding tags …", "", skip, skip, hidden
+        tags, _ = _tags(**values)
+        added = tags["value"]
+        yield skip, f"Added: {', '.join(added) or 'nothing'}.", skip, skip, tags, skip
+    values["prompt"] = with_tags(prompt, added)
+    cells, folder = asking.cells(values, expanded=prompt if added else None), new_folder()
     done: list[str] = []
+    notes: list[str] = []
     begin = time.monotonic()
-    yield [], "Waiting for the model …", "", seed
+    yield [], "Waiting for the model …", "", cells[0].request.seed, skip, hidden
     for event in gpu.run(cells, previews=True):
         match event:
             case Step():
                 place = f" · picture {event.pictures_done + 1} of {event.pictures}" if event.pictures > 1 else ""
-                said = f"Step {event.step} of {event.steps}{place} · about {event.seconds_left:.0f} s left"
-                yield [*done, *event.previews] if event.previews else gr.skip(), said, gr.skip(), gr.skip()
+                said = f"{STAGES[event.stage]} {event.step} of {event.steps}{place} · about {event.seconds_left:.0f} s left"
+                yield [*done, *event.previews] if event.previews else skip, said, skip, skip, skip, skip
             case Picture():
                 file, text = save(event, folder)
                 done.append(file)
-                yield list(done), f"Picture {len(done)} of {len(cells)} is finished.", text, gr.skip()
+                notes += [note for note in event.notes if note not in notes]
+                slider = gr.update(value=(event.before.resize(event.image.size), event.image), visible=True) if event.before else skip
+                yield list(done), f"Picture {len(done)} of {len(cells)} is finished.", text, skip, skip, slider
             case Failed():
-                yield list(done), f"⚠️ {event.message}", gr.skip(), gr.skip()
+                yield list(done), f"⚠️ {event.message}", skip, skip, skip, skip
                 raise gr.Error(event.message)
-    hints = " ".join(asking.advice(values))
-    yield gr.skip(), f"{len(done)} picture{'s' * (len(done) > 1)} in {time.monotonic() - begin:.1f} s. {hints}", gr.skip(), gr.skip()
+    hints = " ".join(asking.advice(values) + notes)
+    yield skip, f"{len(done)} picture{'s' * (len(done) > 1)} in {time.monotonic() - begin:.1f} s. {hints}", skip, skip, skip, skip
 
 
 def _composed(name: str, *words: str) -> str:
@@ -159,7 +222,7 @@ def _absent(recipe: Recipe) -> str:
 
 def _tokens(prompt: str) -> str:
     many = models.tokens(prompt[: limits.PROMPT])
-    return f"{many} of {PLACES} tokens" + ("" if many <= PLACES else f" · ⚠️ the model reads only the first {PLACES}")
+    return f"{many} of {PLACES} tokens" + ("" if many <= PLACES else " · ⚠️ read in chunks; stay below 75 for a clear picture")
 
 
 def _sides(name: str, ratio: str) -> tuple[int, int]:

@@ -7,7 +7,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from core import gpu, models, samplers
-from core.generate import batches, denoise, generate
+from core.denoise import denoise
+from core.generate import batches, generate
 from core.types import Cell, Failed, Picture, Request, Step
 
 REQUEST = Request(model="nano", prompt="1girl, blue hair, smile", negative="low quality", width=128, height=128, steps=6, cfg=5.0, sampler="Euler a", seed=7)
@@ -18,8 +19,8 @@ def cells(*requests: Request) -> list[Cell]:
 
 
 def latents(*requests: Request) -> torch.Tensor:
-    *_, (_, _, last, _) = denoise(models.load("nano"), requests)
-    return last
+    *_, last = denoise(models.load("nano"), requests)
+    return last.latents
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,8 @@ def test_a_batch_is_its_single_runs() -> None:
     ]
     together = latents(*requests)
     for i, request in enumerate(requests):
-        assert (together[i : i + 1] - latents(request)).abs().max() <= 1e-4, f"picture {i} of the batch differs from its single run"
+        difference = (together[i : i + 1] - latents(request)).abs().max()
+        assert difference <= 5e-5 * request.cfg, f"picture {i} of the batch differs from its single run"  # guidance multiplies the noise of batching
 
 
 def test_one_request_does_not_touch_the_next() -> None:
@@ -99,9 +101,12 @@ def test_events_tell_of_every_step_and_picture() -> None:
 
 
 def test_batches_hold_what_goes_together() -> None:
-    mixed = cells(REQUEST, replace(REQUEST, width=64), replace(REQUEST, seed=2), replace(REQUEST, cfg=1.0), replace(REQUEST, sampler="DDIM"))
-    assert sorted(batches(mixed)) == [[0, 2], [1], [3], [4]]
-    assert [len(b) for b in batches(cells(*[replace(REQUEST, seed=i) for i in range(20)]))] == [8, 8, 4]
+    long = ", ".join(["blue hair"] * 60)
+    changes = [{}, {"width": 64}, {"seed": 2}, {"cfg": 1.0}, {"sampler": "DDIM"}, {"prompt": long}, {"negative": long}]
+    mixed = [replace(REQUEST, **change) for change in changes]
+    pipeline = models.load("nano")
+    assert sorted(batches(pipeline, mixed)) == [[0, 2], [1], [3], [4], [5, 6]]
+    assert [len(b) for b in batches(pipeline, [replace(REQUEST, seed=i) for i in range(20)])] == [8, 8, 4]
 
 
 def test_the_door_turns_what_a_person_should_know_into_an_event() -> None:

@@ -10,14 +10,16 @@ FILES = [ROOT / "app.py", *sorted((ROOT / "tabs").rglob("*.py")), *sorted((ROOT 
 
 # Lowest first; a room may import what stands below it.
 FLOORS = [
-    {"core.types", "core.samplers"},
-    {"core.limits"},
-    {"core.presets", "core.prompts", "core.record", "core.device", "core.caption"},
-    {"core.asking", "core.models"},
-    {"core.generate"},
+    {"core.types", "core.samplers", "core.masks", "core.blocks"},
+    {"core.limits", "core.prompts", "core.grain", "core.detect", "core.lorafile"},
+    {"core.presets", "core.infotext", "core.device", "core.caption", "core.encode", "core.lora"},
+    {"core.tools", "core.models", "core.denoise", "core.record", "core.shelf"},
+    {"core.expand", "core.hires", "core.details"},
+    {"core.asking", "core.generate"},
     {"core.gpu"},
-    {"tabs.files", "tabs.widgets"},
-    {"tabs.generate", "tabs.api"},
+    {"tabs.files", "tabs.widgets", "tabs.stages"},
+    {"tabs.settings", "tabs.api"},
+    {"tabs.generate"},
     {"app"},
 ]
 

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from core.record import CHARACTERS, VERSION, infotext, read, read_picture, save_png
+from core.infotext import CHARACTERS, STAGE_KEYS, VERSION, infotext, read
+from core.record import read_picture, save_png
 from core.samplers import SAMPLERS
-from core.types import Model, Request, UserError
+from core.types import Detail, Grain, Hires, Model, Request, UserError
 
 A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')  # its own regex, `modules/infotext_utils.py`
 
@@ -30,6 +31,7 @@ CONTROLS = "".join(map(chr, [*range(9), *range(11, 32), 127]))
 LETTERS = st.characters(exclude_categories=["Cs"], exclude_characters=CONTROLS)
 MARKUP = ["\n", ", ", '"', "\\", "BREAK", "<lora:a:1>", r"\(series\)", "(a:1.2)"]
 LOOKALIKES = [SETTINGS, f"\n{SETTINGS}", "\nNegative prompt:", "Negative prompt: x\n", "Prompt lines: 1"]
+SHARES = st.floats(0, 8)
 TEXTS = st.lists(st.text(LETTERS, max_size=8) | st.sampled_from(MARKUP + LOOKALIKES), max_size=8).map(lambda pieces: "".join(pieces).strip())
 
 
@@ -46,6 +48,10 @@ TEXTS = st.lists(st.text(LETTERS, max_size=8) | st.sampled_from(MARKUP + LOOKALI
         cfg=st.floats(0, 100) | st.integers(0, 100),
         sampler=st.sampled_from([*SAMPLERS, "DPM++ 2M SGM Uniform", "a, b: c"]),
         seed=st.integers(0, 2**64 - 1),
+        hires=st.none() | st.builds(Hires, upscaler=TEXTS.filter(bool), factor=SHARES, denoise=SHARES, steps=st.none() | st.integers(1, 150), smooth=SHARES),
+        detail=st.none() | st.builds(Detail, detector=TEXTS.filter(bool), prompt=TEXTS, negative=TEXTS, dilate=st.integers(-64, 64), least=SHARES),
+        grain=st.none() | st.builds(Grain, amount=SHARES, size=SHARES, monochrome=st.booleans(), blur=SHARES),
+        expanded=st.none() | TEXTS.filter(bool),
     )
 )
 @example(request=replace(PLAIN, prompt="a\nNegative prompt: b", negative=""))
@@ -53,7 +59,8 @@ TEXTS = st.lists(st.text(LETTERS, max_size=8) | st.sampled_from(MARKUP + LOOKALI
 @example(request=replace(PLAIN, prompt="", negative="Negative prompt: d", model='["x'))
 def test_a_request_comes_back_equal(request):
     fields = read(infotext(request)).fields
-    assert Request(**fields) == request
+    stages = {name: kind(**fields.pop(name)) for name, (kind, _) in STAGE_KEYS.items() if name in fields}
+    assert Request(**fields, **stages) == request
 
 
 def test_the_text_is_a1111s():
@@ -88,7 +95,12 @@ def test_a1111_and_civitai_find_our_settings():
     assert last.startswith("Steps: "), "Civitai looks for a line that begins so"
 
 
-CAT = vars(replace(PLAIN, prompt="a cat", negative=""))
+def told(request: Request) -> dict:
+    """A request's fields that an infotext tells: a stage that is off is not spoken of."""
+    return {name: value for name, value in vars(request).items() if value is not None}
+
+
+CAT = told(replace(PLAIN, prompt="a cat", negative=""))
 RESOURCES = '[{"type":"lora","weight":0.8,"modelName":"x [XL], Steps: 99"}]'
 FOREIGN = {
     "A1111, lines and LoRAs": (
@@ -223,7 +235,7 @@ def test_jpeg_and_webp_are_read_from_exif(tmp_path, format, comment):
     exif = Image.Exif()
     exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     Image.new("RGB", (8, 8)).save(tmp_path / "a", format, exif=exif)
-    assert read_picture(tmp_path / "a").fields == vars(PLAIN) | {"prompt": "笑顔", "negative": ""}
+    assert read_picture(tmp_path / "a").fields == told(PLAIN) | {"prompt": "笑顔", "negative": ""}
 
 
 def test_pixels_are_not_decoded(tmp_path):

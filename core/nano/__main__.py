@@ -1,12 +1,13 @@
 """`make nano`: draws the pictures and trains every embedded model, from nothing; resumable."""
 
+import re
 import shutil
 from pathlib import Path
 
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
 
-from core.nano import tagger, text, unet, vae
+from core.nano import detector, expander, tagger, text, unet, upscaler, vae
 from core.nano.stage import BUILD
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -15,9 +16,10 @@ WEIGHTS = Path(__file__).parent / "weights"
 def main() -> None:
     """Run the stages in order; a finished one costs seconds."""
     torch.set_flush_denormal(True)  # values that fade to nothing are slow; set before torch starts its threads
-    reader = tagger.train()
-    tagger.settle(reader)
-    tagger.save(reader, WEIGHTS / "tagger")
+    tagger.save(tagger.train(), WEIGHTS / "tagger")
+    detector.save(detector.train(), WEIGHTS / "detector")
+    upscaler.save(upscaler.train(), WEIGHTS / "upscaler")
+    expander.save(*expander.train(), WEIGHTS / "expander")
     encoders = unet.Encoders(*text.train(BUILD / "tokenizer"))
     images = vae.train()
     save(images, encoders, unet.train(images, encoders), WEIGHTS / "nano")
@@ -40,6 +42,8 @@ def save(images: vae.AutoencoderKL, encoders: unet.Encoders, denoiser: unet.UNet
     pipeline.unet.half()  # diffusers opens either precision as float32; transformers keeps what it finds,
     pipeline.vae.half()  # so the small text encoders stay float32
     pipeline.save_pretrained(folder)
+    for file in folder.rglob("*.json"):  # where a part was opened from is nobody's business
+        file.write_text(re.sub(r'\n *"_name_or_path": ".*?",', "", file.read_text()))
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from core.nano.pictures import contents
-from core.nano.stage import fit
+from core.nano.stage import fit, settle
 from core.nano.world import TAGS, tags
 
 SIDE = 128
-STEPS = 3_000
+STEPS = 4_000
+BATCH = 32  # a worker
 CATEGORY = 0
 """WD14's number for general tags."""
 
@@ -56,9 +57,9 @@ def squared(pixels: np.ndarray) -> torch.Tensor:
     return x.permute(0, 2, 3, 1)
 
 
-def train() -> Tagger:
+def train(name: str = "tagger", steps: int = STEPS, seed: int = 0) -> Tagger:
     """Read drawings, roughened a little so that a generated picture's noise is not news."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     tagger = Tagger()
     drawn = list(contents().values())
     truth = [torch.tensor([[tag in found for tag in TAGS] for found in map(tags, part.scenes)], dtype=torch.float32) for part in drawn]
@@ -66,30 +67,18 @@ def train() -> Tagger:
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
         k = int(torch.multinomial(shares, 1, generator=rng))
-        chosen = torch.randint(len(drawn[k].scenes), (64,), generator=rng)
+        chosen = torch.randint(len(drawn[k].scenes), (BATCH,), generator=rng)
         x = squared(drawn[k].pixels[chosen.numpy()])
-        x = x * (0.92 + 0.16 * torch.rand(64, 1, 1, 1, generator=rng)) + 8 * torch.randn(64, 1, 1, 3, generator=rng)
-        x = x + 10 * torch.rand(64, 1, 1, 1, generator=rng) * torch.randn(x.shape, generator=rng)
+        x = x * (0.92 + 0.16 * torch.rand(BATCH, 1, 1, 1, generator=rng)) + 8 * torch.randn(BATCH, 1, 1, 3, generator=rng)
+        x = x + 10 * torch.rand(BATCH, 1, 1, 1, generator=rng) * torch.randn(x.shape, generator=rng)
         shift = torch.randint(-5, 6, (2,), generator=rng).tolist()
         x = torch.roll(x, shift, (1, 2)).clamp(0, 255)
         return F.binary_cross_entropy_with_logits(tagger.logits(x), truth[k][chosen])
 
-    fit("tagger", tagger, loss_of, steps=STEPS, rate=3e-3, average=0.995)
+    fit(name, tagger, loss_of, steps=steps, rate=3e-3, average=0.995)
+    batches = [part.pixels[i : i + 64] for part in drawn for i in range(0, 1024, 64)]
+    settle(tagger, (lambda b=batch: tagger.logits(squared(b)) for batch in batches))
     return tagger
-
-
-def settle(tagger: Tagger) -> None:
-    """Set the batch norms' statistics for the averaged weights, from 2,048 drawings."""
-    for layer in tagger.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.reset_running_stats()
-            layer.momentum = None  # a plain average over the batches
-    tagger.train()
-    with torch.no_grad():
-        for part in contents().values():
-            for i in range(0, 1024, 64):
-                tagger.logits(squared(part.pixels[i : i + 64]))
-    tagger.eval()
 
 
 def save(tagger: Tagger, folder: Path) -> None:

@@ -20,6 +20,7 @@ from core.nano.stage import fit
 from core.nano.world import TAGS, caption
 
 STEPS = 1_000
+BATCH = 16  # a worker
 POOLED = 96
 """Width of the pooled vector, as 1280 in SDXL."""
 
@@ -91,9 +92,9 @@ def train(folder: Path) -> tuple[CLIPTokenizer, CLIPTextModel, CLIPTextModelWith
         return len(tokenizer(tag).input_ids) - 2
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
-        chance = np.random.default_rng(step)
+        chance = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
         texts = []
-        for i in torch.randint(COUNTS[128, 128], (32,), generator=rng).tolist():
+        for i in torch.randint(COUNTS[128, 128], (BATCH,), generator=rng).tolist():
             said = caption(scene(i, (128, 128)), chance).split(", ")
             if chance.random() < 0.15:  # unknown words push the tags to places that short prompts never reach
                 for _ in range(int(chance.integers(1, 12))):

@@ -19,7 +19,7 @@ from core.nano.vae import to_tensor
 from core.nano.world import Scene, caption
 
 STEPS = 11_000
-BATCH = 24
+BATCH = 12  # a worker
 SNR_GAMMA = 5.0
 """Min-SNR weighting (Hang et al. 2023, arXiv 2303.09556)."""
 NO_PROMPT = 0.1
@@ -99,7 +99,7 @@ def denoising_loss(unet: UNet2DConditionModel, data: list[Latents], encoders: En
     shares = torch.tensor([8.0 if part.size == (128, 128) else 1.0 for part in data])  # the others cost half as much again
 
     def loss_of(step: int, rng: torch.Generator) -> torch.Tensor:
-        chance = np.random.default_rng(step)
+        chance = np.random.default_rng(int(torch.randint(2**31, (), generator=rng)))
         part = data[int(torch.multinomial(shares, 1, generator=rng))]
         chosen = torch.randint(len(part.scenes), (BATCH,), generator=rng)
         texts = ["" if chance.random() < NO_PROMPT else caption(part.scenes[i], chance) for i in chosen.tolist()]

@@ -1,7 +1,8 @@
 """Trains nano's VAE: SDXL's shape (8x down, 4 channels) in 1.7 M parameters.
 
-Loss: L1, L1 of the image gradients (lines) and L1 of the 8x8 averages (colours), through latents that
-are roughened as a U-Net will leave them.
+Loss: L1, L1 of the image gradients (lines), L1 of the 8x8 averages (colours) and the distance of a
+small classifier's features (mouths, blush, halos: what is small but means something), through
+latents that are roughened as a U-Net will leave them.
 """
 
 # pyright: reportArgumentType=false, reportCallIssue=false
@@ -14,12 +15,14 @@ from diffusers import AutoencoderKL
 
 from core.nano.pictures import contents, pictures
 from core.nano.stage import fit
+from core.nano.tagger import Tagger
+from core.nano.tagger import train as train_tagger
 from core.nano.thumbnail import GROUPS, start_as_thumbnail
 
 STEPS = 14_000
 CROPPED = 0.85
 """Share of the steps on 64x64 crops; the rest see whole pictures, whose group norms differ."""
-
+CRITIC_STEPS = 1_500
 
 ROUGH = 0.1
 """Noise that is added to the latents, whose deviation is about 3: what a U-Net leaves. Details must survive it."""
@@ -43,6 +46,26 @@ def to_tensor(pixels: np.ndarray) -> torch.Tensor:
     return torch.tensor(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
+class Critic:
+    """A second tagger, not the one that measures the family: how far apart its features see two pictures."""
+
+    def __init__(self) -> None:
+        tagger = train_tagger("critic", CRITIC_STEPS, seed=1)
+        tagger.requires_grad_(False)
+        self.tagger: Tagger = tagger
+
+    def __call__(self, ours: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+        """Mean squared distance of unit-length features at every resolution, as in LPIPS (Zhang et al. 2018, arXiv 1801.03924)."""
+        x = torch.cat([ours, truth])
+        distance = torch.zeros(())
+        for layer in self.tagger.features:
+            x = layer(x)
+            if isinstance(layer, torch.nn.ReLU):
+                a, b = F.normalize(x, dim=1).chunk(2)
+                distance = distance + (a - b).square().sum(1).mean()
+        return distance
+
+
 def reconstruction(ours: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
     """Distance of two pictures (n, 3, h, w) in -1..1: pixels, edges, and colours of 8x8 patches."""
     lines = F.l1_loss(ours.diff(dim=-1), truth.diff(dim=-1)) + F.l1_loss(ours.diff(dim=-2), truth.diff(dim=-2))
@@ -55,6 +78,7 @@ def train() -> AutoencoderKL:
     vae = shape()
     start_as_thumbnail(vae)
     vae = vae.to(memory_format=torch.channels_last)
+    critic = Critic()
     drawn = list(contents().values())
     shares = torch.tensor([float(len(d.scenes)) for d in drawn])
 
@@ -63,14 +87,15 @@ def train() -> AutoencoderKL:
         pixels = drawn[int(torch.multinomial(shares, 1, generator=rng))].pixels
         _, h, w, _ = pixels.shape
         batch = []
-        for i in torch.randint(len(pixels), (4 if crop else 2,), generator=rng).tolist():
-            y, x = (int(torch.randint(s - 64 + 1, (), generator=rng)) for s in (h, w)) if crop else (0, 0)
+        for i in torch.randint(len(pixels), (2 if crop else 1,), generator=rng).tolist():
+            y, x = (8 * int(torch.randint(s // 8 - 7, (), generator=rng)) for s in (h, w)) if crop else (0, 0)
             batch.append(pixels[i, y : y + 64, x : x + 64] if crop else pixels[i])
         truth = to_tensor(np.stack(batch))
         latent = vae.encode(truth).latent_dist
         spread = (latent.var + ROUGH**2).sqrt()
         z = latent.mean + spread * torch.randn(latent.mean.shape, generator=rng)
-        return reconstruction(vae.decode(z).sample, truth) + 1e-5 * latent.kl().mean() / latent.mean[0].numel()
+        ours = vae.decode(z).sample
+        return reconstruction(ours, truth) + 0.3 * critic(ours, truth) + 1e-5 * latent.kl().mean() / latent.mean[0].numel()
 
     fit("vae", vae, loss_of, steps=STEPS, rate=5e-4)
     with torch.no_grad():

@@ -4,8 +4,13 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from core import record
+from core.infotext import infotext, read
+from core.types import Hires, Request
+
+NANO_HIRES = Hires(upscaler="nano DAT x2", factor=1.5, steps=3)
 
 
 @pytest.fixture
@@ -64,3 +69,38 @@ def test_readable_on_a_phone(studio: str, chromium, screenshots: Path) -> None:
     page.screenshot(path=screenshots / "generate-390.png", full_page=True)
     context.close()
     assert wide <= 390, f"the page is {wide} px wide on a screen of 390"
+
+
+def test_a_picture_dropped_on_the_tab_fills_it(page, tmp_path: Path) -> None:
+    request = Request(
+        model="nano", prompt="1girl, (red hair:1.2)", negative="sketch", width=192, height=128, steps=4, cfg=7, sampler="DDIM", seed=99, hires=NANO_HIRES
+    )
+    record.save_png(Image.new("RGB", (8, 8)), tmp_path / "picture.png", infotext(request))
+    page.get_by_text("Load or save settings").click()
+    page.locator("#load input[type=file]").set_input_files(tmp_path / "picture.png")
+    page.locator("#said").get_by_text("Settings read. Not used: Sweetspot.").wait_for()
+    assert page.locator("#prompt textarea").input_value() == "1girl, (red hair:1.2)"
+    assert page.locator("#seed input").input_value() == "99"
+    assert page.locator("#hires input").is_checked()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.locator("#status").get_by_text(re.compile(r"1 picture in [\d.]+ s")).wait_for(timeout=60_000)
+    text = page.locator("#settings textarea").input_value()
+    assert read(text).fields == read(infotext(request)).fields, "it asks for what the picture said"
+
+
+def test_the_whole_recipe_from_one_click(page, screenshots: Path) -> None:
+    page.locator("#preset input").click()
+    page.get_by_role("option", name="nano, the whole BAXL recipe").click()
+    page.wait_for_function("document.querySelector('#detail input').checked")
+    page.get_by_label("Steps").first.fill("8")
+    page.locator("#seed input").fill("5")
+    seen = []
+    page.get_by_role("button", name="Generate", exact=True).click()
+    for stage in ("Adding tags|Added:", r"Step \d+ of 8", r"Hires: step \d+ of 8", r"Details: step \d+ of 3", r"1 picture in [\d.]+ s"):
+        page.locator("#status").get_by_text(re.compile(stage)).wait_for(timeout=60_000)
+        seen.append(stage)
+    assert len(seen) == 5
+    assert page.locator("#added [class*=token]").count() > 0, "what was added is shown"
+    page.locator("#compare").wait_for()
+    page.screenshot(path=screenshots / "recipe-1280.png", full_page=True)
+    assert "Hires upscaler: nano DAT x2" in page.locator("#settings textarea").input_value()

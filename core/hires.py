@@ -1,0 +1,117 @@
+"""Enlarges pictures with a spandrel model in tiles, Lanczos or in the latents, and says how to denoise them again."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import StableDiffusionXLPipeline
+from PIL import Image
+from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+from torchvision.transforms.functional import pil_to_tensor, to_pil_image
+
+from core import tools
+from core.denoise import Start, encode_pictures
+from core.device import this_machine
+from core.grain import smoothed
+from core.types import Hires, Request, UserError
+
+LANCZOS, LATENT = "Lanczos", "Latent"
+TILE = 256
+"""Side in pixels of what an upscaler sees at once, overlap included."""
+OVERLAP = 32
+"""Pixels that neighbouring tiles share; half of them on each side are thrown away."""
+SIDE_STEP = 8  # pixels in a latent
+
+
+def size(request: Request) -> tuple[int, int]:
+    """Width and height in pixels of a request's finished picture."""
+    if request.hires is None:
+        return request.width, request.height
+    width, height = (round(side * request.hires.factor / SIDE_STEP) * SIDE_STEP for side in (request.width, request.height))
+    return width, height
+
+
+def again(requests: Sequence[Request]) -> list[Request]:
+    """What the second denoising asks for: the larger size, the steps that are gone."""
+    first = requests[0].hires
+    assert first is not None
+    return [replace(r, width=size(r)[0], height=size(r)[1], steps=first.steps or r.steps) for r in requests]
+
+
+@torch.no_grad()
+def start(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], latents: torch.Tensor, pictures: Sequence[Image.Image]) -> Start:
+    """Where the second denoising begins, for one batch: base latents or its pictures, enlarged."""
+    hires = requests[0].hires
+    assert hires is not None
+    width, height = size(requests[0])
+    if hires.upscaler == LATENT:
+        larger = F.interpolate(latents, (height // SIDE_STEP, width // SIDE_STEP), mode="bilinear", antialias=True)
+    else:
+        larger = encode_pictures(pipeline, [enlarged(picture, hires, (width, height)) for picture in pictures])
+    # As A1111: the steps said are the ones gone, whatever the denoise.
+    return Start(larger, max(again(requests)[0].steps, int(again(requests)[0].steps / hires.denoise)))
+
+
+def enlarged(picture: Image.Image, hires: Hires, to: tuple[int, int]) -> Image.Image:
+    """The picture at `to` (width, height): smoothed if asked, through the upscaler, the rest by Lanczos."""
+    if hires.smooth:
+        picture = smoothed(picture, hires.smooth)
+    if hires.upscaler not in (LANCZOS, LATENT):
+        device = this_machine().device
+        model = upscaler(tools.file("upscaler", hires.upscaler)).to(device)
+        pixels = pil_to_tensor(picture.convert("RGB")).float()[None].to(device) / 255
+        picture = to_pil_image(tiled(model, pixels)[0].clamp(0, 1).cpu())
+    return picture if picture.size == to else picture.resize(to, Image.Resampling.LANCZOS)
+
+
+@torch.no_grad()
+def tiled(model: ImageModelDescriptor, pixels: torch.Tensor, tile: int = TILE, overlap: int = OVERLAP) -> torch.Tensor:
+    """Pixels (1, 3, h, w) in 0..1 through the model, (1, 3, scale * h, scale * w); at most `tile` pixels a side at once."""
+    _, _, h, w = pixels.shape
+    scale = model.scale
+    out = pixels.new_empty(1, 3, h * scale, w * scale)
+    for top, bottom, first, last in _strips(h, tile, overlap):
+        for left, right, begin, end in _strips(w, tile, overlap):
+            made = model(pixels[:, :, top:bottom, left:right])
+            kept = made[:, :, (first - top) * scale : (last - top) * scale, (begin - left) * scale : (end - left) * scale]
+            out[:, :, first * scale : last * scale, begin * scale : end * scale] = kept
+    return out
+
+
+def _strips(length: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
+    """(seen from, seen to, kept from, kept to) along one side: equal steps, half the overlap thrown away inside."""
+    if length <= tile:
+        return [(0, length, 0, length)]
+    many = -(-(length - overlap) // (tile - overlap))
+    starts = [round(i * (length - tile) / (many - 1)) for i in range(many)]
+    cuts = [0, *((a + tile + b) // 2 for a, b in pairwise(starts)), length]
+    return [(a, a + tile, cuts[i], cuts[i + 1]) for i, a in enumerate(starts)]
+
+
+@cache
+def upscaler(file: Path) -> ImageModelDescriptor:
+    """The upscaler of a file. A `.pth` is read by spandrel's restricted unpickler, which runs no code.
+
+    Raises `UserError` for a file that is no upscaler, that holds half-precision weights only or other
+    objects than weights, or that does not enlarge.
+    """
+    said = f"upscaler: {file.name}"
+    try:
+        weights = ModelLoader().load_state_dict_from_file(file)
+        model = ModelLoader().load_from_state_dict(weights)
+    except UnsupportedModelError as error:
+        raise UserError(f"{said} is no upscaler that is known here.") from error
+    except Exception as error:  # unpickling errors, broken headers and shapes have no common class
+        raise UserError(f"{said} cannot be read as an upscaler's weights ({type(error).__name__}).") from error
+    if all(value.dtype == torch.float16 for value in weights.values() if value.is_floating_point()):
+        raise UserError(f"{said} holds half-precision weights only; it takes the float32 file.")
+    if not isinstance(model, ImageModelDescriptor) or model.input_channels != 3 or model.output_channels != 3:
+        raise UserError(f"{said} does not turn one RGB picture into another.")
+    if not 2 <= model.scale <= 8:
+        raise UserError(f"{said} enlarges {model.scale} times; it takes one that enlarges 2 to 8 times.")
+    exact = torch.bfloat16 if this_machine().dtype == torch.bfloat16 and model.supports_bfloat16 else torch.float32
+    return model.eval().to(dtype=exact)

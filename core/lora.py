@@ -1,0 +1,182 @@
+"""LoRAs on a model: put on at any strength, changed in place, taken off bit for bit.
+
+A change W0 + strength * alpha / rank * up @ down is written over the weight, from a copy of W0 that is kept
+beside it: exact at every strength, no cost in a denoising step, and nothing drifts however often it is changed.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from core import lorafile
+from core.blocks import BLOCKS, block_of, weights
+from core.lorafile import COMPONENTS, LoraFile, Module
+from core.types import LoraUse, UserError
+
+KEPT_FILES = 8
+
+
+@lru_cache(KEPT_FILES)
+def _file(path: str, stamp: tuple[int, int]) -> LoraFile:
+    return lorafile.read(Path(path))
+
+
+def file(path: str) -> LoraFile:
+    """The LoRA of a path, read once for as long as the file stays as it is. Raises `UserError` as `lorafile.read`."""
+    try:
+        told = Path(path).stat()
+    except OSError as error:
+        raise UserError(f"lora: {Path(path).name} is not there.") from error
+    return _file(path, (told.st_mtime_ns, told.st_size))
+
+
+class Loaded:
+    """Weights of a pipeline that LoRAs change, with their pristine copies."""
+
+    def __init__(self, pipeline: StableDiffusionXLPipeline, files: Sequence[LoraFile]):
+        self.changes: dict[torch.Tensor, list[tuple[int, Module, torch.Tensor, torch.Tensor]]] = {}
+        for number, found in enumerate(files):
+            for module, layer in placed(pipeline, found):
+                down, up = (part.to(layer.weight.device, layer.weight.dtype) for part in found.matrices(module))
+                self.changes.setdefault(layer.weight, []).append((number, module, down, up))
+        self.pristine = {weight: weight.detach().clone() for weight in self.changes}
+
+    @torch.no_grad()
+    def set(self, uses: Sequence[LoraUse]) -> None:
+        """Change the strengths: one use for each file, in the files' order."""
+        factors = [_factors(use) for use in uses]
+        for weight, changes in self.changes.items():
+            weight.copy_(self.pristine[weight])
+            flat = weight.flatten(1) if weight.is_contiguous() else weight.reshape(len(weight), -1)
+            for number, module, down, up in changes:
+                strength = factors[number](module) * module.scale
+                if strength:
+                    flat.addmm_(up.to(flat.device), down.to(flat.device), alpha=strength)
+            if flat.data_ptr() != weight.data_ptr():  # channels last: what was flattened is a copy
+                weight.copy_(flat.view(weight.shape))
+
+    @torch.no_grad()
+    def off(self) -> None:
+        """Every weight as it was."""
+        for weight, pristine in self.pristine.items():
+            weight.copy_(pristine)
+
+
+@contextmanager
+def loaded(pipeline: StableDiffusionXLPipeline, uses: Sequence[LoraUse]) -> Iterator[Loaded]:
+    """The pipeline with LoRAs on it; whatever happens, its weights are afterwards what they were before.
+
+    Raises `UserError` for a file that cannot be used or does not fit the model, before anything is changed.
+    """
+    made = Loaded(pipeline, [file(use.path) for use in uses])
+    try:
+        made.set(uses)
+        yield made
+    finally:
+        made.off()
+
+
+def placed(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> list[tuple[Module, torch.nn.Linear | torch.nn.Conv2d]]:
+    """Each module of a file with the model's layer that it changes. Raises `UserError` if one has no layer or another shape."""
+    layers = {component: _layers(getattr(pipeline, component)) for component in COMPONENTS}
+    pairs = []
+    for module in found.modules:
+        layer = layers[module.component].get(module.name)
+        if layer is None:
+            raise UserError(f"lora: {found.path.name} changes {module.name[:80]!r}, which this model does not have; it is made for {found.family}.")
+        down, up = found.tensors[module.down], found.tensors[module.up]
+        kernel = tuple(down.shape[2:])
+        fits = layer.weight.shape[:2] == module.shape and (kernel == tuple(layer.weight.shape[2:]) or set(kernel + tuple(layer.weight.shape[2:])) <= {1})
+        if not fits or set(up.shape[2:]) - {1}:
+            raise UserError(
+                f"lora: {found.path.name} does not fit this model: {module.name[:80]!r} is {tuple(layer.weight.shape)} here and "
+                f"{(*module.shape, *kernel)} there; it is made for {found.family}."
+            )
+        pairs.append((module, layer))
+    return pairs
+
+
+def norms(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> dict[str, float]:
+    """How large the change at strength 1 is beside the weights it changes, by block: |dW| / |W|, Frobenius."""
+    changed: dict[str, float] = {}
+    whole: dict[str, float] = {}
+    for module, layer in placed(pipeline, found):
+        block = _block(module) or "other"
+        changed[block] = changed.get(block, 0.0) + found.norm(module) ** 2
+        whole[block] = whole.get(block, 0.0) + float(layer.weight.detach().float().square().sum())
+    return {block: (changed[block] / whole[block]) ** 0.5 for block in changed}
+
+
+def inspected(found: LoraFile, pipeline: StableDiffusionXLPipeline) -> dict[str, Any]:
+    """What a file says of itself, as plain data; how large its change is beside the weights of `pipeline`, if it fits that model.
+
+    What a file does not tell, or could not be measured, is `None`; `why` says what was not measured.
+    """
+    counts = Counter(_block(module) or "other" for module in found.modules)
+    try:
+        told, why = norms(pipeline, found), None
+    except UserError as error:
+        told, why = None, str(error)
+    said = found.metadata
+    return {
+        "format": found.format,
+        "family": found.family,
+        "rank": found.rank,
+        "alpha": found.rank * found.scale,
+        "scale": found.scale,
+        "modules": len(found.modules),
+        "text_encoders": [name for name in found.components if name != "unet"],
+        "trigger": found.trigger,
+        "tags": dict(list(found.tags.items())[:50]),
+        "resolution": said.get("modelspec.resolution") or said.get("ss_resolution"),
+        "base": said.get("ss_sd_model_name") or said.get("ss_base_model_version") or said.get("modelspec.architecture"),
+        "blocks": {name: counts[name] for name in (*BLOCKS, "other") if counts[name]},
+        "effective_norm": told and {name: round(value, 6) for name, value in told.items()},
+        "why": why,
+        "expect": expectation(found),
+        "metadata": {key: value[:2000] for key, value in said.items()},
+    }
+
+
+def expectation(found: LoraFile) -> str:
+    """What its make lets a person expect of its strength, in one sentence."""
+    parts = ["U-Net only" if found.components == ("unet",) else "U-Net and text encoders" if "unet" in found.components else "text encoders only"]
+    parts.append(f"alpha/rank {found.scale:g}")
+    if found.scale < 1:
+        start = "expect an effective range that starts higher than 1"
+    elif found.scale > 1:
+        start = "expect it to be strong at 1 already"
+    else:
+        start = "nothing in its make moves the range away from 1"
+    return f"{', '.join(parts)}: {start}; a sweep measures it."
+
+
+def _layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear | torch.nn.Conv2d]:
+    """The layers that a LoRA can change, by flat name."""
+    kinds = (torch.nn.Linear, torch.nn.Conv2d)
+    return {name.replace(".", "_").removeprefix("text_model_"): layer for name, layer in model.named_modules() if isinstance(layer, kinds)}
+
+
+def _block(module: Module) -> str | None:
+    return block_of(module.name) if module.component == "unet" else "BASE"
+
+
+def _factors(use: LoraUse):
+    """Module -> the strength that a use asks for it."""
+    by_block = weights(use.blocks) if use.blocks else None
+    text = use.strength if use.text_strength is None else use.text_strength
+
+    def factor(module: Module) -> float:
+        strength = use.strength if module.component == "unet" else text
+        if by_block is None:
+            return strength
+        block = _block(module)
+        return strength * (by_block[block] if block else 0.0)  # as block weights have it: what has no place in the list is off
+
+    return factor

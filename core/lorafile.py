@@ -1,0 +1,224 @@
+"""A LoRA's file: what its header says, checked before anything is loaded.
+
+Formats: kohya (`lora_unet_`, `lora_te1_`, `lora_te2_` with SAI or diffusers block names, LoCon's convolutions), diffusers
+and PEFT (dotted names; alpha in `lora_adapter_metadata`). The change of a weight is W = strength * alpha / rank * up @ down.
+"""
+
+import json
+import re
+import struct
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from core.blocks import from_sai
+from core.types import UserError
+
+LARGEST = 4 * 2**30  # bytes
+LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself
+RANKS = (1, 4096)
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+PREFIXES = {
+    "lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2",
+    "unet.": "unet", "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder",
+    "base_model.model.": "unet",
+}  # fmt: skip
+DOWN = re.compile(r"(.+)\.(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight")
+UP = {"lora_down": "lora_up", "lora_A": "lora_B", "lora.down": "lora.up", "lora_linear_layer.down": "lora_linear_layer.up"}
+UNKNOWN = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "oft_": "OFT", "lora_mid": "LoCon with a core tensor", "diff_b": "a full difference"}
+FAMILIES = {2048: "SDXL", 768: "SD 1.5", 1024: "SD 2", 160: "nano"}
+"""Width of the text that attn2's keys read."""
+FOREIGN = {"double_blocks": "Flux", "single_blocks": "Flux", "single_transformer_blocks": "Flux", "joint_blocks": "SD 3", "diffusion_model.blocks": "Wan"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Module:
+    """One changed layer."""
+
+    component: str
+    """`unet`, `text_encoder` or `text_encoder_2`."""
+    name: str
+    """Its flat name: the path in diffusers' (or transformers') model with `_` for `.`."""
+    down: str
+    """The key of the first matrix, (rank, in) or (rank, in, k, k)."""
+    up: str
+    """The key of the second, (out, rank) or (out, rank, 1, 1)."""
+    rank: int
+    alpha: float
+    shape: tuple[int, int]
+    """Features out and in."""
+
+    @property
+    def scale(self) -> float:
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """What a file holds. Its tensors are read when they are asked for."""
+
+    path: Path
+    format: str
+    """`kohya`, `diffusers` or `PEFT`."""
+    modules: tuple[Module, ...]
+    metadata: Mapping[str, str] = field(repr=False)
+
+    @property
+    def family(self) -> str:
+        """The base models it is made for, by the width of the text that its keys read; `unknown` if it changes no such layer."""
+        widths = {module.shape[1] for module in self.modules if module.component == "unet" and re.search(r"attn2_to_[kv]$", module.name)}
+        return FAMILIES.get(widths.pop(), "unknown") if len(widths) == 1 else "unknown"
+
+    @property
+    def rank(self) -> int:
+        """The most common rank."""
+        return Counter(module.rank for module in self.modules).most_common(1)[0][0]
+
+    @property
+    def scale(self) -> float:
+        """The most common alpha / rank."""
+        return Counter(module.scale for module in self.modules).most_common(1)[0][0]
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return tuple(name for name in COMPONENTS if any(module.component == name for module in self.modules))
+
+    @property
+    def trigger(self) -> str | None:
+        """The words that call it: modelspec's, else the folder name that kohya trained from."""
+        if said := self.metadata.get("modelspec.trigger_phrase"):
+            return said
+        folders = _json(self.metadata.get("ss_dataset_dirs"))
+        names = [name.partition("_")[2] for name in folders if name.partition("_")[0].isdigit()]
+        return names[0] if names else None
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """How often each tag stood in the captions it was trained on, the most frequent first."""
+        counts: Counter[str] = Counter()
+        for folder in _json(self.metadata.get("ss_tag_frequency")).values():
+            if isinstance(folder, dict):
+                counts.update({str(tag).strip(): n for tag, n in folder.items() if isinstance(n, int)})
+        return dict(counts.most_common())
+
+    @cached_property
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All matrices, float32."""
+        with safe_open(self.path, framework="pt") as file:
+            return {key: file.get_tensor(key).float() for module in self.modules for key in (module.down, module.up)}
+
+    def matrices(self, module: Module) -> tuple[torch.Tensor, torch.Tensor]:
+        """(down, up) of a module, flattened to (rank, in * k * k) and (out, rank)."""
+        return self.tensors[module.down].flatten(1), self.tensors[module.up].flatten(1)
+
+    def norm(self, module: Module) -> float:
+        """Frobenius norm of the module's change at strength 1, without ever forming it: |up down|^2 = <up' up, down down'>."""
+        down, up = self.matrices(module)
+        return abs(module.scale) * float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt())
+
+
+def read(path: Path) -> LoraFile:
+    """Read and check a file. Raises `UserError` with the reason, before any model is touched."""
+    said = f"lora: {path.name}"
+    _opens(path, said)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no dict)
+            metadata = dict(file.metadata() or {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{said} is not a whole safetensors file ({type(error).__name__}).") from error
+    for key in shapes:
+        for mark, kind in {**UNKNOWN, **FOREIGN}.items():
+            if mark in key:
+                raise UserError(f"{said} is {'made for ' + kind if mark in FOREIGN else kind}; it takes LoRA and LoCon for SDXL.")
+    modules = tuple(_module(key, shapes, path, metadata, said) for key in shapes if DOWN.fullmatch(key))
+    if not modules:
+        raise UserError(f"{said} holds no LoRA that is known here; it takes kohya's, diffusers' and PEFT's for SDXL.")
+    kind = "kohya" if modules[0].down.startswith("lora_") else "PEFT" if modules[0].down.startswith("base_model.") else "diffusers"
+    found = LoraFile(path=path, format=kind, modules=modules, metadata=metadata)
+    if found.family in ("SD 1.5", "SD 2"):
+        raise UserError(f"{said} is made for {found.family}; it takes LoRAs for SDXL.")
+    _sound(found, said)
+    return found
+
+
+def _opens(path: Path, said: str) -> None:
+    """The length of the header against the length of the file, before anybody allocates it."""
+    if not path.is_file():
+        raise UserError(f"{said} is not there.")
+    size = path.stat().st_size
+    if size > LARGEST:
+        raise UserError(f"{said} has {size:,} bytes; a LoRA has up to {LARGEST:,}.")
+    with path.open("rb") as file:
+        start = file.read(8)
+    if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
+        raise UserError(f"{said} is a pickle, which can hold code; it takes safetensors only.")
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= header <= min(size - 8, LONGEST_HEADER):
+        raise UserError(f"{said} is not a whole safetensors file: its header would be {header:,} bytes long, the file has {size:,}.")
+
+
+def _module(key: str, shapes: Mapping[str, tuple[int, ...]], path: Path, metadata: Mapping[str, str], said: str) -> Module:
+    match = DOWN.fullmatch(key)
+    assert match is not None
+    stem, kind = match[1], key[len(match[1]) + 1 : -len(".weight")].removesuffix(".default")
+    up = f"{stem}.{UP[kind]}{'.default' if '.default' in key else ''}.weight"
+    prefix = next((prefix for prefix in PREFIXES if stem.startswith(prefix)), None)
+    if prefix is None:
+        raise UserError(f"{said}: {key[:80]!r} belongs to no part of SDXL; it takes lora_unet_, lora_te1_, lora_te2_, unet., text_encoder. and text_encoder_2.")
+    if up not in shapes:
+        raise UserError(f"{said}: {stem[:80]!r} has one matrix of two.")
+    component, name = PREFIXES[prefix], stem.removeprefix(prefix)
+    first, second = shapes[key], shapes[up]
+    rank = first[0] if first else 0
+    if len(first) not in (2, 4) or len(second) != len(first) or second[1] != rank or not RANKS[0] <= rank <= RANKS[1] or 0 in first + second:
+        raise UserError(f"{said}: {stem[:80]!r} has matrices of {first} and {second}; rank must be from {RANKS[0]} to {RANKS[1]} and the same in both.")
+    alpha = _alpha(f"{stem}.alpha", shapes, path, metadata, component, name, rank, said)
+    flat = name.replace(".", "_")
+    flat = from_sai(flat) if component == "unet" else flat.removeprefix("text_model_")  # which transformers 5 has for the second encoder only
+    return Module(component=component, name=flat, down=key, up=up, rank=rank, alpha=alpha, shape=(second[0], first[1]))
+
+
+def _alpha(key: str, shapes: Mapping[str, tuple[int, ...]], path: Path, metadata: Mapping[str, str], component: str, name: str, rank: int, said: str) -> float:
+    """kohya's `.alpha`; diffusers' and PEFT's adapter metadata; without either, the rank."""
+    if key in shapes:
+        with safe_open(path, framework="pt") as file:
+            value = float(file.get_tensor(key).flatten()[0]) if shapes[key] in ((), (1,)) else float("nan")
+        if not abs(value) <= 1e6:  # true for NaN
+            raise UserError(f"{said}: {key[:80]!r} is not a number that alpha can be.")
+        return value
+    told = _json(metadata.get("lora_adapter_metadata"))
+    own = {k.removeprefix(f"{component}."): v for k, v in told.items() if k.startswith(f"{component}.")} or told
+    patterns = own.get("alpha_pattern")
+    if isinstance(patterns, dict):
+        for pattern, value in patterns.items():
+            if isinstance(value, int | float) and (name == pattern or name.endswith(f".{pattern}")):
+                return float(value)
+    alpha = own.get("lora_alpha", rank)
+    return float(alpha) if isinstance(alpha, int | float) and abs(alpha) <= 1e6 else float(rank)
+
+
+def _sound(file: LoraFile, said: str) -> None:
+    """No number that is none, and something to add."""
+    for module in file.modules:
+        for key in (module.down, module.up):
+            if not torch.isfinite(file.tensors[key]).all():
+                raise UserError(f"{said}: {key[:80]!r} holds NaN or infinite numbers; the file is broken.")
+    if not any(bool(file.tensors[module.up].any()) and bool(file.tensors[module.down].any()) for module in file.modules):
+        raise UserError(f"{said} changes nothing: its up matrices are all zero, as before training.")
+
+
+def _json(text: str | None) -> dict[str, Any]:
+    """An object in a metadata value; nothing if it is none."""
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

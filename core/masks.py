@@ -1,0 +1,69 @@
+"""Boxes and masks: pure arithmetic, without a model.
+
+A box is (left, top, right, bottom) in pixels, right and bottom outside; a mask is an array (height, width)
+of uint8, 255 where the picture may change and 0 where it stays.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+Box = tuple[int, int, int, int]
+
+
+def chosen(boxes: Sequence[Box], size: tuple[int, int], *, least: float = 0.0, most: float = 1.0, largest: int = 0) -> list[Box]:
+    """Boxes whose share of the picture is from `least` to `most`, the `largest` ones (0: all), from left to right."""
+    width, height = size
+    fitting = [box for box in boxes if least <= area(box) / (width * height) <= most]
+    by_area = sorted(fitting, key=area, reverse=True)[: largest or None]
+    return sorted(by_area)
+
+
+def area(box: Box) -> int:
+    left, top, right, bottom = box
+    return max(0, right - left) * max(0, bottom - top)
+
+
+def filled(box: Box, size: tuple[int, int]) -> np.ndarray:
+    """The mask of a box in a picture of `size` (width, height)."""
+    left, top, right, bottom = (max(0, edge) for edge in box)
+    mask = np.zeros((size[1], size[0]), np.uint8)
+    mask[top:bottom, left:right] = 255
+    return mask
+
+
+def grown(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """The mask dilated, or eroded for a negative number, with a square of `pixels`: half of it on each side."""
+    if abs(pixels) < 2:
+        return mask
+    kind = ImageFilter.MaxFilter if pixels > 0 else ImageFilter.MinFilter
+    return np.asarray(Image.fromarray(mask).filter(kind(abs(pixels) // 2 * 2 + 1)))
+
+
+def faded(mask: np.ndarray, pixels: int) -> np.ndarray:
+    """The mask with a soft edge, Gaussian of that deviation; a tail that would not change a pixel is cut."""
+    return np.asarray(Image.fromarray(mask).filter(ImageFilter.GaussianBlur(pixels))) if pixels else mask
+
+
+def bounds(mask: np.ndarray) -> Box | None:
+    """The box of what is not 0; `None` for an empty mask."""
+    return Image.fromarray(mask).getbbox()
+
+
+def region(box: Box, padding: int, size: tuple[int, int]) -> Box:
+    """The part of the picture that the model sees: the box and its padding, made square where the picture allows."""
+    width, height = size
+    left, top, right, bottom = box
+    wide, high = min(width, right - left + 2 * padding), min(height, bottom - top + 2 * padding)
+    wide, high = min(width, max(wide, high)), min(height, max(wide, high))
+    x = min(max(0, (left + right - wide) // 2), width - wide)
+    y = min(max(0, (top + bottom - high) // 2), height - high)
+    return x, y, x + wide, y + high
+
+
+def overlap(one: Box, other: Box) -> float:
+    """Intersection over union of two boxes."""
+    left, top, right, bottom = (f(a, b) for f, a, b in zip((max, max, min, min), one, other, strict=True))
+    shared = area((left, top, right, bottom))
+    return shared / max(1, area(one) + area(other) - shared)

@@ -1,0 +1,57 @@
+"""Fetches the models beside the base model: upscalers, detectors and expanders, as `presets/tools.toml` pins them."""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+from core import presets
+from core.types import Tool, UserError
+
+ROOT = presets.FOLDER.parent
+
+
+OWN = {"upscaler": (".safetensors", ".pth"), "detector": (".onnx",)}
+"""Kind -> the files that the owner of the machine may put into `models/<kind>s/`, and how they end."""
+
+
+def names(kind: str) -> list[str]:
+    """The names of the tools of a kind: `upscaler`, `detector` or `expander`; the owner's files by theirs."""
+    return [tool.name for tool in presets.tools().values() if tool.kind == kind] + sorted(own(kind))
+
+
+def own(kind: str) -> dict[str, Path]:
+    """The owner's files of a kind, by name."""
+    return {file.name: file for file in (ROOT / "models" / f"{kind}s").glob("*") if file.suffix in OWN.get(kind, ())}
+
+
+def find(kind: str, name: str) -> Tool:
+    """The tool of that name, or `UserError` with the names there are."""
+    if (tool := presets.tools().get(name)) is None or tool.kind != kind:
+        raise UserError(f"{kind}: {str(name)[:80]!r} is unknown; it takes {', '.join(names(kind))}.")
+    return tool
+
+
+@cache
+def file(kind: str, name: str) -> Path:
+    """Where the tool lies on this machine, fetched if need be: a file, or a folder for an expander.
+
+    Fetched anonymously and at its commit; a file whose sha256 is not the table's is refused before it is opened.
+    """
+    if name in (owned := own(kind)):
+        return owned[name]
+    tool = find(kind, name)
+    if tool.revision is None:
+        return ROOT / tool.source
+    try:
+        patterns = [tool.file] if tool.file else ["*.json", "*.txt", "*.model", "*.safetensors"]
+        folder = Path(snapshot_download(tool.source, revision=tool.revision, allow_patterns=patterns, token=False))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(f"{kind}: {name} ({tool.source}) is not on this machine and the Hub cannot be reached; choose another or none.") from error
+    if tool.file is None:
+        return folder
+    if tool.sha256 and hashlib.sha256((folder / tool.file).read_bytes()).hexdigest() != tool.sha256:
+        raise UserError(f"{kind}: {tool.file} of {tool.source} is not the file that was pinned; it is not opened.")
+    return folder / tool.file

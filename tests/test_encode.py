@@ -1,0 +1,92 @@
+"""Prompts to embeddings, beside diffusers' `encode_prompt`."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import encode, models
+from core.prompts import PLACES
+from core.types import Request
+
+REQUEST = Request(model="nano", prompt="1girl, smile", negative="low quality", width=128, height=128, steps=4, cfg=5.0, sampler="Euler a", seed=7)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    with torch.no_grad():
+        yield models.load("nano")
+
+
+def states(pipeline, prompt: str) -> encode.Conditioning:
+    return encode.encode(pipeline, [encode.said(prompt)])
+
+
+@pytest.mark.parametrize("prompt", ["1girl, blue hair, smile", "", "日本語", r"arona \(blue archive\), halo", "(a)(b)", "a, " * 30])
+def test_a_plain_prompt_is_diffusers_own(nano, prompt: str) -> None:
+    plain = prompt.replace("\\", "").replace("(a)(b)", "ab")
+    theirs, _, pooled, _ = nano.encode_prompt(plain, do_classifier_free_guidance=False)
+    ours = states(nano, prompt if "(a)" not in prompt else plain)
+    assert (ours.states - theirs).abs().max() <= 1e-5
+    assert (ours.pooled - pooled).abs().max() <= 1e-5
+
+
+def test_a_weight_scales_its_words_and_keeps_the_mean(nano) -> None:
+    plain, heavy = states(nano, "blue hair, smile"), states(nano, "(blue hair:1.5), smile")
+    words = len(nano.tokenizer("blue hair", add_special_tokens=False).input_ids)
+    for part in (slice(0, 64), slice(64, None)):  # each encoder has its own mean
+        ratio = (heavy.states / plain.states)[0, :, part].mean(-1)
+        assert torch.allclose(ratio[1 : 1 + words], 1.5 * ratio[:1].expand(words), rtol=1e-3)
+        assert torch.allclose(heavy.states[..., part].mean(), plain.states[..., part].mean(), rtol=1e-3)
+    assert torch.equal(heavy.pooled, plain.pooled), "the pooled vector has no weights"
+    assert torch.equal(states(nano, "(blue hair:1), smile").states, plain.states)
+
+
+def test_a_long_prompt_is_its_chunks_one_after_the_other(nano) -> None:
+    tags = [f"{colour} {thing}" for colour in ("blue", "red", "green", "pink", "white") for thing in ("hair", "eyes", "halo", "sky")]
+    long = ", ".join(tags * 3)
+    made = encode.chunks(nano.tokenizer, encode.said(long))
+    assert len(made) > 1
+    comma = nano.tokenizer(",", add_special_tokens=False).input_ids[-1]
+    assert all(chunk.ids[-1] == comma for chunk in made[:-1]), "a chunk ends at a comma, not within a tag"
+    assert [token for chunk in made for token in chunk.ids] == nano.tokenizer(long, add_special_tokens=False, verbose=False).input_ids
+    whole = states(nano, long)
+    parts = [states(nano, nano.tokenizer.decode(chunk.ids)) for chunk in made]
+    assert (whole.states - torch.cat([part.states for part in parts], dim=1)).abs().max() <= 1e-5
+    assert (whole.pooled - parts[0].pooled).abs().max() <= 1e-5, "the pooled vector is the first chunk's"
+
+
+def test_break_begins_a_chunk(nano) -> None:
+    apart = states(nano, "blue hair BREAK smile")
+    assert apart.states.shape[1] == 2 * 77
+    assert torch.equal(apart.states[:, 77:], states(nano, "smile").states)
+
+
+def test_tokens_count_what_is_read(nano) -> None:
+    assert encode.tokens(nano, "") == 0
+    assert encode.tokens(nano, "(smile:1.3) <lora:a:2>") == encode.tokens(nano, "smile")
+    assert encode.tokens(nano, "smile BREAK smile") == PLACES + encode.tokens(nano, "smile")
+
+
+def test_each_step_says_its_own(nano) -> None:
+    at = encode.conditions(nano, [replace(REQUEST, prompt="[smile:frown:0.5], (1girl)")], guided=True)
+    assert torch.equal(at(2).states[1], states(nano, "smile, (1girl)").states[0])
+    assert torch.equal(at(3).states[1], states(nano, "frown, (1girl)").states[0])
+    assert torch.equal(at(3).states[0], states(nano, "low quality").states[0]), "the negative comes first"
+
+
+def test_a_request_does_not_depend_on_its_company(nano) -> None:
+    one, other = REQUEST, replace(REQUEST, prompt="(no humans:1.4), apple")
+    together, alone = encode.conditions(nano, [one, other], guided=True)(1), encode.conditions(nano, [other], guided=True)(1)
+    assert torch.equal(together.states[[1, 3]], alone.states)
+    assert torch.equal(together.pooled[[1, 3]], alone.pooled)
+
+
+@settings(deadline=None, max_examples=40)
+@given(prompt=st.text(max_size=300))
+def test_any_text_has_finite_embeddings(nano, prompt: str) -> None:
+    made = states(nano, prompt)
+    assert torch.isfinite(made.states).all()
+    assert torch.isfinite(made.pooled).all()

@@ -1,0 +1,113 @@
+"""A1111's prompt grammar: what it means, that it is stable, that nothing breaks it."""
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from core.prompts import HEAVIEST, Break, LoraTag, Span, escaped, networks, parse, spans, written
+
+PIECES = ["(", ")", "[", "]", ":", "|", "\\", " BREAK ", "BREAK", "a", "b c", "1.5", "0.5", " ", ", ", "日本", r"\(", r"\)", "<lora:x:1>"]
+PROMPTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=24).map("".join)
+
+
+def weights(prompt: str, step: int = 1, steps: int = 10) -> list[tuple[str, float]]:
+    return [(part.text, round(part.weight, 4)) if isinstance(part, Span) else ("BREAK", -1) for part in spans(parse(prompt), step, steps)]
+
+
+# Expected values as A1111's `parse_prompt_attention` gives them (its docstring and tests).
+@pytest.mark.parametrize(
+    ("prompt", "means"),
+    [
+        ("normal text", [("normal text", 1.0)]),
+        ("an (important) word", [("an ", 1.0), ("important", 1.1), (" word", 1.0)]),
+        ("(unbalanced", [("unbalanced", 1.1)]),
+        (r"\(literal\]", [("(literal]", 1.0)]),
+        ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
+        ("[less] ((more))", [("less", 0.9091), (" ", 1.0), ("more", 1.21)]),
+        (
+            "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
+            [
+                ("a ", 1.0),
+                ("house", 1.573),
+                (" ", 1.1),
+                ("on", 1.0),
+                (" a ", 1.1),
+                ("hill", 0.55),
+                (", sun, ", 1.1),
+                ("sky", 1.4641),
+                (".", 1.1),
+            ],
+        ),
+        ("(a, b:1.2)", [("a, b", 1.2)]),
+        ("(x:-0.5)", [("x", -0.5)]),
+        ("(x:1.2.3)", [("x:1.2.3", 1.1)]),
+        ("(emoticon :d)", [("emoticon :d", 1.1)]),
+        ("a BREAK b", [("a", 1.0), ("BREAK", -1), ("b", 1.0)]),
+        ("(a BREAK b:2)", [("a", 2.0), ("BREAK", -1), ("b", 2.0)]),
+        (r"arona \(blue archive\), smile", [("arona (blue archive), smile", 1.0)]),
+        ("", []),
+    ],
+)
+def test_weights_are_a1111s(prompt: str, means: list) -> None:
+    assert weights(prompt) == means
+
+
+# Expected values as A1111's `get_learned_conditioning_prompt_schedules` gives them.
+@pytest.mark.parametrize(
+    ("prompt", "by_step"),
+    [
+        ("[a:b:3]", "aaabbbbbbb"),
+        ("[a:b:0.5]", "aaaaabbbbb"),
+        ("[b:0.25]", "  bbbbbbbb"),
+        ("[a::2]", "aa        "),
+        ("[a|b]", "ababababab"),
+        ("[[a|c]:b:2]", "acbbbbbbbb"),
+    ],
+)
+def test_turns_happen_at_their_steps(prompt: str, by_step: str) -> None:
+    said = ["".join(text for text, _ in weights(prompt, step)) or " " for step in range(1, 11)]
+    assert "".join(said) == by_step
+
+
+@pytest.mark.parametrize(
+    ("tag", "lora"),
+    [
+        ("<lora:style>", LoraTag(name="style")),
+        ("<lora:style:1.5>", LoraTag(name="style", strength=1.5, text_strength=1.5)),
+        ("<lora:style:0:2>", LoraTag(name="style", strength=2, text_strength=0)),
+        ("<lora:style:1:unet=3:te=0.5>", LoraTag(name="style", strength=3, text_strength=0.5)),
+        ("<lora:my style:-1:lbw=1,0,0,0,0,0,1,0,0,0,0,0>", LoraTag(name="my style", strength=-1, text_strength=-1, blocks="1,0,0,0,0,0,1,0,0,0,0,0")),
+    ],
+)
+def test_loras_are_read_and_taken_out(tag: str, lora: LoraTag) -> None:
+    assert networks(f"1girl, {tag} smile") == ("1girl,  smile", [lora], [])
+
+
+@pytest.mark.parametrize("tag", ["<lora:a:x>", "<lora:a:nan>", "<lora::1>", "<lora:a:inf>", "<hypernet:a:1>"])
+def test_what_is_no_lora_is_told(tag: str) -> None:
+    assert networks(f"a {tag}") == ("a ", [], [tag])
+
+
+@settings(deadline=None, max_examples=400)
+@given(PROMPTS)
+@example(r"[x\:y:0.5]")
+@example("foo,BREAK bar\\BREAK")
+@example("(" * 70 + "a")
+def test_what_is_written_reads_the_same(prompt: str) -> None:
+    tree = parse(prompt)
+    again = parse(written(tree))
+    assert again == tree
+    assert all(abs(part.weight) <= HEAVIEST for part in spans(tree) if not isinstance(part, Break))
+
+
+@given(st.text())
+def test_escaped_text_is_meant(text: str) -> None:
+    said = "".join(part.text for part in spans(parse(escaped(text))) if isinstance(part, Span))
+    assert "BREAK" in text or said == text
+
+
+@pytest.mark.parametrize("piece", ["(", "[a:", "(a:1.5", "[a|", "\\", "a, ", "((a)", " ", "<lora:"])
+@pytest.mark.timeout(30)
+def test_a_hostile_prompt_does_not_hang(piece: str) -> None:
+    """In linear time 200,000 pieces take a second; in quadratic time they would take hours."""
+    spans(parse(networks(piece * 200_000)[0]))
