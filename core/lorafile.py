@@ -5,6 +5,7 @@ and PEFT (dotted names; alpha in `lora_adapter_metadata`). The change of a weigh
 """
 
 import json
+import math
 import re
 import struct
 from collections import Counter
@@ -132,13 +133,14 @@ def read(path: Path) -> LoraFile:
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no dict)
             metadata = dict(file.metadata() or {})
+            alphas = {key: file.get_tensor(key) for key in shapes if key.endswith(".alpha") and math.prod(shapes[key]) == 1}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{said} is not a whole safetensors file ({type(error).__name__}).") from error
     for key in shapes:
         for mark, kind in {**UNKNOWN, **FOREIGN}.items():
             if mark in key:
                 raise UserError(f"{said} is {'made for ' + kind if mark in FOREIGN else kind}; it takes LoRA and LoCon for SDXL.")
-    modules = tuple(_module(key, shapes, path, metadata, said) for key in shapes if DOWN.fullmatch(key))
+    modules = tuple(_module(key, shapes, alphas, metadata, said) for key in shapes if DOWN.fullmatch(key))
     if not modules:
         raise UserError(f"{said} holds no LoRA that is known here; it takes kohya's, diffusers' and PEFT's for SDXL.")
     kind = "kohya" if modules[0].down.startswith("lora_") else "PEFT" if modules[0].down.startswith("base_model.") else "diffusers"
@@ -158,14 +160,14 @@ def _opens(path: Path, said: str) -> None:
         raise UserError(f"{said} has {size:,} bytes; a LoRA has up to {LARGEST:,}.")
     with path.open("rb") as file:
         start = file.read(8)
-    if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):
-        raise UserError(f"{said} is a pickle, which can hold code; it takes safetensors only.")
     header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
     if not 2 <= header <= min(size - 8, LONGEST_HEADER):
+        if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):  # as a length, a header may begin so, too
+            raise UserError(f"{said} is a pickle, which can hold code; it takes safetensors only.")
         raise UserError(f"{said} is not a whole safetensors file: its header would be {header:,} bytes long, the file has {size:,}.")
 
 
-def _module(key: str, shapes: Mapping[str, tuple[int, ...]], path: Path, metadata: Mapping[str, str], said: str) -> Module:
+def _module(key: str, shapes: Mapping[str, tuple[int, ...]], alphas: Mapping[str, torch.Tensor], metadata: Mapping[str, str], said: str) -> Module:
     match = DOWN.fullmatch(key)
     assert match is not None
     stem, kind = match[1], key[len(match[1]) + 1 : -len(".weight")].removesuffix(".default")
@@ -180,20 +182,20 @@ def _module(key: str, shapes: Mapping[str, tuple[int, ...]], path: Path, metadat
     rank = first[0] if first else 0
     if len(first) not in (2, 4) or len(second) != len(first) or second[1] != rank or not RANKS[0] <= rank <= RANKS[1] or 0 in first + second:
         raise UserError(f"{said}: {stem[:80]!r} has matrices of {first} and {second}; rank must be from {RANKS[0]} to {RANKS[1]} and the same in both.")
-    alpha = _alpha(f"{stem}.alpha", shapes, path, metadata, component, name, rank, said)
+    if f"{stem}.alpha" in shapes:
+        told = alphas.get(f"{stem}.alpha")
+        alpha = float("nan") if told is None else float(told)
+        if not abs(alpha) <= 1e6:  # true for NaN
+            raise UserError(f"{said}: {stem[:80] + '.alpha'!r} is not a number that alpha can be.")
+    else:
+        alpha = _told_alpha(metadata, component, name, rank)
     flat = name.replace(".", "_")
     flat = from_sai(flat) if component == "unet" else flat.removeprefix("text_model_")  # which transformers 5 has for the second encoder only
     return Module(component=component, name=flat, down=key, up=up, rank=rank, alpha=alpha, shape=(second[0], first[1]))
 
 
-def _alpha(key: str, shapes: Mapping[str, tuple[int, ...]], path: Path, metadata: Mapping[str, str], component: str, name: str, rank: int, said: str) -> float:
-    """kohya's `.alpha`; diffusers' and PEFT's adapter metadata; without either, the rank."""
-    if key in shapes:
-        with safe_open(path, framework="pt") as file:
-            value = float(file.get_tensor(key).flatten()[0]) if shapes[key] in ((), (1,)) else float("nan")
-        if not abs(value) <= 1e6:  # true for NaN
-            raise UserError(f"{said}: {key[:80]!r} is not a number that alpha can be.")
-        return value
+def _told_alpha(metadata: Mapping[str, str], component: str, name: str, rank: int) -> float:
+    """Alpha as diffusers' and PEFT's adapter metadata tell it; without them, the rank."""
     told = _json(metadata.get("lora_adapter_metadata"))
     own = {k.removeprefix(f"{component}."): v for k, v in told.items() if k.startswith(f"{component}.")} or told
     patterns = own.get("alpha_pattern")
