@@ -28,7 +28,7 @@ def build() -> gr.Blocks:
             generate.tab()
         api.endpoints()
         gr.Markdown(this_machine().line(), elem_id="machine")
-    return page.queue(max_size=limits.QUEUE, default_concurrency_limit=4)
+    return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
 
 
 def main() -> None:

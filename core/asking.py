@@ -41,7 +41,7 @@ def stage(name: str, values: Mapping[str, Any]) -> Any:
     for key in settings:
         if key not in known:
             raise UserError(f"{name}.{str(key)[:40]} is not a setting; the settings are {', '.join(known)}.")
-    return replace(getattr(chosen, name, None) or kind(), **{key: _plain(value) for key, value in settings.items()})
+    return replace(getattr(chosen, name), **{key: _plain(value) for key, value in settings.items()})
 
 
 def _plain(value: Any) -> Any:
@@ -77,17 +77,18 @@ def problems(values: Mapping[str, Any]) -> dict[str, str]:
             stage(name, values)
         except UserError as error:
             return {name: str(error)}
+    found: dict[str, str] = {}
     try:
         loras(values)
     except UserError as error:
-        return {next((name for name in ("lora_file", "loras") if values.get(name)), "prompt"): str(error)}
+        found[next((name for name in ("lora_file", "loras") if values.get(name)), "prompt")] = str(error)
     asked = filled(values)
     if asked["expand"] and not limits.problems({"expand": asked["expand"]}):
         try:
             check(asked["expand"])
         except UserError as error:
             return {"expand": str(error)}
-    found = limits.problems(asked)
+    found |= limits.problems(asked)
     for name, (field, _) in TOOLS.items():
         if asked[name] is not None and (chosen := getattr(asked[name], field)) not in choices(name):
             found[f"{name}.{field}"] = f"{name}.{field}: {str(chosen)[:40]!r} is unknown; it takes {', '.join(choices(name))}."

@@ -74,7 +74,10 @@ def block_of(name: str) -> str | None:
 
     A resnet goes with the attention beside it, as `input_blocks.4.0` and `.4.1` do.
     """
-    beside = name.replace("_resnets_", "_attentions_")
+    if name.startswith("mid_block_"):
+        return "M00"
+    upsampler = re.match(r"up_blocks_([01])_upsamplers_0", name)  # output_blocks_2_2 and 5_2
+    beside = f"up_blocks_{upsampler[1]}_attentions_2_" if upsampler else name.replace("_resnets_", "_attentions_")
     return next((block for block, start in BLOCKS.items() if beside.startswith(f"{start}_")), None)
 
 

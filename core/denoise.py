@@ -42,15 +42,18 @@ class Start(NamedTuple):
 
 
 @torch.no_grad()
-def denoise(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], start: Start | None = None) -> Iterator[Moment]:
-    """One batch of requests of the same size, steps, sampler and number of chunks, all guided or none."""
+def denoise(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], start: Start | None = None, gone: int = 0) -> Iterator[Moment]:
+    """One batch of requests of the same size, steps, sampler and number of chunks, all guided or none.
+
+    `gone` are the steps of a pass before this one, for prompts that turn at a step.
+    """
     first = requests[0]
     guided = first.cfg > 1
-    device, dtype = pipeline._execution_device, pipeline.unet.dtype
-    conditioning = conditions(pipeline, requests, guided)
+    device, dtype = pipeline._execution_device, pipeline.unet.dtype  # noise and latents are float32: bfloat16 draws other, cruder noise
+    conditioning = conditions(pipeline, requests, guided, gone)
     size = torch.tensor([[first.height, first.width, 0, 0, first.height, first.width]], device=device, dtype=dtype)
     time_ids = size.repeat(len(requests) * (1 + guided), 1)
-    cfg = torch.tensor([r.cfg for r in requests], device=device, dtype=dtype).view(-1, 1, 1, 1)
+    cfg = torch.tensor([r.cfg for r in requests], device=device).view(-1, 1, 1, 1)
 
     scheduler = samplers.make(first.sampler, pipeline.scheduler.config)
     scheduler.set_timesteps(start.schedule if start else first.steps, device=device)
@@ -61,18 +64,18 @@ def denoise(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], st
     rng = [torch.Generator().manual_seed(r.seed) for r in requests]
     noisy_steps = {"generator": rng} if "generator" in inspect.signature(scheduler.step).parameters else {}
     factor = pipeline.vae_scale_factor
-    noise = randn_tensor((len(requests), 4, first.height // factor, first.width // factor), generator=rng, device=device, dtype=dtype)
+    noise = randn_tensor((len(requests), 4, first.height // factor, first.width // factor), generator=rng, device=device, dtype=torch.float32)
     latents = scheduler.add_noise(start.latents.to(noise), noise, times[:1].repeat(len(requests))) if start else noise * scheduler.init_noise_sigma
     for i, t in enumerate(times):
         states, pooled = conditioning(1 + i * first.steps // len(times))  # second-order samplers look twice in a step
         seen = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
         conditions_added = {"text_embeds": pooled, "time_ids": time_ids}
-        predicted = pipeline.unet(seen, t, encoder_hidden_states=states, added_cond_kwargs=conditions_added, return_dict=False)[0]
+        predicted = pipeline.unet(seen.to(dtype), t, encoder_hidden_states=states, added_cond_kwargs=conditions_added, return_dict=False)[0].float()
         if guided:
             without, towards = predicted.chunk(2)
             predicted = without + cfg * (towards - without)
         result = scheduler.step(predicted, t, latents, **noisy_steps)
-        latents = result.prev_sample.to(dtype)
+        latents = result.prev_sample.float()
         if start and start.mask is not None:
             kept, mask = start.latents.to(latents), start.mask.to(latents)
             if i + 1 < len(times):

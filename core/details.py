@@ -36,6 +36,8 @@ class Place:
     """What the model sees, in the picture's pixels."""
     mask: np.ndarray
     """(height, width) of the picture, uint8."""
+    schedule: int
+    """Steps of the whole way from noise, of which the request's are gone."""
 
 
 def finder(name: str) -> tuple[Detector | AnimeFace, str | None]:
@@ -54,7 +56,7 @@ def finder(name: str) -> tuple[Detector | AnimeFace, str | None]:
 
 
 def places(pictures: Sequence[Image.Image], requests: Sequence[Request], native: int) -> tuple[list[Place], list[tuple[str, ...]]]:
-    """What is to be made anew in a batch, those of one size next to each other, and a note for each picture.
+    """What is to be made anew in a batch, and a note for each picture.
 
     `native` is the side in pixels of the square that the model was trained on.
     """
@@ -69,18 +71,19 @@ def places(pictures: Sequence[Image.Image], requests: Sequence[Request], native:
         nothing = None if boxes else f"detail: {detail.detector} found nothing in this picture; it stays as it was."
         notes.append(tuple(note for note in (instead, nothing) if note))
         for k, (box, prompt) in enumerate(zip(boxes, _prompts(detail, request.prompt, len(boxes)), strict=True)):
-            mask = masks.faded(masks.grown(masks.filled(box, picture.size), detail.dilate), detail.blur)
+            mask = masks.faded(masks.filled(masks.grown(box, detail.dilate), picture.size), detail.blur)
             whole = masks.bounds(mask)
             if prompt is None or whole is None:
                 continue
             region = masks.region(whole, detail.padding, picture.size)
             width, height = _size(region, native)
-            steps = max(1, int((detail.steps or request.steps) * detail.denoise))
+            schedule = detail.steps or request.steps
+            steps = max(1, int(schedule * detail.denoise))
             asked = replace(
                 request, prompt=prompt, negative=detail.negative or request.negative, width=width, height=height, steps=steps, seed=request.seed + k
             )
-            found.append(Place(i, asked, region, mask))
-    return sorted(found, key=lambda place: (place.request.width, place.request.height)), notes
+            found.append(Place(i, asked, region, mask, schedule))
+    return found, notes
 
 
 def start(pipeline: StableDiffusionXLPipeline, some: Sequence[Place], pictures: Sequence[Image.Image]) -> Start:
@@ -91,10 +94,7 @@ def start(pipeline: StableDiffusionXLPipeline, some: Sequence[Place], pictures: 
     parts = [Image.fromarray(place.mask).crop(place.region).resize((width, height), Image.Resampling.BILINEAR) for place in some]
     shares = torch.tensor(np.stack([np.asarray(part) for part in parts])).float()[:, None]
     open_to_change = torch.nn.functional.max_pool2d(shares, factor) > 0  # whatever is pasted was denoised
-    detail = request.detail
-    assert detail is not None
-    schedule = max(request.steps, round(request.steps / detail.denoise))
-    return Start(encode_pictures(pipeline, crops), schedule, open_to_change.float().to(pipeline._execution_device))
+    return Start(encode_pictures(pipeline, crops), some[0].schedule, open_to_change.float().to(pipeline._execution_device))
 
 
 def pasted(pictures: Sequence[Image.Image], some: Sequence[Place], made: Sequence[Image.Image]) -> list[Image.Image]:

@@ -13,10 +13,14 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from core.prompts import PLACES, Break, Span, networks, parse, spans
-from core.types import Request
+from core.types import Request, UserError
 
 BACK_TO_COMMA = 20
 """A1111's `comma_padding_backtrack`: a chunk is cut behind a comma that is among its last 20 tokens."""
+
+MOST_CHUNKS = 16
+MOST_TEXTS = 320
+"""Chunks of all that a request says at any step."""
 
 Said = tuple[Span | Break, ...]
 """What a prompt says at one step."""
@@ -41,20 +45,22 @@ def tokens(pipeline: StableDiffusionXLPipeline, prompt: str) -> int:
     return PLACES * (len(made) - 1) + len(made[-1].ids)
 
 
-def said(prompt: str, step: int = 1, steps: int = 1) -> Said:
+def said(prompt: str, step: int = 1, steps: int = 1, gone: int = 0) -> Said:
     """What the prompt says at a step, without its `<lora:...>` tags."""
-    return tuple(spans(parse(networks(prompt)[0]), step, steps))
+    return tuple(spans(parse(networks(prompt)[0]), step, steps, gone))
 
 
-def conditions(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], guided: bool) -> Callable[[int], Conditioning]:
+def conditions(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], guided: bool, gone: int = 0) -> Callable[[int], Conditioning]:
     """The conditioning of a batch at each step (from 1): n rows, or 2n with the negatives first.
 
     Requests of one batch have the same number of steps and, so that none is changed by another,
-    of `chunks_of`. Everything is encoded at once, each distinct text one time.
+    of `chunks_of`. Everything is encoded at once, each distinct text one time. Raises `UserError` as `chunks_of` does.
     """
+    for request in requests:
+        chunks_of(pipeline, request)
     steps = requests[0].steps
     prompts = [r.negative for r in requests] * guided + [r.prompt for r in requests]
-    rows = [[said(text, step, steps) for step in range(1, steps + 1)] for text in prompts]
+    rows = [[said(text, step, steps, gone) for step in range(1, steps + 1)] for text in prompts]
     where = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row))}
     made = encode(pipeline, list(where))
     silent = len(requests) * guided if pipeline.config.force_zeros_for_empty_prompt else 0  # SDXL base knows no prompt as zeros
@@ -68,9 +74,17 @@ def conditions(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request],
 
 
 def chunks_of(pipeline: StableDiffusionXLPipeline, request: Request) -> int:
-    """Chunks that a request's conditioning is long: those of the longer of its two texts at any step."""
+    """Chunks that a request's conditioning is long: those of the longer of its two texts at any step.
+
+    Raises `UserError` for texts that are so long, or change so often, that they would fill the memory.
+    """
     texts = {said(text, step, request.steps) for text in (request.prompt, request.negative) for step in range(1, request.steps + 1)}
-    return max(len(chunks(pipeline.tokenizer, text)) for text in texts)
+    many = max(len(chunks(pipeline.tokenizer, text)) for text in texts)
+    if many > MOST_CHUNKS:
+        raise UserError(f"prompt: {many} chunks of {PLACES} tokens are too many; up to {MOST_CHUNKS} are read.")
+    if many * len(texts) > MOST_TEXTS:
+        raise UserError(f"prompt: it changes {len(texts)} times over {many} chunks of {PLACES} tokens; up to {MOST_TEXTS} chunks are read in all.")
+    return many
 
 
 def encode(pipeline: StableDiffusionXLPipeline, texts: Sequence[Said]) -> Conditioning:
@@ -124,7 +138,7 @@ def chunks(tokenizer, text: Said) -> list[Chunk]:
         now.weights.append(weight)
         if token == comma:
             after_comma = len(now.ids)
-    return [*done, now]
+    return [*done, now] if now.ids or not done else done  # a BREAK at the end begins nothing
 
 
 def _tokens(tokenizer, text: Said) -> Iterator[tuple[int | None, float]]:

@@ -29,7 +29,7 @@ LONGEST_TAG = 60  # characters
 PATTERNS = 200
 PATTERN = 100  # characters
 WILDCARDS = 3
-"""Repeats in one pattern: with them nested or more of them, one tag could take for ever."""
+"""Repeats and alternatives in one pattern: with them nested or more of them, one tag could take for ever."""
 CATEGORIES = {
     "hair": r".*\bhair\b.*|.*\b(bangs|braids?|twintails|ponytail|ahoge|sidelocks|bob cut|buns?)\b.*|.*\bhair (bow|ribbon|ornament)\b.*",
     "eyes": r".*\beyes?\b.*|.*\b(heterochromia|pupils?|eyelashes|eyeshadow)\b.*",
@@ -77,11 +77,11 @@ def _pattern(text: str) -> re.Pattern[str]:
         found = translate(text)  # a glob: what the whole tag looks like
     else:
         found = re.escape(text.replace("_", " ")) + r"(?!\w)"  # a word: how it begins
-    if len(re.findall(r"[*+]|\{\d*,\d*\}", text)) > WILDCARDS or re.search(r"\)\s*[*+?{]|\\\d|\(\?", text):
+    if len(re.findall(r"[*+?{|]", text)) > WILDCARDS or re.search(r"\)\s*[*+?{]|\\\d|\(\?", text):
         raise UserError(f"ban: {text!r} could take too long; a pattern takes up to {WILDCARDS} wildcards, no repeated group and no back-reference.")
     try:
         return re.compile(found)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise UserError(f"ban: {text!r} is not a pattern: {error}.") from error
 
 

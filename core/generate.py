@@ -6,15 +6,14 @@ Cells that can share a forward pass are denoised together, in every stage.
 import time
 from collections import defaultdict
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from itertools import groupby
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from core import details, hires, lora, models, tools
+from core import details, hires, limits, lora, models, tools
 from core.denoise import Moment, decode, denoise
 from core.device import GIB, this_machine
 from core.encode import chunks_of
@@ -35,6 +34,7 @@ def generate(cells: Sequence[Cell], *, previews: bool = False) -> Generator[Even
     memory runs out.
     """
     for request in {cell.request for cell in cells}:
+        limits.check(request)
         _ready(request)
     clock = Clock(cells)
     alike: dict[tuple, list[int]] = defaultdict(list)
@@ -42,20 +42,27 @@ def generate(cells: Sequence[Cell], *, previews: bool = False) -> Generator[Even
         alike[cell.request.model, tuple(use.path for use in cell.request.loras)].append(i)
     for (name, paths), indices in sorted(alike.items()):  # each model is needed once, and each set of LoRAs
         pipeline = models.load(name)
-        with lora.loaded(pipeline, cells[indices[0]].request.loras) if paths else nullcontext() as worn:
+        requests = [cells[i].request for i in indices]
+        with _enough_memory(requests), lora.loaded(pipeline, requests[0].loras) if paths else nullcontext() as worn:
             for part in batches(pipeline, [cells[i].request for i in indices]):
                 batch = [indices[k] for k in part]
-                requests = [cells[i].request for i in batch]
+                requests[:] = [cells[i].request for i in batch]
                 if worn:
                     worn.set(requests[0].loras)
-                try:
-                    finished = yield from _stages(pipeline, requests, worn, clock, previews)
-                except torch.OutOfMemoryError as error:
-                    models.release()
-                    raise UserError(f"This machine ran out of memory: lower {_lower(requests)}. What was finished stays.") from error
+                finished = yield from _stages(pipeline, requests, worn, clock, previews)
                 for i, (image, before, notes) in zip(batch, finished, strict=True):
                     clock.pictures_done += 1
                     yield Picture(index=i, cell=cells[i], image=image, before=before, notes=notes)
+
+
+@contextmanager
+def _enough_memory(requests: Sequence[Request]) -> Iterator[None]:
+    """Running out of memory as a sentence that names what to lower; `requests` are the ones under way."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        models.release()
+        raise UserError(f"This machine ran out of memory: lower {_lower(requests)}. What was finished stays.") from error
 
 
 def _ready(request: Request) -> None:
@@ -80,14 +87,15 @@ def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: 
         images = [hires.enlarged(image, first.hires, hires.size(first)) for image in images]
     elif first.hires:
         larger, start = hires.again(requests), hires.start(pipeline, requests, latents, images)
-        images = decode(pipeline, (yield from _watched(pipeline, denoise(pipeline, larger, start), "hires", larger, clock, previews)))
+        images = decode(pipeline, (yield from _watched(pipeline, denoise(pipeline, larger, start, gone=first.steps), "hires", larger, clock, previews)))
     notes: Sequence[tuple[str, ...]] = [()] * len(images)
     if first.detail:
         if worn and first.detail.lora_strength is not None:
             worn.set([replace(use, strength=first.detail.lora_strength, text_strength=None) for use in first.loras])
         places, notes = details.places(images, requests, models.find(first.model).native_size)
-        for some in _of_one_size(places):
-            asked, start = [place.request for place in some], details.start(pipeline, some, images)
+        whole = images  # every place sees the picture as it was, so that what is beside it in a batch makes no difference
+        for some in _alike(pipeline, places):
+            asked, start = [place.request for place in some], details.start(pipeline, some, whole)
             latents = yield from _watched(pipeline, denoise(pipeline, asked, start), "detail", asked, clock, previews=False)
             images = details.pasted(images, some, decode(pipeline, latents))
     finished = [grained(image, r.grain, r.seed) if r.grain else image for image, r in zip(images, requests, strict=True)]
@@ -95,10 +103,14 @@ def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: 
     return list(zip(finished, before if changed else [None] * len(finished), notes, strict=True))
 
 
-def _of_one_size(places: Sequence[details.Place]) -> Iterator[list[details.Place]]:
-    for _, alike in groupby(places, key=lambda place: (place.request.width, place.request.height)):
-        group = list(alike)
-        size = batch_size(group[0].request.width, group[0].request.height)
+def _alike(pipeline: StableDiffusionXLPipeline, places: Sequence[details.Place]) -> Iterator[list[details.Place]]:
+    """Places that can be denoised together."""
+    alike: dict[tuple, list[details.Place]] = defaultdict(list)
+    for place in places:
+        r = place.request
+        alike[r.width, r.height, r.steps, place.schedule, chunks_of(pipeline, r)].append(place)
+    for (width, height, *_), group in alike.items():
+        size = batch_size(width, height)
         yield from (group[i : i + size] for i in range(0, len(group), size))
 
 
@@ -152,8 +164,8 @@ def batches(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request]) ->
     """Indices of one model's requests that go through it together."""
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, r in enumerate(requests):
-        # Of details only whether there are any: each place goes its own way.
-        alike[r.loras, r.width, r.height, r.steps, r.sampler, r.cfg > 1, r.hires, r.detail and r.detail.lora_strength, chunks_of(pipeline, r)].append(i)
+        details_of = r.detail is None, r.detail and r.detail.lora_strength  # each place goes its own way
+        alike[r.loras, r.width, r.height, r.steps, r.sampler, r.cfg > 1, r.hires, details_of, chunks_of(pipeline, r)].append(i)
     for _, indices in alike.items():
         size = batch_size(*hires.size(requests[indices[0]]))
         yield from (indices[i : i + size] for i in range(0, len(indices), size))

@@ -8,10 +8,12 @@ only, so a sentence for the person travels as `Failed`. Elsewhere the decorator 
 import spaces  # isort: skip  (before anything that imports torch)
 
 import math
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from core import models
 from core.device import on_zero_gpu
 from core.generate import generate, planned
 from core.types import Cell, Event, Failed, UserError
@@ -19,6 +21,8 @@ from core.types import Cell, Event, Failed, UserError
 SECONDS_PER_MEGAPIXEL_STEP = 0.08
 """Of SDXL with guidance on ZeroGPU's half card; generous, since an overrun call is killed."""
 SECONDS_TO_START = 15
+SECONDS_TO_LOAD = 60
+"""Of a model that is not loaded yet, from its file."""
 LONGEST = 120
 """Seconds that a visitor may ask for at once."""
 
@@ -26,22 +30,38 @@ LONGEST = 120
 def duration(cells: Sequence[Cell], previews: bool = False) -> int:
     """Whole seconds of GPU time to ask ZeroGPU for."""
     work = sum(planned(cell.request) for cell in cells) / 1e6
-    return min(LONGEST, math.ceil(SECONDS_TO_START + SECONDS_PER_MEGAPIXEL_STEP * work))
+    fresh = {cell.request.model for cell in cells} - {models.loaded()}
+    return min(LONGEST, math.ceil(SECONDS_TO_START + SECONDS_TO_LOAD * len(fresh) + SECONDS_PER_MEGAPIXEL_STEP * work))
 
 
 @spaces.GPU(duration=duration)
 def run(cells: Sequence[Cell], previews: bool = False) -> Iterator[Event]:
-    """Make the cells' pictures: `core.generate.generate`, with what went wrong as a last `Failed`."""
-    events = generate(cells, previews=previews)
+    """Make the cells' pictures: `core.generate.generate`, with what went wrong as a last `Failed`.
+
+    One job at a time has the model, to its very end: Gradio gives a stopped job's place away before the job
+    has taken its LoRAs off.
+    """
+    _job.acquire()
     try:
-        while (event := lane(next, events, None)) is not None:
-            yield event
-    except UserError as error:
-        yield Failed(message=str(error))
+        events = generate(cells, previews=previews)
+        try:
+            while (event := lane(next, events, None)) is not None:
+                yield event
+        except UserError as error:
+            yield Failed(message=str(error))
+        finally:
+            lane(events.close)
     finally:
-        lane(events.close)
+        _job.release()
 
 
+def alone(call: Callable[..., Any], *arguments: Any) -> Any:
+    """`call(*arguments)` on torch's thread while no job has the model."""
+    with _job:
+        return lane(call, *arguments)
+
+
+_job = threading.Lock()  # taken and given back in whatever thread the generator is driven from
 _thread = ThreadPoolExecutor(1, thread_name_prefix="torch")
 
 

@@ -25,6 +25,8 @@ TILE = 256
 OVERLAP = 32
 """Pixels that neighbouring tiles share; half of them on each side are thrown away."""
 SIDE_STEP = 8  # pixels in a latent
+TIMES = 1000
+"""The model knows so many levels of noise: a schedule has no more steps."""
 
 
 def size(request: Request) -> tuple[int, int]:
@@ -39,7 +41,8 @@ def again(requests: Sequence[Request]) -> list[Request]:
     """What the second denoising asks for: the larger size, the steps that are gone."""
     first = requests[0].hires
     assert first is not None
-    return [replace(r, width=size(r)[0], height=size(r)[1], steps=first.steps or r.steps) for r in requests]
+    steps = max(1, min(first.steps or requests[0].steps, int(first.denoise * TIMES)))
+    return [replace(r, width=size(r)[0], height=size(r)[1], steps=steps) for r in requests]
 
 
 @torch.no_grad()
@@ -52,8 +55,8 @@ def start(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], late
         larger = F.interpolate(latents, (height // SIDE_STEP, width // SIDE_STEP), mode="bilinear", antialias=True)
     else:
         larger = encode_pictures(pipeline, [enlarged(picture, hires, (width, height)) for picture in pictures])
-    # As A1111: the steps said are the ones gone, whatever the denoise.
-    return Start(larger, max(again(requests)[0].steps, int(again(requests)[0].steps / hires.denoise)))
+    steps = again(requests)[0].steps
+    return Start(larger, min(TIMES, max(steps, int(steps / hires.denoise))))  # as A1111: the steps said are the ones gone, whatever the denoise
 
 
 def enlarged(picture: Image.Image, hires: Hires, to: tuple[int, int]) -> Image.Image:
@@ -76,7 +79,7 @@ def tiled(model: ImageModelDescriptor, pixels: torch.Tensor, tile: int = TILE, o
     out = pixels.new_empty(1, 3, h * scale, w * scale)
     for top, bottom, first, last in _strips(h, tile, overlap):
         for left, right, begin, end in _strips(w, tile, overlap):
-            made = model(pixels[:, :, top:bottom, left:right])
+            made = model(pixels[:, :, top:bottom, left:right].to(model.dtype))
             kept = made[:, :, (first - top) * scale : (last - top) * scale, (begin - left) * scale : (end - left) * scale]
             out[:, :, first * scale : last * scale, begin * scale : end * scale] = kept
     return out

@@ -1,6 +1,5 @@
 """What is allowed, in one place: every bound, and the sentence that names the field, the value and the bound."""
 
-import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -55,8 +54,8 @@ def _whole(low: int, high: int, step: int = 1):
     allowed = f"a whole number from {low} to {high}" + (f" in steps of {step}" if step > 1 else "")
 
     def why(field: str, value: Any) -> str | None:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if fits and value == int(value) and low <= value <= high and value % step == 0:
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # false for NaN
+        if fits and value == int(value) and value % step == 0:
             return None
         return f"{field}: {_shown(value)} is not allowed; it takes {allowed}."
 
@@ -68,10 +67,15 @@ def _whole_or_none(low: int, high: int):
     return lambda field, value: None if value is None else number(field, value)
 
 
+def _denoise(field: str, value: Any) -> str | None:
+    fits = isinstance(value, int | float) and not isinstance(value, bool) and (value == 0 or 0.05 <= value <= 1)
+    return None if fits else f"{field}: {_shown(value)} is not allowed; it takes 0, or a number from 0.05 to 1."
+
+
 def _real(low: float, high: float):
     def why(field: str, value: Any) -> str | None:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        return None if fits and low <= value <= high else f"{field}: {_shown(value)} is not allowed; it takes a number from {low:g} to {high:g}."
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # false for NaN
+        return None if fits else f"{field}: {_shown(value)} is not allowed; it takes a number from {low:g} to {high:g}."
 
     return why
 
@@ -132,21 +136,21 @@ CHECKS = {
 STAGES = {
     "hires": {
         "factor": _real(*FACTOR),
-        "denoise": _real(0, 1),
+        "denoise": _denoise,
         "steps": _whole_or_none(*STEPS),
         "smooth": _real(0, 1),
     },
     "detail": {
         "prompt": _text(empty=True),
         "negative": _text(empty=True),
-        "confidence": _real(0.01, 1),
+        "confidence": _real(0.05, 1),
         "largest": _whole(0, 100),
         "least": _real(0, 1),
         "most": _real(0, 1),
         "dilate": _whole(-128, 128),
         "blur": _whole(0, 64),
         "padding": _whole(0, 256),
-        "denoise": _real(0.01, 1),
+        "denoise": _real(0.05, 1),
         "steps": _whole_or_none(*STEPS),
         "lora_strength": lambda field, value: None if value is None else _real(*STRENGTH)(field, value),
     },

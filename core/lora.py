@@ -4,6 +4,7 @@ A change W0 + strength * alpha / rank * up @ down is written over the weight, fr
 beside it: exact at every strength, no cost in a denoising step, and nothing drifts however often it is changed.
 """
 
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from diffusers import StableDiffusionXLPipeline
 
 from core import lorafile
 from core.blocks import BLOCKS, block_of, weights
-from core.lorafile import COMPONENTS, LoraFile, Module
+from core.lorafile import COMPONENTS, LoraFile, Module, norm
 from core.types import LoraUse, UserError
 
-KEPT_FILES = 8
+KEPT_FILES = 64  # what their headers say; tensors are not kept
+_reading = threading.Lock()
 
 
 @lru_cache(KEPT_FILES)
@@ -33,7 +35,8 @@ def file(path: str) -> LoraFile:
         told = Path(path).stat()
     except OSError as error:
         raise UserError(f"lora: {Path(path).name} is not there.") from error
-    return _file(path, (told.st_mtime_ns, told.st_size))
+    with _reading:  # one file at a time in memory, however many visitors ask
+        return _file(path, (told.st_mtime_ns, told.st_size))
 
 
 class Loaded:
@@ -42,8 +45,9 @@ class Loaded:
     def __init__(self, pipeline: StableDiffusionXLPipeline, files: Sequence[LoraFile]):
         self.changes: dict[torch.Tensor, list[tuple[int, Module, torch.Tensor, torch.Tensor]]] = {}
         for number, found in enumerate(files):
+            tensors = found.tensors()
             for module, layer in placed(pipeline, found):
-                down, up = (part.to(layer.weight.device, layer.weight.dtype) for part in found.matrices(module))
+                down, up = (tensors[key].flatten(1).to(layer.weight.device, layer.weight.dtype) for key in (module.down, module.up))
                 self.changes.setdefault(layer.weight, []).append((number, module, down, up))
         self.pristine = {weight: weight.detach().clone() for weight in self.changes}
 
@@ -90,10 +94,8 @@ def placed(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> list[tuple[M
         layer = layers[module.component].get(module.name)
         if layer is None:
             raise UserError(f"lora: {found.path.name} changes {module.name[:80]!r}, which this model does not have; it is made for {found.family}.")
-        down, up = found.tensors[module.down], found.tensors[module.up]
-        kernel = tuple(down.shape[2:])
-        fits = layer.weight.shape[:2] == module.shape and (kernel == tuple(layer.weight.shape[2:]) or set(kernel + tuple(layer.weight.shape[2:])) <= {1})
-        if not fits or set(up.shape[2:]) - {1}:
+        kernel, own = module.kernel, tuple(layer.weight.shape[2:])
+        if layer.weight.shape[:2] != module.shape or (kernel != own and set(kernel + own) - {1}):
             raise UserError(
                 f"lora: {found.path.name} does not fit this model: {module.name[:80]!r} is {tuple(layer.weight.shape)} here and "
                 f"{(*module.shape, *kernel)} there; it is made for {found.family}."
@@ -104,11 +106,12 @@ def placed(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> list[tuple[M
 
 def norms(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> dict[str, float]:
     """How large the change at strength 1 is beside the weights it changes, by block: |dW| / |W|, Frobenius."""
+    tensors = found.tensors()
     changed: dict[str, float] = {}
     whole: dict[str, float] = {}
     for module, layer in placed(pipeline, found):
         block = _block(module) or "other"
-        changed[block] = changed.get(block, 0.0) + found.norm(module) ** 2
+        changed[block] = changed.get(block, 0.0) + norm(module, tensors[module.down], tensors[module.up]) ** 2
         whole[block] = whole.get(block, 0.0) + float(layer.weight.detach().float().square().sum())
     return {block: (changed[block] / whole[block]) ** 0.5 for block in changed}
 

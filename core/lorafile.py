@@ -11,7 +11,6 @@ import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +18,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.blocks import from_sai
+from core.limits import FORBIDDEN
 from core.types import UserError
 
-LARGEST = 4 * 2**30  # bytes
+LARGEST = 2 * 2**30  # bytes
+LONGEST_METADATA = 2_000_000  # characters of one value that is read
+LARGEST_ALPHA = 1e6
 LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself
 RANKS = (1, 4096)
 
@@ -33,7 +35,10 @@ PREFIXES = {
 }  # fmt: skip
 DOWN = re.compile(r"(.+)\.(?:lora_down|lora_A(?:\.default)?|lora\.down|lora_linear_layer\.down)\.weight")
 UP = {"lora_down": "lora_up", "lora_A": "lora_B", "lora.down": "lora.up", "lora_linear_layer.down": "lora_linear_layer.up"}
-UNKNOWN = {"hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "oft_": "OFT", "lora_mid": "LoCon with a core tensor", "diff_b": "a full difference"}
+UNKNOWN = {
+    "hada_": "LoHa", "lokr_": "LoKr", "dora_scale": "DoRA", "lora_magnitude_vector": "DoRA", "oft_": "OFT", "lora_mid": "LoCon with a core tensor",
+    ".diff": "a full difference",
+}  # fmt: skip
 FAMILIES = {2048: "SDXL", 768: "SD 1.5", 1024: "SD 2", 160: "nano"}
 """Width of the text that attn2's keys read."""
 FOREIGN = {"double_blocks": "Flux", "single_blocks": "Flux", "single_transformer_blocks": "Flux", "joint_blocks": "SD 3", "diffusion_model.blocks": "Wan"}
@@ -53,12 +58,12 @@ class Module:
     """The key of the second, (out, rank) or (out, rank, 1, 1)."""
     rank: int
     alpha: float
+    scale: float
+    """What strength 1 multiplies up @ down by: alpha / rank, or alpha / sqrt(rank) for a rank-stabilised one."""
     shape: tuple[int, int]
     """Features out and in."""
-
-    @property
-    def scale(self) -> float:
-        return self.alpha / self.rank
+    kernel: tuple[int, ...]
+    """Of a convolution: height and width; empty for a linear layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,10 +100,10 @@ class LoraFile:
     def trigger(self) -> str | None:
         """The words that call it: modelspec's, else the folder name that kohya trained from."""
         if said := self.metadata.get("modelspec.trigger_phrase"):
-            return said
+            return _clean(said, 1000)
         folders = _json(self.metadata.get("ss_dataset_dirs"))
         names = [name.partition("_")[2] for name in folders if name.partition("_")[0].isdigit()]
-        return names[0] if names else None
+        return _clean(names[0]) if names else None
 
     @property
     def tags(self) -> dict[str, int]:
@@ -106,23 +111,19 @@ class LoraFile:
         counts: Counter[str] = Counter()
         for folder in _json(self.metadata.get("ss_tag_frequency")).values():
             if isinstance(folder, dict):
-                counts.update({str(tag).strip(): n for tag, n in folder.items() if isinstance(n, int)})
-        return dict(counts.most_common())
+                counts.update({_clean(tag): n for tag, n in folder.items() if isinstance(n, int) and 0 < n < 10**9})
+        return {tag: n for tag, n in counts.most_common() if tag}
 
-    @cached_property
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All matrices, float32."""
+        """All matrices, in the precision they are kept in; read anew each time, so that nothing large stays in memory."""
         with safe_open(self.path, framework="pt") as file:
-            return {key: file.get_tensor(key).float() for module in self.modules for key in (module.down, module.up)}
+            return {key: file.get_tensor(key) for module in self.modules for key in (module.down, module.up)}
 
-    def matrices(self, module: Module) -> tuple[torch.Tensor, torch.Tensor]:
-        """(down, up) of a module, flattened to (rank, in * k * k) and (out, rank)."""
-        return self.tensors[module.down].flatten(1), self.tensors[module.up].flatten(1)
 
-    def norm(self, module: Module) -> float:
-        """Frobenius norm of the module's change at strength 1, without ever forming it: |up down|^2 = <up' up, down down'>."""
-        down, up = self.matrices(module)
-        return abs(module.scale) * float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt())
+def norm(module: Module, down: torch.Tensor, up: torch.Tensor) -> float:
+    """Frobenius norm of a module's change at strength 1, without ever forming it: |up down|^2 = <up' up, down down'>."""
+    down, up = down.float().flatten(1), up.float().flatten(1)
+    return abs(module.scale) * float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt())
 
 
 def read(path: Path) -> LoraFile:
@@ -140,9 +141,13 @@ def read(path: Path) -> LoraFile:
         for mark, kind in {**UNKNOWN, **FOREIGN}.items():
             if mark in key:
                 raise UserError(f"{said} is {'made for ' + kind if mark in FOREIGN else kind}; it takes LoRA and LoCon for SDXL.")
-    modules = tuple(_module(key, shapes, alphas, metadata, said) for key in shapes if DOWN.fullmatch(key))
+    adapter = _json(metadata.get("lora_adapter_metadata"))
+    modules = tuple(_module(key, shapes, alphas, adapter, said) for key in shapes if DOWN.fullmatch(key))
     if not modules:
         raise UserError(f"{said} holds no LoRA that is known here; it takes kohya's, diffusers' and PEFT's for SDXL.")
+    read_keys = {key for module in modules for key in (module.down, module.up)} | alphas.keys()
+    if unread := shapes.keys() - read_keys:
+        raise UserError(f"{said} holds {min(unread)[:80]!r}, which is not known here; applied without it, it would be another LoRA.")
     kind = "kohya" if modules[0].down.startswith("lora_") else "PEFT" if modules[0].down.startswith("base_model.") else "diffusers"
     found = LoraFile(path=path, format=kind, modules=modules, metadata=metadata)
     if found.family in ("SD 1.5", "SD 2"):
@@ -167,7 +172,7 @@ def _opens(path: Path, said: str) -> None:
         raise UserError(f"{said} is not a whole safetensors file: its header would be {header:,} bytes long, the file has {size:,}.")
 
 
-def _module(key: str, shapes: Mapping[str, tuple[int, ...]], alphas: Mapping[str, torch.Tensor], metadata: Mapping[str, str], said: str) -> Module:
+def _module(key: str, shapes: Mapping[str, tuple[int, ...]], alphas: Mapping[str, torch.Tensor], adapter: Mapping[str, Any], said: str) -> Module:
     match = DOWN.fullmatch(key)
     assert match is not None
     stem, kind = match[1], key[len(match[1]) + 1 : -len(".weight")].removesuffix(".default")
@@ -180,45 +185,58 @@ def _module(key: str, shapes: Mapping[str, tuple[int, ...]], alphas: Mapping[str
     component, name = PREFIXES[prefix], stem.removeprefix(prefix)
     first, second = shapes[key], shapes[up]
     rank = first[0] if first else 0
-    if len(first) not in (2, 4) or len(second) != len(first) or second[1] != rank or not RANKS[0] <= rank <= RANKS[1] or 0 in first + second:
+    if (
+        len(first) not in (2, 4)
+        or len(second) != len(first)
+        or second[1] != rank
+        or set(second[2:]) - {1}
+        or not RANKS[0] <= rank <= RANKS[1]
+        or 0 in first + second
+    ):
         raise UserError(f"{said}: {stem[:80]!r} has matrices of {first} and {second}; rank must be from {RANKS[0]} to {RANKS[1]} and the same in both.")
-    if f"{stem}.alpha" in shapes:
-        told = alphas.get(f"{stem}.alpha")
-        alpha = float("nan") if told is None else float(told)
-        if not abs(alpha) <= 1e6:  # true for NaN
-            raise UserError(f"{said}: {stem[:80] + '.alpha'!r} is not a number that alpha can be.")
-    else:
-        alpha = _told_alpha(metadata, component, name, rank)
+    told = {k.removeprefix(f"{component}."): v for k, v in adapter.items() if k.startswith(f"{component}.")} or adapter
+    own = f"{stem}.alpha"
+    alpha = float(alphas.get(own, math.nan)) if own in shapes else _told_alpha(told, name, rank)
+    if not abs(alpha) <= LARGEST_ALPHA:  # true for NaN
+        raise UserError(f"{said}: the alpha of {stem[:80]!r} is not a number that alpha can be.")
+    scale = alpha / (math.sqrt(rank) if told.get("use_rslora") is True else rank)
     flat = name.replace(".", "_")
     flat = from_sai(flat) if component == "unet" else flat.removeprefix("text_model_")  # which transformers 5 has for the second encoder only
-    return Module(component=component, name=flat, down=key, up=up, rank=rank, alpha=alpha, shape=(second[0], first[1]))
+    return Module(component=component, name=flat, down=key, up=up, rank=rank, alpha=alpha, scale=scale, shape=(second[0], first[1]), kernel=tuple(first[2:]))
 
 
-def _told_alpha(metadata: Mapping[str, str], component: str, name: str, rank: int) -> float:
+def _told_alpha(told: Mapping[str, Any], name: str, rank: int) -> float:
     """Alpha as diffusers' and PEFT's adapter metadata tell it; without them, the rank."""
-    told = _json(metadata.get("lora_adapter_metadata"))
-    own = {k.removeprefix(f"{component}."): v for k, v in told.items() if k.startswith(f"{component}.")} or told
-    patterns = own.get("alpha_pattern")
+    patterns = told.get("alpha_pattern")
+    said = told.get("lora_alpha", rank)
     if isinstance(patterns, dict):
-        for pattern, value in patterns.items():
-            if isinstance(value, int | float) and (name == pattern or name.endswith(f".{pattern}")):
-                return float(value)
-    alpha = own.get("lora_alpha", rank)
-    return float(alpha) if isinstance(alpha, int | float) and abs(alpha) <= 1e6 else float(rank)
+        said = next((value for pattern, value in patterns.items() if name == pattern or name.endswith(f".{pattern}")), said)
+    plain = isinstance(said, int | float) and abs(said) <= LARGEST_ALPHA  # before a whole number of 400 digits becomes a float
+    return float(said) if plain else math.nan
 
 
-def _sound(file: LoraFile, said: str) -> None:
-    """No number that is none, and something to add."""
-    for module in file.modules:
-        for key in (module.down, module.up):
-            if not torch.isfinite(file.tensors[key]).all():
+def _sound(found: LoraFile, said: str) -> None:
+    """No number that is none, and something to add; one tensor in memory at a time."""
+    filled: set[str] = set()
+    with safe_open(found.path, framework="pt") as file:
+        for key in (key for module in found.modules for key in (module.down, module.up)):
+            tensor = file.get_tensor(key)
+            if not torch.isfinite(tensor).all():
                 raise UserError(f"{said}: {key[:80]!r} holds NaN or infinite numbers; the file is broken.")
-    if not any(bool(file.tensors[module.up].any()) and bool(file.tensors[module.down].any()) for module in file.modules):
+            filled |= {key} if bool(tensor.any()) else set()
+    if not any({module.down, module.up} <= filled for module in found.modules):
         raise UserError(f"{said} changes nothing: its up matrices are all zero, as before training.")
+
+
+def _clean(text: object, longest: int = 60) -> str:
+    """Text of a file's metadata as it may be shown: short, on one line, without halves of characters."""
+    return " ".join(FORBIDDEN.sub("", str(text)[:longest]).split())
 
 
 def _json(text: str | None) -> dict[str, Any]:
     """An object in a metadata value; nothing if it is none."""
+    if text and len(text) > LONGEST_METADATA:
+        return {}
     try:
         found = json.loads(text or "{}")
     except (ValueError, RecursionError):

@@ -1,7 +1,7 @@
 """presets/*.toml -> records. A preset that is wrong stops the start with one sentence."""
 
 import json
-import re
+import string
 import tomllib
 import types
 from dataclasses import fields, is_dataclass
@@ -9,11 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from core.limits import problems
+from core.limits import PROMPT, problems
 from core.types import Model, Recipe, Tool, UserError
 
 FOLDER = Path(__file__).resolve().parent.parent / "presets"
-STAGES = ("hires", "detail", "expand")
+STAGES = ("hires", "detail", "expand", "grain")
+PARTS = ("subject", "character", "general", "quality")
 
 Record = TypeVar("Record")
 
@@ -48,9 +49,17 @@ def recipe(table: dict[str, Any], name: str) -> Recipe:
             raise UserError(f"{where}: on: {stage!r} is not a stage; the stages are {', '.join(STAGES)}.")
     if found.model not in models():
         raise UserError(f"{where}: model: {found.model!r} is not in models.toml; it has {', '.join(models())}.")
-    unknown = set(re.findall(r"{(.*?)}", found.template)) - {"subject", "character", "general", "quality"}
-    if unknown:
-        raise UserError(f"{where}: template: {{{unknown.pop()}}} is not a part of a prompt; the parts are subject, character, general and quality.")
+    try:
+        fields_of = [(name, spec, conversion) for _, name, spec, conversion in string.Formatter().parse(found.template) if name is not None]
+    except ValueError as error:
+        raise UserError(f"{where}: template: {found.template[:60]!r} has a brace too many or too few.") from error
+    for name, spec, conversion in fields_of:
+        if name not in PARTS or spec or conversion:
+            raise UserError(f"{where}: template: {{{name[:40]}}} is not a part of a prompt; the parts are {', '.join(PARTS)}.")
+    texts = {name: getattr(found, name) for name in ("template", "help", *PARTS)}
+    for name, text in texts.items():
+        if len(text) > PROMPT:
+            raise UserError(f"{where}: {name}: {len(text):,} characters are too many; it takes up to {PROMPT:,}.")
     numbers = {name: getattr(found, name) for name in ("width", "height", "steps", "cfg", "sampler", *STAGES)}
     for sentence in problems(numbers).values():
         raise UserError(f"{where}: {sentence}")

@@ -24,8 +24,19 @@ DEEPEST = 64
 def compose(recipe: Recipe, *, subject: str, character: str, general: str, quality: str) -> str:
     """The recipe's template with its parts filled in; a part left empty takes its comma along."""
     text = recipe.template.format(subject=subject, character=character, general=general, quality=quality)
-    parts = (part.strip() for part in re.split(r",(?![^()]*\))", text))  # not inside (a, b:1.2)
-    return ", ".join(part for part in parts if part)
+    return ", ".join(part for part in (part.strip() for part in _apart(text)) if part)
+
+
+def _apart(text: str) -> list[str]:
+    """The text cut at its commas, but not inside brackets such as `(a, b:1.2)`."""
+    parts, depth = [""], 0
+    for piece in re.split(r"([,()])", text):
+        depth = max(0, depth + (piece == "(") - (piece == ")"))
+        if piece == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
 
 
 # --- extra networks ------------------------------------------------------------------------------
@@ -92,9 +103,10 @@ class Turning:
     after: "Parts"
     when: str
 
-    def turned(self, step: int, steps: int) -> bool:
-        at = float(self.when)
-        return step > int(at * steps if "." in self.when else at)
+    def turned(self, step: int, steps: int, gone: int) -> bool:
+        """At a step of a pass; in a second one (`gone` steps of the first are) shares count from 1, steps go on."""
+        at = min(float(self.when), 1e6)
+        return step > int((at - (gone > 0)) * steps if "." in self.when else at - gone)
 
 
 @dataclass(frozen=True)
@@ -225,8 +237,11 @@ class Span:
     weight: float = 1.0
 
 
-def spans(parts: Parts, step: int = 1, steps: int = 1) -> list[Span | Break]:
-    """What is said at a step (from 1) of so many: texts with their weights, equal neighbours in one."""
+def spans(parts: Parts, step: int = 1, steps: int = 1, gone: int = 0) -> list[Span | Break]:
+    """What is said at a step (from 1) of so many: texts with their weights, equal neighbours in one.
+
+    `gone` are the steps of a pass before this one.
+    """
     found: list[Span | Break] = []
 
     def walk(parts: Parts, weight: float) -> None:
@@ -240,9 +255,9 @@ def spans(parts: Parts, step: int = 1, steps: int = 1) -> list[Span | Break]:
                 case Weighted():
                     walk(part.parts, max(-HEAVIEST, min(HEAVIEST, weight * part.weight)))
                 case Turning():
-                    walk(part.after if part.turned(step, steps) else part.before, weight)
+                    walk(part.after if part.turned(step, steps, gone) else part.before, weight)
                 case Alternating():
-                    walk(part.options[(step - 1) % len(part.options)], weight)
+                    walk(part.options[(gone + step - 1) % len(part.options)], weight)
                 case Break():
                     found.append(part)
 

@@ -26,9 +26,15 @@ def names() -> list[str]:
 
 def path(name: str) -> Path:
     """Where the shelf has it. Raises `UserError` with the names there are."""
-    if name in names():  # nothing but a name of the list becomes a path
-        return next(file for folder in FOLDERS if (file := folder / f"{name}.safetensors").exists())
+    for own in names():  # nothing but a name of the list becomes a path
+        if name in (own, slug(own)):
+            return next(file for folder in FOLDERS if (file := folder / f"{own}.safetensors").exists())
     raise UserError(f"lora: {name[:60]!r} is not on the shelf; it has {', '.join(names()) or 'none'}.")
+
+
+def slug(name: str) -> str:
+    """The name as Civitai reads it in a tag."""
+    return re.sub(r"[^\w.\-]", "_", name)
 
 
 def uses(prompt: str) -> tuple[LoraUse, ...]:
@@ -58,9 +64,8 @@ def checked(found: Sequence[LoraUse]) -> tuple[LoraUse, ...]:
     if len(found) > MOST:
         raise UserError(f"lora: {len(found)} are too many; up to {MOST} are put on one picture.")
     for use in found:
-        for strength in (use.strength, use.text_strength):
-            fits = isinstance(strength, int | float) and not isinstance(strength, bool) and low <= strength <= high
-            if strength is not None and not fits:
+        for strength in (use.strength, use.strength if use.text_strength is None else use.text_strength):
+            if isinstance(strength, bool) or not isinstance(strength, int | float) or not low <= strength <= high:
                 raise UserError(f"strength: {str(strength)[:40]} is not allowed for {Path(use.path).stem}; it takes a number from {low:g} to {high:g}.")
         if use.blocks is not None:
             try:
@@ -73,9 +78,9 @@ def checked(found: Sequence[LoraUse]) -> tuple[LoraUse, ...]:
 
 def tag(use: LoraUse) -> str:
     """The use as a prompt says it."""
-    name = re.sub(r"[^\w.\-]", "_", Path(use.path).stem)
-    strengths = f"{use.strength:g}" if use.text_strength is None else f"{use.text_strength:g}:{use.strength:g}"
-    return f"<lora:{name}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
+    both = (use.strength,) if use.text_strength is None else (use.text_strength, use.strength)
+    strengths = ":".join(repr(float(strength)).removesuffix(".0") for strength in both)
+    return f"<lora:{slug(Path(use.path).stem)}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
 
 
 def tags(found: Sequence[LoraUse]) -> tuple[str, ...]:
@@ -85,8 +90,9 @@ def tags(found: Sequence[LoraUse]) -> tuple[str, ...]:
         file = lora.file(use.path)
         said += [part.strip() for part in (file.trigger or "").split(",") if part.strip()]
         counts = file.tags
-        said += [tag.replace("_", " ") for tag, count in counts.items() if 2 * count >= max(counts.values())][:20]
-    return tuple(dict.fromkeys(said))
+        most = max(counts.values(), default=0)
+        said += [tag.replace("_", " ") for tag, count in counts.items() if 2 * count >= most][:20]
+    return tuple(dict.fromkeys(tag[:60] for tag in said))[:30]
 
 
 def hashes(found: Sequence[LoraUse]) -> dict[str, str]:

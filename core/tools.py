@@ -5,7 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HTTPError
 
 from core import presets
 from core.types import Tool, UserError
@@ -48,7 +48,7 @@ def file(kind: str, name: str) -> Path:
     try:
         patterns = [tool.file] if tool.file else ["*.json", "*.txt", "*.model", "*.safetensors"]
         folder = Path(snapshot_download(tool.source, revision=tool.revision, allow_patterns=patterns, token=False))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HTTPError, OSError, RuntimeError) as error:  # as core.models has it
         raise UserError(f"{kind}: {name} ({tool.source}) is not on this machine and the Hub cannot be reached; choose another or none.") from error
     if tool.file is None:
         return folder

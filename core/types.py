@@ -171,8 +171,9 @@ class Recipe:
     hires: Hires = Hires()
     detail: Detail = Detail()
     expand: Expand = Expand()
+    grain: Grain = Grain()
     on: tuple[str, ...] = ()
-    """Which of `hires`, `detail` and `expand` the author advises; the others' settings wait to be switched on."""
+    """Which of `hires`, `detail`, `expand` and `grain` the author advises; the others' settings wait to be switched on."""
 
 
 @dataclass(frozen=True, kw_only=True)

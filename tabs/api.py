@@ -40,7 +40,10 @@ def generate(
     {"factor": 1.5}. Returns the PNG files, with their settings inside, and a report: seeds, prompt, negative,
     model, loras, size, seconds, warnings.
     """
-    values = asking.settled({name: value for name, value in locals().items() if value is not None})
+    values = {name: value for name, value in locals().items() if value is not None}
+    for sentence in asking.problems(values).values():  # the validator has looked, unless somebody went around the queue
+        raise gr.Error(sentence)
+    values = asking.settled(values)
     folder, begin, files, notes = new_folder(), time.monotonic(), [], []
     try:
         expanded = gpu.lane(asking.expanded, values)
@@ -97,14 +100,16 @@ def _expanding(prompt: str, preset: str, ban: str | None = None, seed: int | Non
 def inspect_lora(lora: str | dict) -> dict[str, Any]:
     """What a LoRA's file says: format, rank, alpha, blocks, trigger, tags, and how large its change is on the model that is loaded."""
     try:
-        return gpu.lane(inspected, file(chosen(lora)), models.current())
+        return gpu.alone(lambda: inspected(file(chosen(lora)), models.current()))
     except UserError as error:
         raise gr.Error(str(error)) from error
 
 
-def read_picture(picture: str) -> dict[str, Any]:
+def read_picture(picture: str | None) -> dict[str, Any]:
     """Read the settings back from a picture made here, by A1111, Forge or Civitai."""
     try:
+        if picture is None:
+            raise UserError("picture: it takes a PNG, JPEG or WebP file.")
         reading = record.read_picture(Path(picture))
     except UserError as error:
         raise gr.Error(str(error)) from error

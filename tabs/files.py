@@ -34,7 +34,7 @@ def chosen(lora: Any) -> str:
     Raises `UserError` for anything else; no other path of this machine is ever opened.
     """
     if isinstance(lora, dict) and isinstance(lora.get("path"), str):
-        path = Path(lora["path"]).resolve()
+        path = Path(lora["path"].replace("\0", "")).resolve()
         if path.is_relative_to(FILES.resolve()):
             return str(path)
     if isinstance(lora, str):

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from core import asking, presets, record
+from core.prompts import compose
 from core.types import Recipe, UserError
 from tabs import stages
 from tabs.files import new_folder
@@ -25,12 +26,16 @@ def saved(title: str, **values: Any) -> tuple[Any, str]:
     base = asking.recipe(values)
     if found := asking.problems({**said, "prompt": "-"}):
         return gr.skip(), f"⚠️ {next(iter(found.values()))}"
-    plain = {name: values[name] for name in ("negative", "sampler", "subject", "character", "general", "quality")}
+    plain = {name: values[name] for name in ("negative", "sampler")}
     numbers = {name: int(values[name]) for name in ("steps", "width", "height")}
     cfg = float(values["cfg"])
     sides = (*base.size_range, numbers["width"], numbers["height"])
+    parts = {part: values[part] for part in presets.PARTS}
+    if compose(base, **parts) != values["prompt"]:  # changed by hand: it is kept as it stands
+        parts = {**dict.fromkeys(presets.PARTS, ""), "general": values["prompt"]}
     recipe = replace(
         base,
+        **parts,
         title=title.strip()[:80] or f"{base.title}, my settings",
         **plain,
         **numbers,
@@ -61,7 +66,7 @@ def _preset(file: Path, fill: Callable[[Recipe], dict[str, Any]]) -> tuple[dict[
         raise UserError(f"preset: {file.stat().st_size:,} bytes are too many; it takes up to {LARGEST_PRESET:,}.")
     try:
         table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # tomllib's and unicode's errors are ValueErrors
         raise UserError(f"preset: {file.name} is not TOML: {error}.") from error
     recipe = presets.recipe(table, OWN)
     base = next((r.name for r in presets.recipes().values() if r.model == recipe.model), None)
@@ -88,9 +93,9 @@ def _picture(file: Path, preset: str, fill: Callable[[Recipe], dict[str, Any]]) 
             continue
         notes.append(f"Left as it was: {problem}")
         stage, _, part = field.partition(".")
-        said[stage].pop(part) if part else said.pop(stage)
+        said[stage].pop(part, None) if part and said[stage] else said.pop(stage)
     values = {**fill(recipe), "preset": recipe.name, "ratio": None}
-    values |= dict.fromkeys(("subject", "character", "general", "quality"), "")  # the prompt is whole already
+    values |= dict.fromkeys(presets.PARTS, "")  # the prompt is whole already
     for name, value in said.items():
         if name in stages.SETTINGS:
             values[name] = value is not False

@@ -6,7 +6,7 @@ import gradio as gr
 
 from core import asking, limits
 from core.expand import CATEGORIES, LENGTHS
-from core.types import Grain, Recipe
+from core.types import Recipe
 
 SETTINGS = {
     "expand": ("expander", "length", "temperature", "top_p", "top_k", "ban", "without", "max_tags"),
@@ -44,7 +44,7 @@ def controls(recipe: Recipe) -> dict[str, Any]:
         with gr.Row():
             slider("expand_temperature", 0.05, 2, 0.05, "Temperature")
             slider("expand_top_p", 0.05, 1, 0.05, "Top-p")
-            slider("expand_top_k", 1, 200, 1, "Top-k")
+            slider("expand_top_k", 1, 1000, 1, "Top-k")
         c["expand_ban"] = gr.Textbox(values["expand_ban"], label="Banned", info="one a line: words, globs (*boy*) or patterns (.*boy.*)", lines=3, max_lines=8)
         c["expand_without"] = gr.CheckboxGroup(list(CATEGORIES), value=values["expand_without"], label="Nothing about")
     with gr.Accordion("Hires: enlarge, then denoise again", open=False):
@@ -59,7 +59,7 @@ def controls(recipe: Recipe) -> dict[str, Any]:
         with gr.Row():
             choice("detail_detector", asking.choices("detail"), "Detector")
             slider("detail_confidence", 0.05, 1, 0.05, "Confidence")
-            slider("detail_largest", 0, 20, 1, "Largest", "0: all")
+            slider("detail_largest", 0, 100, 1, "Largest", "0: all")
         with gr.Row():
             slider("detail_denoise", 0.05, 1, 0.05, "Denoise")
             steps("detail_steps", "0: as many as the picture")
@@ -69,7 +69,7 @@ def controls(recipe: Recipe) -> dict[str, Any]:
             slider("detail_least", 0, 1, 0.01, "Smallest share")
             slider("detail_most", 0, 1, 0.01, "Greatest share")
         with gr.Row():
-            slider("detail_dilate", -64, 64, 1, "Grow mask", "pixels")
+            slider("detail_dilate", -128, 128, 1, "Grow mask", "pixels")
             slider("detail_blur", 0, 64, 1, "Fade mask", "pixels")
             slider("detail_padding", 0, 256, 1, "Padding", "pixels")
     with gr.Accordion("Grain: texture for what is too smooth", open=False):
@@ -85,7 +85,7 @@ def filled(recipe: Recipe) -> dict[str, Any]:
     """What choosing a recipe puts into the controls, by name."""
     found: dict[str, Any] = {}
     for stage, fields in SETTINGS.items():
-        record = getattr(recipe, stage, None) or Grain()
+        record = getattr(recipe, stage)
         found[stage] = stage in recipe.on
         found |= {f"{stage}_{field}": shown(f"{stage}_{field}", getattr(record, field)) for field in fields}
     return found

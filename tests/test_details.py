@@ -109,3 +109,12 @@ def test_places_are_denoised_at_the_models_own_area() -> None:
         assert (place.request.prompt, place.request.steps) == ("face", 3)
         left, top, right, bottom = place.region
         assert right - left == bottom - top
+
+
+def test_cells_with_and_without_details_do_not_share() -> None:
+    """In either order each cell gets what it asked for."""
+    with_it, without = replace(REQUEST, detail=DETAIL), REQUEST
+    for order in ([with_it, without], [without, with_it]):
+        events = generate([Cell(label="", request=request) for request in order])
+        made = {e.index: e for e in events if isinstance(e, Picture)}
+        assert [made[i].before is None for i in range(2)] == [request.detail is None for request in order]

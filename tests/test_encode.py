@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from core import encode, models
 from core.prompts import PLACES
-from core.types import Request
+from core.types import Request, UserError
 
 REQUEST = Request(model="nano", prompt="1girl, smile", negative="low quality", width=128, height=128, steps=4, cfg=5.0, sampler="Euler a", seed=7)
 
@@ -90,3 +90,13 @@ def test_any_text_has_finite_embeddings(nano, prompt: str) -> None:
     made = states(nano, prompt)
     assert torch.isfinite(made.states).all()
     assert torch.isfinite(made.pooled).all()
+
+
+@pytest.mark.parametrize("prompt", ["BREAK a " * 100, "[" + "|".join(map(str, range(200))) + "]" + " BREAK a" * 9])
+def test_a_prompt_that_would_fill_the_memory_is_refused(nano, prompt: str) -> None:
+    with pytest.raises(UserError, match=r"prompt: .* up to"):
+        encode.conditions(nano, [replace(REQUEST, prompt=prompt, steps=150)], guided=True)
+
+
+def test_a_break_at_the_end_begins_nothing(nano) -> None:
+    assert len(encode.chunks(nano.tokenizer, encode.said("smile BREAK <lora:a:1>"))) == 1

@@ -1,5 +1,6 @@
 """The denoising loop beside diffusers' own pipeline, alone and in batches."""
 
+import threading
 from dataclasses import replace
 
 import pytest
@@ -135,6 +136,26 @@ def test_out_of_memory_names_the_setting_and_the_next_job_works(monkeypatch: pyt
 
 def test_zero_gpu_is_asked_for_whole_bounded_seconds() -> None:
     large = replace(REQUEST, width=1024, height=1024, steps=25)
+    models.load("nano")
     assert gpu.duration(cells(REQUEST)) == 16
     assert gpu.duration(cells(large)) == 18
     assert gpu.duration(cells(*[large] * 100)) == gpu.LONGEST
+
+
+def test_one_job_at_a_time_has_the_model() -> None:
+    """A stopped job's place is given away before it has cleaned up; the next one waits for it all the same."""
+    first = gpu.run(cells(replace(REQUEST, steps=40)))
+    next(first)
+    done: list[float] = []
+
+    def second() -> None:
+        list(gpu.run(cells(REQUEST)))
+        done.append(1)
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    thread.join(timeout=1.5)
+    assert not done, "the second job began while the first had the model"
+    first.close()
+    thread.join(timeout=60)
+    assert done

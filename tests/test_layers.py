@@ -11,10 +11,10 @@ FILES = [ROOT / "app.py", *sorted((ROOT / "tabs").rglob("*.py")), *sorted((ROOT 
 # Lowest first; a room may import what stands below it.
 FLOORS = [
     {"core.types", "core.samplers", "core.masks", "core.blocks"},
-    {"core.limits", "core.prompts", "core.grain", "core.detect", "core.lorafile"},
-    {"core.presets", "core.infotext", "core.device", "core.caption", "core.encode", "core.lora"},
-    {"core.tools", "core.models", "core.denoise", "core.record", "core.shelf"},
-    {"core.expand", "core.hires", "core.details"},
+    {"core.limits", "core.prompts", "core.grain", "core.detect"},
+    {"core.presets", "core.infotext", "core.lorafile", "core.device", "core.caption", "core.encode"},
+    {"core.tools", "core.models", "core.denoise", "core.record", "core.lora"},
+    {"core.expand", "core.hires", "core.details", "core.shelf"},
     {"core.asking", "core.generate"},
     {"core.gpu"},
     {"tabs.files", "tabs.widgets", "tabs.stages"},

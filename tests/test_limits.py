@@ -21,6 +21,8 @@ GOOD = {"prompt": "1girl", "negative": "", "width": 128, "height": 128, "steps":
         ("height", 128.5, "128.5"),
         ("steps", 0, "1 to 150"),
         ("steps", 10**6, "1 to 150"),
+        ("steps", 10**400, "1 to 150"),
+        ("cfg", 10**400, "1 to 30"),
         ("cfg", math.nan, "nan"),
         ("cfg", math.inf, "1 to 30"),
         ("cfg", "5", "'5'"),

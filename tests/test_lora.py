@@ -150,6 +150,12 @@ def test_block_weights_choose_blocks(folder: Path) -> None:
         with lora.loaded(ours, [LoraUse(path=path, blocks=text)]):
             changed = {name for name, value in ours.unet.state_dict().items() if not torch.equal(value, start[name])}
         assert {block_of(name.replace(".", "_")) for name in changed} == blocks, text
+    assert [block_of(name) for name in ("mid_block_resnets_1_conv1", "up_blocks_0_upsamplers_0_conv", "down_blocks_1_resnets_0_conv2", "conv_in")] == [
+        "M00",
+        "OUT02",
+        "IN04",
+        None,
+    ]
 
 
 def test_a_picture_with_a_lora_leaves_the_next_one_alone(folder: Path) -> None:
@@ -177,11 +183,37 @@ def test_a_file_tells_what_it_is(folder: Path) -> None:
     assert [lorafile.read(folder / f"{kind}.safetensors").format for kind in ("diffusers", "peft", "kohya-diffusers")] == ["diffusers", "PEFT", "kohya"]
 
 
+@pytest.mark.parametrize(
+    ("said", "scale"),
+    [
+        ({"lora_alpha": 8.0}, 2.0),
+        ({"lora_alpha": 4.0, "use_rslora": True}, 2.0),
+        ({"lora_alpha": 8.0, "alpha_pattern": {"to_q": 1.0}}, 2.0),
+        ({}, 1.0),
+    ],
+)
+def test_alpha_is_read_from_adapter_metadata(folder: Path, tmp_path: Path, said: dict, scale: float) -> None:
+    save_file(load_file(folder / "peft.safetensors"), tmp_path / "peft.safetensors", {"lora_adapter_metadata": json.dumps(said)})
+    found = lorafile.read(tmp_path / "peft.safetensors")
+    assert found.scale == scale
+    if "alpha_pattern" in said:
+        assert {module.scale for module in found.modules if module.name.endswith("to_q")} == {0.25}
+
+
+@pytest.mark.parametrize("alpha", [float("nan"), 10**400, 1e300])
+def test_an_alpha_that_is_no_number_is_refused(folder: Path, tmp_path: Path, alpha: float) -> None:
+    save_file(load_file(folder / "peft.safetensors"), tmp_path / "peft.safetensors", {"lora_adapter_metadata": json.dumps({"lora_alpha": alpha})})
+    with pytest.raises(UserError, match="is not a number that alpha can be"):
+        lorafile.read(tmp_path / "peft.safetensors")
+
+
 def test_norms_are_those_of_the_whole_matrices(folder: Path) -> None:
     found = lorafile.read(folder / "kohya.safetensors")
+    tensors = found.tensors()
     for module in found.modules[::40]:
-        down, up = found.matrices(module)
-        assert found.norm(module) == pytest.approx(float((module.scale * up @ down).norm()), rel=1e-4)
+        down, up = tensors[module.down], tensors[module.up]
+        whole = module.scale * up.flatten(1) @ down.flatten(1)
+        assert lorafile.norm(module, down, up) == pytest.approx(float(whole.norm()), rel=1e-4)
     told = lora.norms(models.load("nano"), found)
     assert set(told) == {*BLOCKS, "other"}
     assert all(0 < value < 1 for value in told.values())
@@ -240,6 +272,8 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         ),
         r"is made for SD 1\.5",
     ),
+    "magnitude": (broken(lambda s: {**s, "lora_unet_a.lora_magnitude_vector": torch.ones(2)}), "is DoRA"),
+    "more": (broken(lambda s: {**s, "lora_unet_a.scalar": torch.ones(1)}), r"holds 'lora_unet_a\.scalar', which is not known here"),
     "none": (broken(lambda s: {"weight": torch.ones(2, 2)}), "holds no LoRA that is known"),
     "elsewhere": (broken(lambda s: {"other.x.lora_down.weight": torch.ones(2, 2), "other.x.lora_up.weight": torch.ones(2, 2)}), "belongs to no part of SDXL"),
 }

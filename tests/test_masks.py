@@ -18,12 +18,11 @@ def test_a_box_that_sticks_out_is_cut() -> None:
     assert bounds(filled((7, 7, 9, 9), (5, 5))) is None
 
 
-def test_a_mask_grows_by_half_on_each_side_and_shrinks_back() -> None:
-    mask = filled((4, 4, 6, 6), (10, 10))
-    wider = grown(mask, 4)
-    assert drawn(wider) == [".........."] * 2 + ["..######.."] * 6 + [".........."] * 2
-    assert drawn(grown(wider, -4)) == drawn(mask)
-    assert drawn(grown(mask, 0)) == drawn(mask)
+def test_a_box_grows_by_half_on_each_side_and_shrinks_back() -> None:
+    box = (4, 4, 6, 6)
+    assert drawn(filled(grown(box, 4), (10, 10))) == [".........."] * 2 + ["..######.."] * 6 + [".........."] * 2
+    assert grown(grown(box, 5), -5) == grown(box, 0) == box
+    assert bounds(filled(grown(box, -8), (10, 10))) is None, "eroded away"
 
 
 def test_a_faded_mask_ends_somewhere() -> None:

@@ -1,5 +1,6 @@
 """Presets become records; a wrong one names its file, field, value and what is allowed."""
 
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,3 +61,15 @@ def test_parts_make_the_prompt() -> None:
     recipe = presets.recipes()["nano"]
     assert compose(recipe, subject="1girl", character="", general="smile, ", quality="masterpiece") == "1girl, smile, masterpiece"
     assert compose(recipe, subject="1girl", character="a {b}", general="(x, y:1.2)", quality="") == "1girl, a {b}, (x, y:1.2)"
+
+
+@pytest.mark.parametrize("template", ["{subject:\n>3000000000}", "{", "{subject!r}", "{0}", "{general.__class__}", "x" * 20_000])
+def test_a_hostile_template_is_refused(template: str) -> None:
+    with pytest.raises(UserError, match="template: "):
+        presets.recipe({**tomllib.loads(NANO), "template": template}, "own")
+
+
+@pytest.mark.timeout(20)
+def test_a_megabyte_of_commas_is_put_together_at_once() -> None:
+    text = compose(presets.recipes()["nano"], subject="1girl", character="", general="," * 1_000_000, quality="(a, b:1.2)")
+    assert text == "1girl, (a, b:1.2)"

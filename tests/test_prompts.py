@@ -69,6 +69,21 @@ def test_turns_happen_at_their_steps(prompt: str, by_step: str) -> None:
     assert "".join(said) == by_step
 
 
+def test_a_second_pass_goes_on_where_the_first_ended() -> None:
+    """A1111 (`get_learned_conditioning_prompt_schedules` with `hires_steps`): shares below 1 belong to the first pass."""
+
+    def said(prompt: str, step: int) -> str:
+        return "".join(part.text for part in spans(parse(prompt), step, 10, gone=10) if isinstance(part, Span))
+
+    assert said("[red:blue:0.5]", 1) == "blue"
+    assert [said("[red:blue:1.5]", step) for step in (5, 6)] == ["red", "blue"]
+    assert [said("[red:blue:15]", step) for step in (5, 6)] == ["red", "blue"]
+
+
+def test_a_number_of_any_length_is_a_step() -> None:
+    assert spans(parse("[a:b:" + "9" * 400 + "]"))
+
+
 @pytest.mark.parametrize(
     ("tag", "lora"),
     [

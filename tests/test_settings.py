@@ -37,6 +37,7 @@ def test_settings_are_saved_and_loaded_back() -> None:
         steps=33,
         negative='say "no"\\',
         general="smile 🎯",
+        prompt="1girl, smile 🎯, masterpiece",
         hires=True,
         hires_factor=1.5,
         hires_steps=9,
@@ -54,6 +55,13 @@ def test_settings_are_saved_and_loaded_back() -> None:
     assert values["cfg"]["value"] == 9.5
 
 
+def test_a_prompt_changed_by_hand_is_saved_as_it_stands() -> None:
+    update, _ = settings.saved("", **page(prompt="{odd} (1girl:1.2)", grain=True, grain_amount=0.2))
+    values, _ = load(Path(update["value"]))
+    assert values["prompt"] == "{odd} (1girl:1.2)"
+    assert (values["grain"], values["grain_amount"]) == (True, 0.2)
+
+
 def test_what_is_not_allowed_is_not_saved() -> None:
     _, said = settings.saved("", **page(width=1001))
     assert "width: 1001 is not allowed" in said
@@ -66,6 +74,8 @@ def test_what_is_not_allowed_is_not_saved() -> None:
         ("title = 'x'", "is missing"),
         ("\x00", "is not TOML"),
         ("a = 1\n" * 50_000, "bytes are too many"),
+        ("a = " + "[" * 20_000, "is not TOML"),
+        ("a = " + "9" * 5_000, "is not TOML"),
     ],
 )
 def test_a_bad_preset_changes_nothing(tmp_path: Path, text: str, says: str) -> None:
