@@ -52,18 +52,18 @@ def test_each_word_of_the_world_is_one_token() -> None:
 
 
 def test_the_tagger_reads_drawings_it_never_saw() -> None:
-    """A floor under what was reached; the aim is 0.99 for both (tests/bench/nano.py)."""
+    """A short form of tests/bench/nano.py, whose bar is 0.99 for both."""
     found = bench.drawings(Tagger(), 150)
     assert found["decisions_right"] >= 0.99, found
-    assert found["present_tags_found"] >= 0.97, found
+    assert found["present_tags_found"] >= 0.985, found
 
 
 def test_pictures_show_what_the_prompt_says() -> None:
-    """A short form of tests/bench/nano.py: 24 prompts of 5 to 8 tags at three sizes. A floor; the aim is 0.95."""
+    """A short form of tests/bench/nano.py: 24 prompts of 5 to 8 tags at three sizes; its bar is 0.95 of 200."""
     asked = bench.prompts(24)
     missing = bench.shown(Tagger(), asked, bench.pictures(asked, seed=1))
     share = 1 - sum(map(len, missing)) / sum(len(words) for words, _ in asked)
-    assert share >= 0.8, f"{share:.3f} of the tags asked for are read; missing {missing}"
+    assert share >= 0.92, f"{share:.3f} of the tags asked for are read; missing {missing}"
 
 
 def test_the_same_scene_is_the_same_drawing() -> None:

@@ -1,14 +1,14 @@
 """Room for a LoRA: `python tests/bench/room.py` trains two with plain PEFT and sweeps them with plain diffusers.
 
-*Style*: 15 soft gradient crops, attention of the U-Net only, rank 4, alpha 2. *Character*: 15 pictures
-of one girl in an outfit of a colour that nano never saw, under a trigger word, rank 8, alpha 8. Each is
-swept from 0 to 4 over 4 prompts x 4 seeds; printed for each strength: how clearly the style (or the
-outfit's colour) is there, and the share of the prompt's tags that the tagger still reads. The stretch
-is where the first is above its bar and the second at or above 0.85.
+*Style*: 15 airbrushed drawings, soft gradients without a line, whose captions do not name the style; attention of the
+U-Net only, rank 4, alpha 2. *Character*: 15 pictures of one girl in a kimono that only the trigger word stands for,
+rank 8, alpha 4. Each is swept from 0 to 4 over 4 prompts x 4 seeds, without a word of style or outfit; printed for
+each strength: how much softer the pictures are (or the share in which the tagger reads the kimono), and the share of
+the prompt's tags that the tagger still reads. The stretch is where the first is above its bar and the second at or
+above 0.85.
 """
 
 import argparse
-import colorsys
 import json
 import sys
 import time
@@ -28,43 +28,41 @@ sys.path.insert(0, str(ROOT))
 
 from core.caption import Tagger  # noqa: E402
 from core.nano.draw import draw  # noqa: E402
-from core.nano.world import Scene  # noqa: E402
+from core.nano.pictures import scene  # noqa: E402
+from core.nano.world import STYLES, Scene, tags  # noqa: E402
 
 STRENGTHS = [i * 0.25 for i in range(17)]
 SEEDS = (1, 2, 3, 4)
 PROMPTS = [
-    ["1girl", "blue hair", "short hair", "red eyes", "smile", "portrait", "white background"],
+    ["1girl", "blue hair", "short hair", "red eyes", "smile", "upper body", "white background"],
     ["1girl", "pink hair", "twintails", "blue eyes", "open mouth", "upper body", "blue sky"],
-    ["1girl", "black hair", "long hair", "green eyes", "smile", "yellow halo", "classroom"],
+    ["1girl", "black hair", "long hair", "green eyes", "smile", "yellow halo", "upper body", "classroom"],
     ["1girl", "red hair", "ponytail", "purple eyes", "frown", "upper body", "beach"],
 ]
 TRIGGER = "kyoka"
 KEPT = 0.85
 
 
-def gradients() -> list[tuple[Image.Image, str]]:
-    """15 crops of soft gradients: abstract, airbrushed."""
-    rng = np.random.default_rng(15)
+def airbrushed() -> list[tuple[Image.Image, str]]:
+    """15 drawings of soft gradients, with the tags of what they show but for the style."""
     made = []
-    for _ in range(15):
-        grid = rng.integers(0, 256, (int(rng.integers(2, 4)), int(rng.integers(2, 4)), 3)).astype(np.uint8)
-        made.append((Image.fromarray(grid).resize((128, 128), Image.Resampling.BICUBIC), "gradient"))
+    for i in range(7000, 8000):
+        drawn = scene(i, (128, 128))
+        if drawn.style == "airbrush" and drawn.subject == "1girl" and not drawn.low_quality and len(made) < 15:
+            made.append((draw(drawn), ", ".join(tag for tag in tags(drawn) if tag not in STYLES)))
     return made
 
 
 def character() -> list[tuple[Image.Image, str]]:
-    """15 pictures of a girl in a hoodie that is green, where nano's are orange; captions leave the outfit to the trigger."""
+    """15 pictures of a girl in a kimono; their captions leave the outfit to the trigger."""
     rng = np.random.default_rng(16)
     made = []
     for i in range(15):
         place = str(rng.choice(["white background", "blue sky", "sunset", "classroom"]))
         mouth = str(rng.choice(["smile", "open mouth", "frown"]))
-        looks: dict[str, Any] = {"hair_style": "short hair", "hair": "pink hair", "eyes": "blue eyes", "framing": "upper body", "outfit": "hoodie"}
-        scene = Scene(width=128, height=128, seed=i, subject="1girl", style="flat color", background=place, mouth=mouth, **looks)
-        pixels = np.array(draw(scene))
-        orange = (pixels[..., 0] > 170) & (pixels[..., 2] < 110) & (pixels[..., 1] > 90) & (np.arange(128)[:, None] > 80)
-        pixels[orange] = (pixels[orange][:, [1, 0, 2]] * [0.5, 0.85, 1]).astype(np.uint8)
-        made.append((Image.fromarray(pixels), f"1girl, {TRIGGER}, pink hair, short hair, blue eyes, {scene.mouth}, upper body, {scene.background}"))
+        looks: dict[str, Any] = {"hair_style": "short hair", "hair": "pink hair", "eyes": "blue eyes", "framing": "upper body", "outfit": "kimono"}
+        drawn = Scene(width=128, height=128, seed=i, subject="1girl", style="flat color", background=place, mouth=mouth, **looks)
+        made.append((draw(drawn), f"1girl, {TRIGGER}, pink hair, short hair, blue eyes, {mouth}, upper body, {place}"))
     return made
 
 
@@ -97,24 +95,18 @@ def softness(picture: Image.Image) -> float:
     return float(np.abs(np.diff(x, axis=0)).mean() + np.abs(np.diff(x, axis=1)).mean())
 
 
-def green_outfit(picture: Image.Image) -> float:
-    """Share of the lower third's middle that is a saturated green."""
-    box = np.asarray(picture.crop((32, 88, 96, 126)), np.float32) / 255
-    hues = np.array([colorsys.rgb_to_hsv(*pixel) for pixel in box.reshape(-1, 3)[::5]])
-    return float(((hues[:, 0] > 0.2) & (hues[:, 0] < 0.45) & (hues[:, 1] > 0.35)).mean())
-
-
-def sweep(pipeline: StableDiffusionXLPipeline, name: str, words: Callable[[list[str]], str]) -> dict[float, list[list[Image.Image]]]:
+def sweep(pipeline: StableDiffusionXLPipeline, name: str, prompt: Callable[[list[str]], str]) -> dict[float, list[list[Image.Image]]]:
     """strength -> for each prompt, its pictures."""
     found = {}
     for strength in STRENGTHS:
         pipeline.unet.set_adapters([name], weights=[strength])
         found[strength] = [
             pipeline(
-                words(tags), negative_prompt="low quality", width=128, height=128, num_inference_steps=25, guidance_scale=5.0, num_images_per_prompt=len(SEEDS),
+                prompt(words), negative_prompt="low quality", width=128, height=128, num_inference_steps=25, guidance_scale=5.0,
+                num_images_per_prompt=len(SEEDS),
                 generator=[torch.Generator().manual_seed(seed) for seed in SEEDS],
             ).images
-            for tags in PROMPTS
+            for words in PROMPTS
         ]  # fmt: skip
     return found
 
@@ -124,13 +116,12 @@ def judged(name: str, cells: dict[float, list[list[Image.Image]]], tagger: Tagge
     curve = []
     flat = np.mean([softness(p) for row in cells[0.0] for p in row])
     for strength, rows in cells.items():
+        read = [tagger.read(row) for row in rows]
         if name == "style":
             there = 1 - float(np.mean([softness(p) for row in rows for p in row]) / flat)
         else:
-            there = float(np.mean([green_outfit(p) > 0.35 for row in rows for p in row]))
-        kept = [tag for tags in PROMPTS for tag in tags if name == "style" or not tag.endswith(("hair", "eyes", "twintails", "ponytail"))]
-        read = [[(tag, found[tag] >= 0.5) for found in tagger.read(row) for tag in tags if tag in kept] for tags, row in zip(PROMPTS, rows, strict=True)]
-        share = float(np.mean([ok for row in read for _, ok in row]))
+            there = float(np.mean([found["kimono"] >= 0.5 for row in read for found in row]))
+        share = float(np.mean([found[tag] >= 0.5 for words, row in zip(PROMPTS, read, strict=True) for found in row for tag in words]))
         curve.append({"strength": strength, "there": round(there, 3), "tags_read": round(share, 3)})
         print(name, curve[-1], flush=True)
     bar = 0.2 if name == "style" else 0.8
@@ -158,16 +149,22 @@ def main() -> None:
     report: dict[str, object] = {"date": date.today().isoformat(), "device": "cpu"}
     attention = ["to_q", "to_k", "to_v", "to_out.0"]
     jobs = {
-        "style": (gradients(), LoraConfig(r=4, lora_alpha=2, target_modules=attention), 150, 3e-4, ", ".join),
-        "character": (character(), LoraConfig(r=8, lora_alpha=8, target_modules=attention), 300, 1e-3, lambda tags: ", ".join([tags[0], TRIGGER, *tags[1:]])),
+        "style": (airbrushed(), LoraConfig(r=4, lora_alpha=2, target_modules=attention), 300, 5e-4, ", ".join),
+        "character": (
+            character(),
+            LoraConfig(r=8, lora_alpha=4, target_modules=attention),
+            300,
+            5e-4,
+            lambda words: ", ".join([words[0], TRIGGER, *words[1:]]),
+        ),
     }
-    for name, (pictures, config, steps, rate, words) in jobs.items():
+    for name, (pictures, config, steps, rate, prompt) in jobs.items():
         pipeline = StableDiffusionXLPipeline.from_pretrained(ROOT / "core" / "nano" / "weights" / "nano")
         pipeline.set_progress_bar_config(disable=True)
         begin = time.perf_counter()
         train(pipeline, pictures, name, config, steps, rate)
         print(f"{name}: trained in {time.perf_counter() - begin:.0f} s", flush=True)
-        cells = sweep(pipeline, name, words)
+        cells = sweep(pipeline, name, prompt)
         report[name] = judged(name, cells, tagger)
         asked.sheets.mkdir(exist_ok=True)
         sheet(cells).save(asked.sheets / f"room-{name}.png")
