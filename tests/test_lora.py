@@ -16,10 +16,10 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from core import lora, lorafile, models
+from core import asking, lora, lorafile, models, shelf
 from core.blocks import BLOCKS, block_of, from_sai, to_sai, weights
 from core.generate import generate
-from core.types import Cell, LoraUse, Picture, Request, UserError
+from core.types import Cell, Detail, LoraUse, Picture, Request, UserError
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "proj_in", "conv1"]
 RANK, ALPHA = 4, 2.0
@@ -297,3 +297,34 @@ def test_a_lora_of_another_size_does_not_fit(tmp_path: Path) -> None:
     ):
         pass
     assert fingerprint() == before
+
+
+def test_faces_may_have_a_strength_of_their_own(folder: Path) -> None:
+    """The picture without the LoRA, its face with it; outside of the face nothing changes."""
+    use = LoraUse(path=str(folder / "kohya.safetensors"), strength=0.0)
+    asked = replace(REQUEST, prompt="1girl, blue hair, portrait, white background", width=128, height=128, steps=8, cfg=5.0, loras=(use,))
+    made, before = {}, fingerprint()
+    for strength in (None, 3.0):
+        detail = Detail(detector="nano face", padding=8, lora_strength=strength)
+        *_, picture = generate([Cell(label="", request=replace(asked, detail=detail))])
+        assert isinstance(picture, Picture)
+        made[strength] = picture
+    assert made[None].image.tobytes() != made[3.0].image.tobytes()
+    assert made[None].before is not None
+    assert made[3.0].before is not None
+    assert made[None].before.tobytes() == made[3.0].before.tobytes()
+    assert fingerprint() == before
+
+
+@pytest.mark.parametrize("choice", ["lock", "ban"])
+def test_a_loras_tags_are_not_added_to_the_prompt(folder: Path, tmp_path: Path, choice: str) -> None:
+    told = {"modelspec.trigger_phrase": "maid, red eyes", "ss_tag_frequency": json.dumps({"1_x": {"smile": 9, "upper_body": 8, "portrait": 1}})}
+    save_file(load_file(folder / "kohya.safetensors"), tmp_path / "maid.safetensors", told)
+    use = LoraUse(path=str(tmp_path / "maid.safetensors"))
+    assert shelf.tags([use]) == ("maid", "red eyes", "smile", "upper body")
+    for seed in range(3):
+        values = {"prompt": "1girl", "seed": seed, "lora_file": use.path, "expand": {"lora_tags": choice}}
+        assert not asking.problems(values)
+        found = asking.expanded(values)
+        assert found is not None
+        assert not set(shelf.tags([use])) & set(found.added)
