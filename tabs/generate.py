@@ -69,7 +69,9 @@ def tab() -> None:
         show_progress="hidden",
         **{**job, "validator": validator((*ASKED, "added"), stages.said)},
     )
-    shown["stop"].click(lambda: "Stopped. What was finished stays.", None, shown["status"], cancels=[making], **quiet)
+    stopped = {"fn": lambda: "Stopped. What was finished stays.", "inputs": None, "outputs": shown["status"]}
+    # Said twice: a step that was on its way to the page may arrive behind the first.
+    shown["stop"].click(**stopped, cancels=[making], **quiet).then(**stopped, **quiet)
 
 
 def _controls(first: Recipe) -> dict[str, Any]:
