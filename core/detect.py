@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as onnx
 from PIL import Image
 
 from core.masks import Box, overlap
@@ -19,6 +20,8 @@ GREY = (114, 114, 114)
 SAME = 0.5
 """Two boxes that overlap by more (intersection over union) are one thing."""
 DYNAMIC_SIDE = 640
+# onnxruntime's own classes for a file that it cannot use; they have no common one.
+NOT_A_MODEL = (onnx.Fail, onnx.InvalidArgument, onnx.InvalidGraph, onnx.InvalidProtobuf, onnx.NoSuchFile, onnx.NotImplemented, onnx.RuntimeException)
 
 
 @dataclass(frozen=True)
@@ -33,9 +36,9 @@ class Detector:
     def __init__(self, file: Path):
         try:
             self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-            (wanted,), (given, *_) = self.session.get_inputs(), self.session.get_outputs()
-        except Exception as error:  # onnxruntime raises classes of its own, with no common one
+        except NOT_A_MODEL as error:
             raise UserError(f"detector: {file.name} cannot be opened as an ONNX model.") from error
+        wanted, given = self.session.get_inputs()[0], self.session.get_outputs()[0]
         if len(wanted.shape) != 4 or wanted.shape[1] != 3 or len(given.shape) != 3:
             raise UserError(f"detector: {file.name} is not laid out as YOLOv8's are: it takes {wanted.shape} and gives {given.shape}.")
         self.input = wanted.name

@@ -5,11 +5,13 @@ from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
+from safetensors import SafetensorError
 from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
@@ -25,6 +27,8 @@ TILE = 256
 OVERLAP = 32
 """Pixels that neighbouring tiles share; half of them on each side are thrown away."""
 SIDE_STEP = 8  # pixels in a latent
+# What reading and fitting weights raises: torn files, objects that are not weights, shapes that do not belong together.
+NOT_WEIGHTS = (OSError, EOFError, UnpicklingError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
 TIMES = 1000
 """The model knows so many levels of noise: a schedule has no more steps."""
 
@@ -108,7 +112,7 @@ def upscaler(file: Path) -> ImageModelDescriptor:
         model = ModelLoader().load_from_state_dict(weights)
     except UnsupportedModelError as error:
         raise UserError(f"{said} is no upscaler that is known here.") from error
-    except Exception as error:  # unpickling errors, broken headers and shapes have no common class
+    except NOT_WEIGHTS as error:
         raise UserError(f"{said} cannot be read as an upscaler's weights ({type(error).__name__}).") from error
     if all(value.dtype == torch.float16 for value in weights.values() if value.is_floating_point()):
         raise UserError(f"{said} holds half-precision weights only; it takes the float32 file.")

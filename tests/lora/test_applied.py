@@ -1,0 +1,144 @@
+"""LoRAs on a model: PEFT's answers at every strength, and weights that are bit for bit what they were."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file, save_file
+
+from core import asking, lora, models, shelf
+from core.blocks import block_of
+from core.generate import generate
+from core.types import Cell, Detail, LoraUse, Picture, Request, UserError
+from tests.lora.parts import REQUEST, fingerprint, noise_of, text_of
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "peft", "kohya", "kohya-diffusers"])
+def test_every_format_is_peft_at_every_strength(peft: StableDiffusionXLPipeline, folder: Path, kind: str) -> None:
+    ours, before = models.load("nano"), fingerprint()
+    for strength in (0.5, 1.0, 2.5, -1.0, 5.0):
+        peft.unet.set_adapters("it", [strength])
+        with lora.loaded(ours, [LoraUse(path=str(folder / f"{kind}.safetensors"), strength=strength)]):
+            assert (noise_of(ours) - noise_of(peft)).abs().max() <= 1e-4, strength
+    assert fingerprint() == before
+
+
+def test_text_encoders_have_a_strength_of_their_own(peft: StableDiffusionXLPipeline, folder: Path) -> None:
+    ours, plain = models.load("nano"), text_of(models.load("nano"))
+    use = LoraUse(path=str(folder / "kohya.safetensors"), strength=0.0, text_strength=1.0)
+    with lora.loaded(ours, [use]):
+        assert (text_of(ours) - text_of(peft)).abs().max() <= 1e-4
+    with lora.loaded(ours, [replace(use, strength=1.0, text_strength=0.0)]):
+        assert torch.equal(text_of(ours), plain)
+
+
+def test_several_add_up(folder: Path) -> None:
+    ours, path = models.load("nano"), str(folder / "kohya.safetensors")
+    with lora.loaded(ours, [LoraUse(path=path, strength=2.0)]):
+        whole = noise_of(ours)
+    with lora.loaded(ours, [LoraUse(path=path, strength=0.5), LoraUse(path=str(folder / "diffusers.safetensors"), strength=1.5)]):
+        assert (noise_of(ours) - whole).abs().max() <= 1e-4
+
+
+def test_changing_the_strength_does_not_drift(folder: Path) -> None:
+    ours, before = models.load("nano"), fingerprint()
+    use = LoraUse(path=str(folder / "kohya.safetensors"))
+    with lora.loaded(ours, [use]) as worn:
+        first = noise_of(ours)
+        for i in range(50):
+            worn.set([replace(use, strength=i / 10)])
+        worn.set([use])
+        assert torch.equal(noise_of(ours), first)
+        worn.set([replace(use, strength=0.0)])
+        assert fingerprint() == before, "strength 0 is the base"
+
+
+def test_a_failure_in_the_middle_leaves_the_model_as_it_was(folder: Path) -> None:
+    ours, before = models.load("nano"), fingerprint()
+
+    def interrupted() -> None:
+        with lora.loaded(ours, [LoraUse(path=str(folder / "kohya.safetensors"), strength=3)]):
+            assert fingerprint() != before
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    assert fingerprint() == before
+
+
+def test_block_weights_choose_blocks(folder: Path) -> None:
+    ours, path = models.load("nano"), str(folder / "kohya.safetensors")
+    start = {name: value.clone() for name, value in ours.unet.state_dict().items()}
+    for text, blocks in (("STYLE", {"OUT01"}), ("0,0,0,0,0,0,1,0,0,0,0,0", {"OUT00"}), ("0,1,0,0,0,0.5,0,0,0,0,0,0", {"IN04", "M00"})):
+        with lora.loaded(ours, [LoraUse(path=path, blocks=text)]):
+            changed = {name for name, value in ours.unet.state_dict().items() if not torch.equal(value, start[name])}
+        assert {block_of(name.replace(".", "_")) for name in changed} == blocks, text
+    assert [block_of(name) for name in ("mid_block_resnets_1_conv1", "up_blocks_0_upsamplers_0_conv", "down_blocks_1_resnets_0_conv2", "conv_in")] == [
+        "M00",
+        "OUT02",
+        "IN04",
+        None,
+    ]
+
+
+def test_a_picture_with_a_lora_leaves_the_next_one_alone(folder: Path) -> None:
+    use = LoraUse(path=str(folder / "kohya.safetensors"), strength=2)
+
+    def made(*requests: Request) -> list[bytes]:
+        events = generate([Cell(label="", request=request) for request in requests])
+        return [e.image.tobytes() for e in sorted((e for e in events if isinstance(e, Picture)), key=lambda e: e.index)]
+
+    (plain,) = made(REQUEST)
+    worn, other, base = made(replace(REQUEST, loras=(use,)), replace(REQUEST, loras=(replace(use, strength=4),)), REQUEST)
+    assert len({plain, worn, other}) == 3
+    assert base == plain
+    stopped = generate([Cell(label="", request=replace(REQUEST, loras=(use,)))])
+    next(stopped)
+    stopped.close()
+    assert made(REQUEST) == [plain], "a job that was stopped left its LoRA on the model"
+
+
+def test_a_lora_of_another_size_does_not_fit(tmp_path: Path) -> None:
+    key = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    save_file({f"{key}.lora_down.weight": torch.ones(2, 2048), f"{key}.lora_up.weight": torch.ones(640, 2)}, tmp_path / "sdxl.safetensors")
+    before = fingerprint()
+    with (
+        pytest.raises(UserError, match=r"does not fit this model: .* is \(64, 160\) here and \(640, 2048\) there; it is made for SDXL"),
+        lora.loaded(models.load("nano"), [LoraUse(path=str(tmp_path / "sdxl.safetensors"))]),
+    ):
+        pass
+    assert fingerprint() == before
+
+
+def test_faces_may_have_a_strength_of_their_own(folder: Path) -> None:
+    """The picture without the LoRA, its face with it; outside of the face nothing changes."""
+    use = LoraUse(path=str(folder / "kohya.safetensors"), strength=0.0)
+    asked = replace(REQUEST, prompt="1girl, blue hair, portrait, white background", width=128, height=128, steps=8, cfg=5.0, loras=(use,))
+    made, before = {}, fingerprint()
+    for strength in (None, 3.0):
+        detail = Detail(detector="nano face", padding=8, lora_strength=strength)
+        *_, picture = generate([Cell(label="", request=replace(asked, detail=detail))])
+        assert isinstance(picture, Picture)
+        made[strength] = picture
+    assert made[None].image.tobytes() != made[3.0].image.tobytes()
+    assert made[None].before is not None
+    assert made[3.0].before is not None
+    assert made[None].before.tobytes() == made[3.0].before.tobytes()
+    assert fingerprint() == before
+
+
+@pytest.mark.parametrize("choice", ["lock", "ban"])
+def test_a_loras_tags_are_not_added_to_the_prompt(folder: Path, tmp_path: Path, choice: str) -> None:
+    told = {"modelspec.trigger_phrase": "maid, red eyes", "ss_tag_frequency": json.dumps({"1_x": {"smile": 9, "upper_body": 8, "portrait": 1}})}
+    save_file(load_file(folder / "kohya.safetensors"), tmp_path / "maid.safetensors", told)
+    use = LoraUse(path=str(tmp_path / "maid.safetensors"))
+    assert shelf.tags([use]) == ("maid", "red eyes", "smile", "upper body")
+    for seed in range(3):
+        values = {"prompt": "1girl", "seed": seed, "lora_file": use.path, "expand": {"lora_tags": choice}}
+        assert not asking.problems(values)
+        found = asking.expanded(values)
+        assert found is not None
+        assert not set(shelf.tags([use])) & set(found.added)
