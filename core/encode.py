@@ -7,6 +7,7 @@ restored; the pooled vector is the first chunk's. A prompt of weight 1 within 75
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -66,11 +67,11 @@ def conditions(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request],
     silent = len(requests) * guided if pipeline.config.force_zeros_for_empty_prompt else 0  # SDXL base knows no prompt as zeros
     factors = torch.tensor([float(i >= silent or bool(text.strip())) for i, text in enumerate(prompts)], device=made.pooled.device, dtype=made.pooled.dtype)
 
-    def at(step: int) -> Conditioning:
-        chosen = [where[row[step - 1]] for row in rows]
-        return Conditioning(made.states[chosen] * factors[:, None, None], made.pooled[chosen] * factors[:, None])
+    @lru_cache(1)  # most prompts say the same at every step
+    def chosen(texts: tuple[int, ...]) -> Conditioning:
+        return Conditioning(made.states[list(texts)] * factors[:, None, None], made.pooled[list(texts)] * factors[:, None])
 
-    return at
+    return lambda step: chosen(tuple(where[row[step - 1]] for row in rows))
 
 
 def chunks_of(pipeline: StableDiffusionXLPipeline, request: Request) -> int:
@@ -94,6 +95,7 @@ def encode(pipeline: StableDiffusionXLPipeline, texts: Sequence[Said]) -> Condit
     """
     both = ((pipeline.tokenizer, pipeline.text_encoder), (pipeline.tokenizer_2, pipeline.text_encoder_2))
     many = max(len(chunks(pipeline.tokenizer, text)) for text in texts)
+    device = pipeline._execution_device  # once: diffusers looks through every module for it
     rows = []
     for text in texts:
         states, pooled = [], torch.empty(0)
@@ -101,7 +103,7 @@ def encode(pipeline: StableDiffusionXLPipeline, texts: Sequence[Said]) -> Condit
             made = chunks(tokenizer, text)
             made += [Chunk([], [])] * (many - len(made))
             start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-            ids = torch.tensor([[start, *c.ids, end, *[pad] * (PLACES - len(c.ids))] for c in made], device=pipeline._execution_device)
+            ids = torch.tensor([[start, *c.ids, end, *[pad] * (PLACES - len(c.ids))] for c in made], device=device)
             weights = torch.tensor([[1.0, *c.weights, *[1.0] * (PLACES + 1 - len(c.ids))] for c in made])
             out = encoder(ids, output_hidden_states=True)
             states.append(_weighted(out.hidden_states[-2], weights).flatten(0, 1))

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -19,13 +18,10 @@ from core import tools
 from core.denoise import Start, encode_pictures
 from core.device import this_machine
 from core.grain import smoothed
+from core.tiles import side, tiled
 from core.types import Hires, Request, UserError
 
 LANCZOS, LATENT = "Lanczos", "Latent"
-TILE = 256
-"""Side in pixels of what an upscaler sees at once, overlap included."""
-OVERLAP = 32
-"""Pixels that neighbouring tiles share; half of them on each side are thrown away."""
 SIDE_STEP = 8  # pixels in a latent
 # What reading and fitting weights raises: torn files, objects that are not weights, shapes that do not belong together.
 NOT_WEIGHTS = (OSError, EOFError, UnpicklingError, SafetensorError, RuntimeError, ValueError, KeyError, TypeError, AttributeError)
@@ -71,32 +67,8 @@ def enlarged(picture: Image.Image, hires: Hires, to: tuple[int, int]) -> Image.I
         device = this_machine().device
         model = upscaler(tools.file("upscaler", hires.upscaler)).to(device)
         pixels = pil_to_tensor(picture.convert("RGB")).float()[None].to(device) / 255
-        picture = to_pil_image(tiled(model, pixels)[0].clamp(0, 1).cpu())
+        picture = to_pil_image(tiled(model, pixels, side(this_machine()))[0].clamp(0, 1).cpu())
     return picture if picture.size == to else picture.resize(to, Image.Resampling.LANCZOS)
-
-
-@torch.no_grad()
-def tiled(model: ImageModelDescriptor, pixels: torch.Tensor, tile: int = TILE, overlap: int = OVERLAP) -> torch.Tensor:
-    """Pixels (1, 3, h, w) in 0..1 through the model, (1, 3, scale * h, scale * w); at most `tile` pixels a side at once."""
-    _, _, h, w = pixels.shape
-    scale = model.scale
-    out = pixels.new_empty(1, 3, h * scale, w * scale)
-    for top, bottom, first, last in _strips(h, tile, overlap):
-        for left, right, begin, end in _strips(w, tile, overlap):
-            made = model(pixels[:, :, top:bottom, left:right].to(model.dtype))
-            kept = made[:, :, (first - top) * scale : (last - top) * scale, (begin - left) * scale : (end - left) * scale]
-            out[:, :, first * scale : last * scale, begin * scale : end * scale] = kept
-    return out
-
-
-def _strips(length: int, tile: int, overlap: int) -> list[tuple[int, int, int, int]]:
-    """(seen from, seen to, kept from, kept to) along one side: equal steps, half the overlap thrown away inside."""
-    if length <= tile:
-        return [(0, length, 0, length)]
-    many = -(-(length - overlap) // (tile - overlap))
-    starts = [round(i * (length - tile) / (many - 1)) for i in range(many)]
-    cuts = [0, *((a + tile + b) // 2 for a, b in pairwise(starts)), length]
-    return [(a, a + tile, cuts[i], cuts[i + 1]) for i, a in enumerate(starts)]
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Enlarging: tiles beside the whole, files that are no upscalers, what hires makes of a request."""
+"""Enlarging: files that are no upscalers, what hires makes of a request."""
 
 import pickle
 from dataclasses import replace
@@ -24,23 +24,6 @@ NANO = tools.file("upscaler", "nano DAT x2")
 def pixels(size: tuple[int, int] = (192, 128)) -> torch.Tensor:
     picture = drawing(scene(HELD_OUT, size)).picture
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
-
-
-def test_strips_cover_a_side_once() -> None:
-    for length, tile, overlap in [(10, 16, 4), (100, 32, 8), (257, 256, 32), (1000, 256, 32)]:
-        strips = hires._strips(length, tile, overlap)
-        assert [kept for *_, begin, end in strips for kept in range(begin, end)] == list(range(length))
-        assert all(0 <= seen <= begin < end <= to <= length and to - seen <= tile for seen, to, begin, end in strips)
-
-
-def test_tiles_agree_with_the_whole_for_a_local_upscaler(tmp_path: Path) -> None:
-    """With an overlap that covers a convolutional network's reach, tiles are the whole to 1e-3."""
-    torch.manual_seed(0)
-    save_file(ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=2).state_dict(), tmp_path / "esrgan.safetensors")
-    model = hires.upscaler(tmp_path / "esrgan.safetensors")
-    whole, parts = hires.tiled(model, pixels(), tile=512), hires.tiled(model, pixels(), tile=96, overlap=48)
-    assert whole.shape[-2:] == parts.shape[-2:] == (128 * model.scale, 192 * model.scale)
-    assert (whole - parts).abs().max() <= 1e-3
 
 
 def test_the_embedded_upscaler_beats_lanczos() -> None:

@@ -13,7 +13,7 @@ FLOORS = [
     {"core.types", "core.samplers", "core.masks", "core.blocks"},
     {"core.limits", "core.prompts", "core.grain", "core.detect"},
     {"core.presets", "core.infotext", "core.lorafile", "core.device", "core.caption", "core.encode"},
-    {"core.tools", "core.models", "core.denoise", "core.record", "core.lora"},
+    {"core.tools", "core.models", "core.denoise", "core.record", "core.lora", "core.tiles"},
     {"core.expand", "core.hires", "core.details", "core.shelf"},
     {"core.asking", "core.generate"},
     {"core.gpu"},
