@@ -13,12 +13,13 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from core import details, hires, limits, lora, models, tools
+from core import details, hires, limits, lora, models, together, tools
 from core.denoise import Moment, decode, denoise
-from core.device import GIB, this_machine
 from core.encode import chunks_of
+from core.events import Event, Look, Picture, Seen, Step
+from core.features import looks
 from core.grain import grained
-from core.types import Cell, Event, Picture, Request, Step, UserError
+from core.types import Cell, Request, UserError
 
 PREVIEWS = 8
 """Previews in a run."""
@@ -26,17 +27,22 @@ PREVIEW_LATENTS = 32
 """Longest side of a preview in latents: a preview costs a VAE decode of at most 256 x 256 pixels."""
 
 
-def generate(cells: Sequence[Cell], *, previews: bool = False) -> Generator[Event, None, None]:
+def generate(cells: Sequence[Cell], *, previews: bool = False, look: bool = False, pictures: Sequence[Image.Image] = ()) -> Generator[Event, None, None]:
     """Make every cell's picture: a `Step` after each denoising step, a `Picture` for each cell.
 
     The cells of one batch come together, in the order of the cells. Closing the generator
-    stops the work within one step. Raises `UserError` for a model that cannot be had and when
-    memory runs out.
+    stops the work within one step. With `look`, pictures come with their `Look`, and those
+    without a LoRA with an echo; `pictures` are looked at with the first cell's model, a `Seen` each.
+    Raises `UserError` for a model that cannot be had and when memory runs out.
     """
     for request in {cell.request for cell in cells}:
         limits.check(request)
         _ready(request)
     clock = Clock(cells)
+    if pictures:
+        pipeline = models.load(cells[0].request.model)
+        for i, picture in enumerate(pictures):
+            yield Seen(index=i, look=looks(pipeline, [picture])[0])
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
         alike[cell.request.model, tuple(use.path for use in cell.request.loras)].append(i)
@@ -44,15 +50,16 @@ def generate(cells: Sequence[Cell], *, previews: bool = False) -> Generator[Even
         pipeline = models.load(name)
         requests = [cells[i].request for i in indices]
         with _enough_memory(requests), lora.loaded(pipeline, requests[0].loras) if paths else nullcontext() as worn:
-            for part in batches(pipeline, [cells[i].request for i in indices]):
+            mixed = worn is not None and together.is_faster(pipeline, [cells[i].request for i in indices], worn)
+            for part in together.batches(pipeline, [cells[i].request for i in indices], mixed):
                 batch = [indices[k] for k in part]
                 requests[:] = [cells[i].request for i in batch]
                 if worn:
-                    worn.set(requests[0].loras)
-                finished = yield from _stages(pipeline, requests, worn, clock, previews)
-                for i, (image, before, notes) in zip(batch, finished, strict=True):
+                    worn.set([r.loras for r in requests])
+                finished = yield from _stages(pipeline, requests, worn, clock, previews, look)
+                for i, (image, before, notes, seen) in zip(batch, finished, strict=True):
                     clock.pictures_done += 1
-                    yield Picture(index=i, cell=cells[i], image=image, before=before, notes=notes)
+                    yield Picture(index=i, cell=cells[i], image=image, before=before, notes=notes, look=seen)
 
 
 @contextmanager
@@ -73,12 +80,12 @@ def _ready(request: Request) -> None:
         details.finder(request.detail.detector)
 
 
-Finished = tuple[Image.Image, Image.Image | None, tuple[str, ...]]
-"""A picture, what it was before hires and details, and notes."""
+Finished = tuple[Image.Image, Image.Image | None, tuple[str, ...], Look | None]
+"""A picture, what it was before hires and details, notes, and what is measured of it."""
 Stage = Generator[Step, None, list[Finished]]
 
 
-def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: lora.Loaded | None, clock: "Clock", previews: bool) -> Stage:
+def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: lora.Loaded | None, clock: "Clock", previews: bool, look: bool) -> Stage:
     """A batch through the stages that it asks for; its requests ask for the same ones."""
     first = requests[0]
     latents = yield from _watched(pipeline, denoise(pipeline, requests), "base", requests, clock, previews)
@@ -91,7 +98,7 @@ def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: 
     notes: Sequence[tuple[str, ...]] = [()] * len(images)
     if first.detail:
         if worn and first.detail.lora_strength is not None:
-            worn.set([replace(use, strength=first.detail.lora_strength, text_strength=None) for use in first.loras])
+            worn.set([[replace(use, strength=first.detail.lora_strength, text_strength=None) for use in first.loras]])
         places, notes = details.places(images, requests, models.find(first.model).native_size)
         whole = images  # every place sees the picture as it was, so that what is beside it in a batch makes no difference
         for some in _alike(pipeline, places):
@@ -100,7 +107,8 @@ def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: 
             images = details.pasted(images, some, decode(pipeline, latents))
     finished = [grained(image, r.grain, r.seed) if r.grain else image for image, r in zip(images, requests, strict=True)]
     changed = first.hires or first.detail
-    return list(zip(finished, before if changed else [None] * len(finished), notes, strict=True))
+    seen = looks(pipeline, finished, latents if len(latents) == len(finished) else None, echo=not first.loras) if look else [None] * len(finished)
+    return list(zip(finished, before if changed else [None] * len(finished), notes, seen, strict=True))
 
 
 def _alike(pipeline: StableDiffusionXLPipeline, places: Sequence[details.Place]) -> Iterator[list[details.Place]]:
@@ -110,7 +118,7 @@ def _alike(pipeline: StableDiffusionXLPipeline, places: Sequence[details.Place])
         r = place.request
         alike[r.width, r.height, r.steps, place.schedule, chunks_of(pipeline, r)].append(place)
     for (width, height, *_), group in alike.items():
-        size = batch_size(width, height)
+        size = together.batch_size(width, height)
         yield from (group[i : i + size] for i in range(0, len(group), size))
 
 
@@ -158,23 +166,6 @@ def _watched(
             previews=shown,
         )
     return latents
-
-
-def batches(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request]) -> Iterator[list[int]]:
-    """Indices of one model's requests that go through it together."""
-    alike: dict[tuple, list[int]] = defaultdict(list)
-    for i, r in enumerate(requests):
-        details_of = r.detail is None, r.detail and r.detail.lora_strength  # each place goes its own way
-        alike[r.loras, r.width, r.height, r.steps, r.sampler, r.cfg > 1, r.hires, details_of, chunks_of(pipeline, r)].append(i)
-    for _, indices in alike.items():
-        size = batch_size(*hires.size(requests[indices[0]]))
-        yield from (indices[i : i + size] for i in range(0, len(indices), size))
-
-
-def batch_size(width: int, height: int) -> int:
-    """Pictures of this size that fit beside the model: 2 GiB each at 1024 x 1024, at most 8."""
-    free = max(this_machine().memory - 8 * GIB, 0)
-    return max(1, min(8, int(free / (2 * GIB * width * height / 1024**2))))
 
 
 def shrunk(latents: torch.Tensor) -> torch.Tensor:

@@ -13,10 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from PIL.Image import Image
+
 from core import models
 from core.device import on_zero_gpu
+from core.events import Event, Failed
 from core.generate import generate, planned
-from core.types import Cell, Event, Failed, UserError
+from core.types import Cell, UserError
 
 SECONDS_PER_MEGAPIXEL_STEP = 0.08
 """Of SDXL with guidance on ZeroGPU's half card; generous, since an overrun call is killed."""
@@ -27,7 +30,7 @@ LONGEST = 120
 """Seconds that a visitor may ask for at once."""
 
 
-def duration(cells: Sequence[Cell], previews: bool = False) -> int:
+def duration(cells: Sequence[Cell], previews: bool = False, look: bool = False, pictures: Sequence[Image] = ()) -> int:
     """Whole seconds of GPU time to ask ZeroGPU for."""
     work = sum(planned(cell.request) for cell in cells) / 1e6
     fresh = {cell.request.model for cell in cells} - {models.loaded()}
@@ -35,7 +38,7 @@ def duration(cells: Sequence[Cell], previews: bool = False) -> int:
 
 
 @spaces.GPU(duration=duration)
-def run(cells: Sequence[Cell], previews: bool = False) -> Iterator[Event]:
+def run(cells: Sequence[Cell], previews: bool = False, look: bool = False, pictures: Sequence[Image] = ()) -> Iterator[Event]:
     """Make the cells' pictures: `core.generate.generate`, with what went wrong as a last `Failed`.
 
     One job at a time has the model, to its very end: Gradio gives a stopped job's place away before the job
@@ -43,7 +46,7 @@ def run(cells: Sequence[Cell], previews: bool = False) -> Iterator[Event]:
     """
     _job.acquire()
     try:
-        events = generate(cells, previews=previews)
+        events = generate(cells, previews=previews, look=look, pictures=pictures)
         try:
             while (event := lane(next, events, None)) is not None:
                 yield event

@@ -1,19 +1,22 @@
 """LoRAs on a model: put on at any strength, changed in place, taken off bit for bit.
 
 A change W0 + strength * alpha / rank * up @ down is written over the weight, from a copy of W0 that is kept
-beside it: exact at every strength, no cost in a denoising step, and nothing drifts however often it is changed.
+beside it: exact at every strength, no cost in a denoising step, and nothing drifts however often it is changed. Where
+every sample of a batch has a strength of its own, the weight stays W0 and the change is added to what the layer gives.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
+from torch.utils.hooks import RemovableHandle
 
 from core import lorafile
 from core.blocks import BLOCKS, block_of, weights
@@ -22,6 +25,7 @@ from core.types import LoraUse, UserError
 
 KEPT_FILES = 64  # what their headers say; tensors are not kept
 _reading = threading.Lock()
+Layer = torch.nn.Linear | torch.nn.Conv2d
 
 
 @lru_cache(KEPT_FILES)
@@ -40,23 +44,40 @@ def file(path: str) -> LoraFile:
 
 
 class Loaded:
-    """Weights of a pipeline that LoRAs change, with their pristine copies."""
+    """Layers of a pipeline that LoRAs change, with pristine copies of their weights."""
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, files: Sequence[LoraFile]):
-        self.changes: dict[torch.Tensor, list[tuple[int, Module, torch.Tensor, torch.Tensor]]] = {}
+        self.changes: dict[Layer, list[tuple[int, Module, torch.Tensor, torch.Tensor]]] = {}
+        self.hooks: list[RemovableHandle] = []
         for number, found in enumerate(files):
             tensors = found.tensors()
             for module, layer in placed(pipeline, found):
                 down, up = (tensors[key].flatten(1).to(layer.weight.device, layer.weight.dtype) for key in (module.down, module.up))
-                self.changes.setdefault(layer.weight, []).append((number, module, down, up))
-        self.pristine = {weight: weight.detach().clone() for weight in self.changes}
+                self.changes.setdefault(layer, []).append((number, module, down, up))
+        self.pristine = {layer: layer.weight.detach().clone() for layer in self.changes}
+
+    @property
+    def changes_text(self) -> bool:
+        """Whether a text encoder is changed, so that a prompt's embeddings depend on the strength."""
+        return any(module.component != "unet" for changes in self.changes.values() for _, module, _, _ in changes)
 
     @torch.no_grad()
-    def set(self, uses: Sequence[LoraUse]) -> None:
-        """Change the strengths: one use for each file, in the files' order."""
+    def set(self, samples: Sequence[Sequence[LoraUse]]) -> None:
+        """Change the strengths: for each sample of a batch one use for each file, in the files' order.
+
+        Where all samples have the same, in the weights. Raises `ValueError` for strengths that differ on a text encoder.
+        """
+        self._alone()
+        uses = samples[0]
+        if any(sample != uses for sample in samples):
+            if self.changes_text:
+                raise ValueError("a text encoder has one strength for all samples")
+            self._each(samples)
+            return
         factors = [_factors(use) for use in uses]
-        for weight, changes in self.changes.items():
-            weight.copy_(self.pristine[weight])
+        for layer, changes in self.changes.items():
+            weight = layer.weight
+            weight.copy_(self.pristine[layer])
             flat = weight.flatten(1) if weight.is_contiguous() else weight.reshape(len(weight), -1)
             for number, module, down, up in changes:
                 strength = factors[number](module) * module.scale
@@ -65,11 +86,41 @@ class Loaded:
             if flat.data_ptr() != weight.data_ptr():  # channels last: what was flattened is a copy
                 weight.copy_(flat.view(weight.shape))
 
+    def _each(self, samples: Sequence[Sequence[LoraUse]]) -> None:
+        """Pristine weights, and what each sample's strength adds behind the layers."""
+        factors = [[_factors(use) for use in sample] for sample in samples]
+        for layer, changes in self.changes.items():
+            layer.weight.copy_(self.pristine[layer])
+            for number, module, down, up in changes:
+                strengths = torch.tensor([sample[number](module) * module.scale for sample in factors])
+                self.hooks.append(layer.register_forward_hook(_adding(layer, down, up, strengths)))
+
+    def _alone(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+        self.hooks.clear()
+
     @torch.no_grad()
     def off(self) -> None:
-        """Every weight as it was."""
-        for weight, pristine in self.pristine.items():
-            weight.copy_(pristine)
+        """Every layer as it was."""
+        self._alone()
+        for layer, pristine in self.pristine.items():
+            layer.weight.copy_(pristine)
+
+
+def _adding(layer: Layer, down: torch.Tensor, up: torch.Tensor, strengths: torch.Tensor) -> Callable[..., torch.Tensor]:
+    """A hook that adds strength * up(down(x)) to what a layer makes of x, for each sample; guidance repeats the samples."""
+    if isinstance(layer, torch.nn.Conv2d):
+        down, up = down.view(-1, layer.in_channels, *layer.kernel_size), up[:, :, None, None]
+
+    def hook(_: torch.nn.Module, given: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        (x,), first, second = given, down.to(given[0].device), up.to(given[0].device)
+        strength = strengths.to(x.device, x.dtype).repeat(len(x) // len(strengths)).view(-1, *[1] * (x.ndim - 1))
+        if isinstance(layer, torch.nn.Linear):
+            return out + ((x @ first.T) * strength) @ second.T
+        return out + F.conv2d(F.conv2d(x, first, stride=layer.stride, padding=layer.padding) * strength, second)
+
+    return hook
 
 
 @contextmanager
@@ -80,13 +131,13 @@ def loaded(pipeline: StableDiffusionXLPipeline, uses: Sequence[LoraUse]) -> Iter
     """
     made = Loaded(pipeline, [file(use.path) for use in uses])
     try:
-        made.set(uses)
+        made.set([uses])
         yield made
     finally:
         made.off()
 
 
-def placed(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> list[tuple[Module, torch.nn.Linear | torch.nn.Conv2d]]:
+def placed(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> list[tuple[Module, Layer]]:
     """Each module of a file with the model's layer that it changes. Raises `UserError` if one has no layer or another shape."""
     layers = {component: _layers(getattr(pipeline, component)) for component in COMPONENTS}
     pairs = []
@@ -160,7 +211,7 @@ def expectation(found: LoraFile) -> str:
     return f"{', '.join(parts)}: {start}; a sweep measures it."
 
 
-def _layers(model: torch.nn.Module) -> dict[str, torch.nn.Linear | torch.nn.Conv2d]:
+def _layers(model: torch.nn.Module) -> dict[str, Layer]:
     """The layers that a LoRA can change, by flat name."""
     kinds = (torch.nn.Linear, torch.nn.Conv2d)
     return {name.replace(".", "_").removeprefix("text_model_"): layer for name, layer in model.named_modules() if isinstance(layer, kinds)}

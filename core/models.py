@@ -80,6 +80,16 @@ def find(name: str) -> Model:
     return presets.models()[name]
 
 
+def fingerprint(name: str) -> str:
+    """What tells one state of a model from another: its commit, or its files' sizes and times."""
+    model = find(name)
+    if model.revision is not None:
+        return f"{model.source}@{model.revision}"
+    source = ROOT / Path(model.source).expanduser()
+    files = sorted(source.rglob("*.safetensors")) if source.is_dir() else [source]
+    return f"{model.name}:" + ",".join(f"{told.st_size}.{told.st_mtime_ns}" for told in (file.stat() for file in files if file.exists()))
+
+
 def absence(model: Model) -> str | None:
     """What a person should know before choosing a model that is not on this machine; `None` if it is."""
     if model.revision is None:

@@ -1,4 +1,4 @@
-"""Fetches the models beside the base model: upscalers, detectors and expanders, as `presets/tools.toml` pins them."""
+"""Fetches the models beside the base model: upscalers, detectors, expanders and taggers, as `presets/tools.toml` pins them."""
 
 import hashlib
 from functools import cache

@@ -1,14 +1,10 @@
-"""What travels between the rooms: frozen records, the events of a job, and the one error a person reads.
+"""What travels between the rooms: frozen records, and the one error a person reads.
 
 Records are keyword-only, small, picklable and varied with `dataclasses.replace`. A part that
 is off is `None`. No torch here, so that everything can import it.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 class UserError(Exception):
@@ -31,6 +27,8 @@ class Model:
     """For a `.safetensors` checkpoint: the diffusers folder with its configs and tokenizers; `None` is SDXL's own."""
     prediction_type: str = "epsilon"
     """`epsilon` or `v_prediction`; a single file does not say."""
+    tagger: str | None = None
+    """The name of a `Tool` that reads the tags of its pictures; `None` where none is pinned."""
     native_size: int = 1024
     """Side in pixels of the square that the model was trained on."""
     licence: str
@@ -44,7 +42,7 @@ class Tool:
 
     name: str
     kind: str
-    """`upscaler`, `detector` or `expander`."""
+    """`upscaler`, `detector`, `expander` or `tagger`."""
     source: str
     """A Hub id `owner/name`, or a path in this repository."""
     revision: str | None = None
@@ -172,6 +170,13 @@ class Recipe:
     detail: Detail = Detail()
     expand: Expand = Expand()
     grain: Grain = Grain()
+    neutral: tuple[str, ...] = (
+        "solo, short hair, blue eyes, smile, upper body, simple background",
+        "solo, long hair, looking at viewer, sitting, indoors, window",
+        "solo, twintails, open mouth, outdoors, sky, tree, full body",
+        "solo, ponytail, night, city, from side",
+    )
+    """General tags of the prompts that a sweep takes when none are given: different things, no style."""
     on: tuple[str, ...] = ()
     """Which of `hires`, `detail`, `expand` and `grain` the author advises; the others' settings wait to be switched on."""
 
@@ -222,40 +227,18 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Step:
-    """A denoising step is done in every picture of the batch under way."""
+class Sweep:
+    """One LoRA over strengths, prompts and seeds."""
 
-    step: int
-    steps: int
-    stage: str
-    """`base`, `hires` or `detail`."""
-    pictures_done: int
-    pictures: int
-    seconds_left: float
-    """Until all pictures are done; a guess from the pace so far."""
-    previews: "tuple[Image, ...]" = ()
-    """What the pictures of the batch look like by now; empty when not asked for, or not at this step."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A finished picture of one cell."""
-
-    index: int
-    """The cell's place in the job."""
-    cell: Cell
-    image: "Image"
-    notes: tuple[str, ...] = ()
-    """What a person should know of this one, such as that no face was found."""
-    before: "Image | None" = None
-    """What it was before hires and details; `None` if there were none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failed:
-    """The job ends here; what was finished before stays."""
-
-    message: str
-
-
-Event = Step | Picture | Failed
+    lora: LoraUse
+    """Its strength is of no account."""
+    settings: Request
+    """What all pictures share; its prompt, seed and LoRAs are of no account."""
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    strengths: tuple[float, ...]
+    """Rising, 0 among them."""
+    references: tuple[str, ...] = ()
+    """Files of pictures in the wanted style."""
+    refine: bool = False
+    """Afterwards, look once more between the strengths where something changes."""

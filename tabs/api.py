@@ -7,10 +7,11 @@ from typing import Any
 import gradio as gr
 
 from core import asking, gpu, models, record
+from core.events import Failed, Picture
 from core.hires import size
 from core.lora import file, inspected
 from core.prompts import PLACES
-from core.types import Failed, Picture, UserError
+from core.types import UserError
 from tabs.files import chosen, new_folder, save
 from tabs.widgets import validator
 

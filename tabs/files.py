@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from core import models, record, shelf
+from core.events import Picture
 from core.infotext import infotext
-from core.types import Picture, UserError
+from core.types import UserError
 
 FILES = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(Path.home() / ".cache" / "sweetspot" / "files")))
 

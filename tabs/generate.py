@@ -7,10 +7,11 @@ from typing import Any
 import gradio as gr
 
 from core import asking, gpu, limits, models, presets, shelf
+from core.events import Failed, Picture, Step
 from core.expand import with_tags
 from core.prompts import PLACES, compose
 from core.samplers import SAMPLERS
-from core.types import Failed, Picture, Recipe, Step, UserError
+from core.types import Recipe, UserError
 from tabs import settings, stages
 from tabs.files import new_folder, save
 from tabs.widgets import validator

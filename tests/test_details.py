@@ -10,12 +10,13 @@ from PIL import Image
 from core import tools
 from core.details import _prompts, places
 from core.detect import Detector
+from core.events import Picture
 from core.generate import generate
 from core.masks import overlap
 from core.nano.draw import drawing
 from core.nano.pictures import HELD_OUT, scene
 from core.nano.world import SIZES
-from core.types import Cell, Detail, Picture, Request, UserError
+from core.types import Cell, Detail, Request, UserError
 
 DETAIL = Detail(detector="nano face", padding=8)
 REQUEST = Request(

@@ -9,8 +9,10 @@ from diffusers import StableDiffusionXLPipeline
 
 from core import gpu, models, samplers
 from core.denoise import denoise
-from core.generate import batches, generate
-from core.types import Cell, Failed, Picture, Request, Step
+from core.events import Failed, Picture, Step
+from core.generate import generate
+from core.together import batches
+from core.types import Cell, Request
 
 REQUEST = Request(model="nano", prompt="1girl, blue hair, smile", negative="low quality", width=128, height=128, steps=6, cfg=5.0, sampler="Euler a", seed=7)
 

@@ -10,13 +10,15 @@ FILES = [ROOT / "app.py", *sorted((ROOT / "tabs").rglob("*.py")), *sorted((ROOT 
 
 # Lowest first; a room may import what stands below it.
 FLOORS = [
-    {"core.types", "core.samplers", "core.masks", "core.blocks"},
-    {"core.limits", "core.prompts", "core.grain", "core.detect"},
-    {"core.presets", "core.infotext", "core.lorafile", "core.device", "core.caption", "core.encode"},
+    {"core.types", "core.decide", "core.samplers", "core.masks", "core.blocks"},
+    {"core.limits", "core.prompts", "core.grain", "core.detect", "core.events"},
+    {"core.presets", "core.infotext", "core.measure", "core.grid", "core.lorafile", "core.device", "core.caption", "core.encode"},
     {"core.tools", "core.models", "core.denoise", "core.record", "core.lora", "core.tiles"},
-    {"core.expand", "core.hires", "core.details", "core.shelf"},
+    {"core.cells", "core.expand", "core.hires", "core.details", "core.shelf", "core.features"},
+    {"core.together"},
     {"core.asking", "core.generate"},
-    {"core.gpu"},
+    {"core.gpu", "core.plan"},
+    {"core.sweep"},
     {"tabs.files", "tabs.widgets", "tabs.stages"},
     {"tabs.settings", "tabs.api"},
     {"tabs.generate"},

@@ -64,8 +64,9 @@ def beside_diffusers() -> dict[str, float]:
     from diffusers import StableDiffusionXLPipeline
 
     from core import models, samplers
+    from core.events import Picture
     from core.generate import generate
-    from core.types import Cell, Picture, Request
+    from core.types import Cell, Request
 
     def cells(count: int) -> list[Cell]:
         return [

@@ -20,11 +20,12 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.caption import Tagger  # noqa: E402
+from core.events import Picture  # noqa: E402
 from core.generate import generate  # noqa: E402
 from core.nano.draw import draw  # noqa: E402
 from core.nano.pictures import HELD_OUT, scene  # noqa: E402
 from core.nano.world import SIZES, tags  # noqa: E402
-from core.types import Cell, Picture, Request  # noqa: E402
+from core.types import Cell, Request  # noqa: E402
 
 SHEET = ROOT / "docs" / "nano.png"
 

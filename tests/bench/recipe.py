@@ -27,6 +27,7 @@ from core import asking, tools  # noqa: E402
 from core.caption import Tagger  # noqa: E402
 from core.details import places  # noqa: E402
 from core.detect import Detector  # noqa: E402
+from core.events import Picture  # noqa: E402
 from core.expand import expand, said_tags  # noqa: E402
 from core.generate import generate  # noqa: E402
 from core.hires import enlarged  # noqa: E402
@@ -35,7 +36,7 @@ from core.nano.draw import drawing  # noqa: E402
 from core.nano.pictures import HELD_OUT, scene  # noqa: E402
 from core.nano.world import GROUPS, SIZES, TAGS, tags  # noqa: E402
 from core.presets import recipes  # noqa: E402
-from core.types import Hires, Picture  # noqa: E402
+from core.types import Hires  # noqa: E402
 from tests.bench.nano import pictures, prompts  # noqa: E402
 
 CONFIDENCE = 0.3

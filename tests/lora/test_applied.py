@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from core import asking, lora, models, shelf
 from core.blocks import block_of
+from core.events import Picture
 from core.generate import generate
-from core.types import Cell, Detail, LoraUse, Picture, Request, UserError
+from core.types import Cell, Detail, LoraUse, Request, UserError
 from tests.lora.parts import REQUEST, fingerprint, noise_of, text_of
 
 
@@ -49,10 +50,10 @@ def test_changing_the_strength_does_not_drift(folder: Path) -> None:
     with lora.loaded(ours, [use]) as worn:
         first = noise_of(ours)
         for i in range(50):
-            worn.set([replace(use, strength=i / 10)])
-        worn.set([use])
+            worn.set([[replace(use, strength=i / 10)]])
+        worn.set([[use]])
         assert torch.equal(noise_of(ours), first)
-        worn.set([replace(use, strength=0.0)])
+        worn.set([[replace(use, strength=0.0)]])
         assert fingerprint() == before, "strength 0 is the base"
 
 

@@ -1,0 +1,87 @@
+"""Finished cells on disk, by the hash of their request: a grid that was stopped goes on, and another one takes what it shares."""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+
+from core import models
+from core.device import this_machine
+from core.events import Look, Spread
+from core.prompts import networks
+from core.types import Request
+
+FOLDER = Path(os.environ.get("SWEETSPOT_CELLS", str(Path.home() / ".cache" / "sweetspot" / "cells")))
+ENGINE = 1
+"""Counts up when the same request makes another picture or is looked at in another way."""
+
+
+def key(request: Request) -> str:
+    """The hash of everything that a cell's picture and look depend on; names of files are no part of it, their content is."""
+    told = asdict(request)
+    told["prompt"] = networks(request.prompt)[0].strip()  # its LoRAs stand in `loras`
+    told["loras"] = [{**asdict(use), "path": content(Path(use.path))} for use in request.loras if use.strength or use.text_strength]
+    made = {"engine": ENGINE, "precision": str(this_machine().dtype), "device": this_machine().device, "model": models.fingerprint(request.model), **told}
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def content(file: Path) -> str:
+    """The sha256 of a file, read once for as long as it stays as it is."""
+    told = file.stat()
+    stamp = (str(file), told.st_mtime_ns, told.st_size)
+    if stamp not in _read:
+        with file.open("rb") as opened:
+            _read[stamp] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return _read[stamp]
+
+
+_read: dict[tuple[str, int, int], str] = {}
+
+
+def picture(name: str) -> Path:
+    """Where the picture of a cell lies, or will lie."""
+    return FOLDER / name[:2] / f"{name}.png"
+
+
+def look(name: str) -> Look | None:
+    """The look at a cell that is finished; `None` if it is not, or cannot be read."""
+    try:
+        with np.load(_look_file(name), allow_pickle=False) as kept:
+            levels, echo = (_unpacked(kept, prefix) for prefix in ("level", "echo"))
+            found = Look(levels=levels, echo=echo or None, latents=kept.get("latents"))
+    except (OSError, ValueError, KeyError):  # not there, or torn: it is made again
+        return None
+    return found if picture(name).exists() else None
+
+
+def keep(name: str, seen: Look) -> None:
+    """Write a look beside its picture; a cell counts as finished from then on."""
+    kept: dict[str, np.ndarray] = {}
+    for prefix, levels in (("level", seen.levels), ("echo", seen.echo or ())):
+        for i, (mean, deviation) in enumerate(levels):
+            kept |= {f"{prefix}_{i}_mean": mean, f"{prefix}_{i}_deviation": deviation}
+    if seen.latents is not None:
+        kept["latents"] = seen.latents
+    file = _look_file(name)
+    unfinished = file.with_name(f".{uuid4().hex}.tmp")
+    try:
+        with unfinished.open("xb") as out:
+            np.savez(out, **kept)  # type: ignore[arg-type]
+            out.flush()
+            os.fsync(out.fileno())
+        unfinished.replace(file)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _look_file(name: str) -> Path:
+    return FOLDER / name[:2] / f"{name}.npz"
+
+
+def _unpacked(kept: np.lib.npyio.NpzFile, prefix: str) -> tuple[Spread, ...]:
+    many = sum(name.startswith(f"{prefix}_") for name in kept) // 2
+    return tuple((kept[f"{prefix}_{i}_mean"], kept[f"{prefix}_{i}_deviation"]) for i in range(many))

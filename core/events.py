@@ -1,0 +1,73 @@
+"""What a job says while it runs: steps, pictures and what is measured of them, and its failure."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL.Image import Image
+
+from core.types import Cell
+
+Spread = tuple[np.ndarray, np.ndarray]
+"""Of one level of the VAE's encoder, in each of 16 x 16 parts of the picture: its activations' mean and deviation, (channels, 16, 16)."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Look:
+    """A picture as the model's own VAE sees it."""
+
+    levels: tuple[Spread, ...]
+    latents: np.ndarray | None
+    """What the picture was decoded from, (4, height / 8, width / 8); `None` for one that was not made here."""
+    echo: tuple[Spread, ...] | None = None
+    """The levels once the picture has gone through the VAE and back; only where the floor of the noise is wanted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """A denoising step is done in every picture of the batch under way."""
+
+    step: int
+    steps: int
+    stage: str
+    """`base`, `hires` or `detail`."""
+    pictures_done: int
+    pictures: int
+    seconds_left: float
+    """Until all pictures are done; a guess from the pace so far."""
+    previews: tuple[Image, ...] = ()
+    """What the pictures of the batch look like by now; empty when not asked for, or not at this step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A finished picture of one cell."""
+
+    index: int
+    """The cell's place in the job."""
+    cell: Cell
+    image: Image
+    notes: tuple[str, ...] = ()
+    """What a person should know of this one, such as that no face was found."""
+    before: Image | None = None
+    """What it was before hires and details; `None` if there were none."""
+    look: Look | None = None
+    """What is measured of it; `None` if that was not asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failed:
+    """The job ends here; what was finished before stays."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A picture that was only looked at."""
+
+    index: int
+    """Its place among those given."""
+    look: Look
+
+
+Event = Step | Picture | Seen | Failed
