@@ -11,7 +11,7 @@ import gradio as gr
 from core import limits, models, presets
 from core.device import this_machine
 from core.types import UserError
-from tabs import api, generate
+from tabs import api, generate, sweep
 
 CSS = "#status p, #tokens p { margin: 0 } #machine { opacity: .75; font-size: .85em }"
 
@@ -24,8 +24,11 @@ def build() -> gr.Blocks:
     gpu.lane(models.load, first.model)
     with gr.Blocks(title="Sweetspot", analytics_enabled=False, delete_cache=(3600, 6 * 3600)) as page:
         gr.Markdown("# Sweetspot\nA studio for SDXL anime models that measures at which strength a LoRA works.")
-        with gr.Tab("Generate", id="generate"):
-            generate.tab()
+        with gr.Tabs() as tabs:
+            with gr.Tab("Generate", id="generate"):
+                opened = generate.tab()
+            with gr.Tab("Sweep", id="sweep"):
+                sweep.tab(opened, tabs)
         api.endpoints()
         gr.Markdown(this_machine().line(), elem_id="machine")
     return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)

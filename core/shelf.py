@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core import lora
+from core import hub, lora
 from core.blocks import weights
 from core.limits import STRENGTH
 from core.presets import FOLDER
@@ -32,6 +32,11 @@ def path(name: str) -> Path:
     raise UserError(f"lora: {name[:60]!r} is not on the shelf; it has {', '.join(names()) or 'none'}.")
 
 
+def found(name: str) -> Path:
+    """The LoRA of a name of the shelf, or of a Hub id `owner/name` or `owner/name:file.safetensors`. Raises `UserError`."""
+    return hub.fetched(name) if hub.is_id(name) else path(name)
+
+
 def slug(name: str) -> str:
     """The name as Civitai reads it in a tag."""
     return re.sub(r"[^\w.\-]", "_", name)
@@ -50,12 +55,12 @@ def listed(said: Any) -> tuple[LoraUse, ...]:
     """What a JSON list of `{"lora", "strength", "blocks"}` asks for. Raises `UserError` as `uses` does."""
     if not isinstance(said, list) or not all(isinstance(one, dict) for one in said):
         raise UserError('loras: it takes a list of tables, such as [{"lora": "name", "strength": 1.5}].')
-    found = []
+    wanted = []
     for one in said:
         if unknown := set(one) - {"lora", "strength", "text_strength", "blocks"}:
             raise UserError(f"loras: {sorted(unknown)[0][:40]!r} is not a setting; the settings are lora, strength, text_strength and blocks.")
-        found.append(LoraUse(**{"strength": 1.0, **{k: v for k, v in one.items() if k != "lora"}}, path=str(path(str(one.get("lora", ""))))))
-    return checked(found)
+        wanted.append(LoraUse(**{"strength": 1.0, **{k: v for k, v in one.items() if k != "lora"}}, path=str(found(str(one.get("lora", ""))))))
+    return checked(wanted)
 
 
 def checked(found: Sequence[LoraUse]) -> tuple[LoraUse, ...]:

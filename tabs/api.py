@@ -6,14 +6,17 @@ from typing import Any
 
 import gradio as gr
 
-from core import asking, gpu, models, record
+from core import asking, edit, gpu, models, record
 from core.events import Failed, Picture
 from core.hires import size
 from core.lora import file, inspected
+from core.outcome import outcome
+from core.plan import SEEDS, STRENGTHS, plan
 from core.prompts import PLACES
+from core.sweep import Study
 from core.types import UserError
-from tabs.files import chosen, new_folder, save
-from tabs.widgets import validator
+from tabs.files import chosen, new_folder, save, uploaded
+from tabs.widgets import refusals, validator
 
 
 def generate(
@@ -106,6 +109,49 @@ def inspect_lora(lora: str | dict) -> dict[str, Any]:
         raise gr.Error(str(error)) from error
 
 
+def edit_lora(lora: str | dict, multiply: float | None = None, blocks: str | None = None, keep: str | None = None) -> tuple[str, dict[str, Any]]:
+    """Rewrite a LoRA: `multiply` is the old strength that becomes 1.0; `blocks` are block weights; `keep` is all, content or style.
+
+    Only alpha changes, and blocks of weight 0 are left out. Returns the new file, in kohya's layout, and its inspection.
+    """
+    try:
+        made = edit.edited(file(chosen(lora)), new_folder(), multiply, blocks, keep)
+        return str(made), gpu.alone(lambda: inspected(file(str(made)), models.current()))
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+
+
+def sweep(
+    lora: str | dict,
+    preset: str = "nano",
+    prompts: str | None = None,
+    seeds: str = SEEDS,
+    strengths: str = STRENGTHS,
+    references: list | None = None,
+    refine: bool = False,
+) -> tuple[str, list, str, dict[str, Any]]:
+    """Measure at which strengths a LoRA works. `prompts` one a line; `references` are pictures of the wanted style.
+
+    Returns the contact sheet, the curve as rows, a zip of all cells with the report, and the report: onset, sweet_spot,
+    breakdown and recommended, each null where it was not seen, and why.
+    """
+    values = {name: value for name, value in locals().items() if value is not None}
+    try:
+        study = Study(plan(_sweeping(**values)))
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+    for event in study.run():
+        if isinstance(event, Failed):
+            raise gr.Error(event.message)
+    done = outcome(study, new_folder())
+    return str(done.sheet), done.report["curve"], str(done.archive), done.report
+
+
+def _sweeping(lora: str | dict, references: list | None = None, **said: Any) -> dict[str, Any]:
+    """What `/sweep` takes as `core.plan` takes it."""
+    return {**said, "lora": chosen(lora) if lora else None, "references": [uploaded(each, "references") for each in references or []]}
+
+
 def read_picture(picture: str | None) -> dict[str, Any]:
     """Read the settings back from a picture made here, by A1111, Forge or Civitai."""
     try:
@@ -146,5 +192,18 @@ def endpoints() -> None:
         api_name="expand_prompt",
     )
     call.click(inspect_lora, inputs_kwargs={"lora": gr.JSON(visible=False)}, outputs=report, api_name="inspect_lora")
+    changed = {"lora": gr.JSON(visible=False), "multiply": number(), "blocks": text(), "keep": text()}
+    call.click(edit_lora, inputs_kwargs=changed, outputs=[gr.File(visible=False), report], api_name="edit_lora")
+    measured: dict[str, Any] = {"lora": gr.JSON(visible=False), "preset": text("nano"), "prompts": text(), "seeds": text(SEEDS), "strengths": text(STRENGTHS)}
+    measured |= {"references": gr.JSON(visible=False), "refine": gr.Checkbox(visible=False)}
+    call.click(
+        sweep,
+        inputs_kwargs=measured,
+        outputs=[gr.Image(visible=False, format="png", type="filepath"), gr.JSON(visible=False), gr.File(visible=False), report],
+        validator=refusals(tuple(measured), lambda values: plan(_sweeping(**values)), {}),
+        concurrency_id="gpu",
+        concurrency_limit=1,
+        api_name="sweep",
+    )
     picture = gr.File(file_types=[".png", ".jpg", ".jpeg", ".webp"], visible=False)
     call.click(read_picture, inputs_kwargs={"picture": picture}, outputs=report, api_name="read_picture")

@@ -29,15 +29,23 @@ def save(event: Picture, folder: Path) -> tuple[str, str]:
     return str(file), text
 
 
-def chosen(lora: Any) -> str:
-    """The path of a LoRA that a client names: a file that it uploaded, or the name of one on the shelf.
-
-    Raises `UserError` for anything else; no other path of this machine is ever opened.
-    """
-    if isinstance(lora, dict) and isinstance(lora.get("path"), str):
-        path = Path(lora["path"].replace("\0", "")).resolve()
-        if path.is_relative_to(FILES.resolve()):
+def uploaded(said: Any, field: str) -> str:
+    """The path of a file that a client uploaded. Raises `UserError` for anything else; no other path of this machine is ever opened."""
+    if isinstance(said, dict) and isinstance(said.get("path"), str):
+        path = Path(said["path"].replace("\0", "")).resolve()
+        if path.is_relative_to(FILES.resolve()) and path.is_file():
             return str(path)
+    raise UserError(f"{field}: it takes an uploaded file.")
+
+
+def chosen(lora: Any) -> str:
+    """The path of a LoRA that a client names: a file that it uploaded, the name of one on the shelf, or a Hub id.
+
+    Raises `UserError` for anything else.
+    """
     if isinstance(lora, str):
-        return str(shelf.path(lora))
-    raise UserError("lora: it takes an uploaded file or the name of one on the shelf.")
+        return str(shelf.found(lora))
+    try:
+        return uploaded(lora, "lora")
+    except UserError:
+        raise UserError("lora: it takes an uploaded file, the name of one on the shelf, or a Hub id owner/name.") from None

@@ -1,8 +1,8 @@
 """The Generate tab: a preset's controls, a prompt from its parts, pictures as they come."""
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -23,7 +23,19 @@ ASKED = ("preset", "prompt", "negative", "sampler", "steps", "cfg", "width", "he
 STAGES = {"base": "Step", "hires": "Hires: step", "detail": "Details: step"}
 
 
-def tab() -> None:
+class Opened(NamedTuple):
+    """How another tab puts a picture's settings into this one."""
+
+    read: Callable[[str, str], tuple[dict[str, Any], str]]
+    """(file, preset) -> values by name, and what to say."""
+    names: list[str]
+    components: list[Any]
+    """By `names`."""
+    preset: Any
+    said: Any
+
+
+def tab() -> Opened:
     """Lay out the tab and wire it; call inside a `gr.Tab`."""
     first = next(iter(presets.recipes().values()))
     with gr.Row():
@@ -73,6 +85,8 @@ def tab() -> None:
     stopped = {"fn": lambda: "Stopped. What was finished stays.", "inputs": None, "outputs": shown["status"]}
     # Said twice: a step that was on its way to the page may arrive behind the first.
     shown["stop"].click(**stopped, cancels=[making], **quiet).then(**stopped, **quiet)
+    names = [*filled, "lora_file", "lora_strength"]
+    return Opened(lambda file, name: settings.loaded(file, name, _filled), names, [shown[name] for name in names], shown["preset"], shown["said"])
 
 
 def _controls(first: Recipe) -> dict[str, Any]:

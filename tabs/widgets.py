@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 
 from core import asking
+from core.types import UserError
 
 
 def validator(names: tuple[str, ...], said: Callable[[dict[str, Any]], Mapping[str, Any]] = dict) -> Callable[..., list[dict[str, Any]]]:
@@ -21,5 +22,23 @@ def validator(names: tuple[str, ...], said: Callable[[dict[str, Any]], Mapping[s
             stage, _, part = field.partition(".")
             found[next((name for name in (f"{stage}_{part}", stage, part) if name in names), names[0])] = sentence
         return [gr.validate(name not in found, found.get(name, "")) for name in names]
+
+    return check
+
+
+def refusals(names: tuple[str, ...], plan: Callable[[dict[str, Any]], Any], fields: Mapping[str, str]) -> Callable[..., list[dict[str, Any]]]:
+    """The same check for what is planned whole: `plan` raises a `UserError` that begins with its field.
+
+    `fields` says which control stands for a field of another name.
+    """
+
+    def check(**values: Any) -> list[dict[str, Any]]:
+        try:
+            plan(values)
+        except UserError as error:
+            field = str(error).partition(":")[0]
+            at = field if field in names else fields.get(field, names[0])
+            return [gr.validate(name != at, str(error)) for name in names]
+        return [gr.validate(True, "") for _ in names]
 
     return check

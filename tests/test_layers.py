@@ -10,18 +10,20 @@ FILES = [ROOT / "app.py", *sorted((ROOT / "tabs").rglob("*.py")), *sorted((ROOT 
 
 # Lowest first; a room may import what stands below it.
 FLOORS = [
-    {"core.types", "core.decide", "core.samplers", "core.masks", "core.blocks"},
+    {"core.types", "core.charts", "core.decide", "core.samplers", "core.masks", "core.blocks"},
     {"core.limits", "core.prompts", "core.grain", "core.detect", "core.events"},
     {"core.presets", "core.infotext", "core.measure", "core.grid", "core.lorafile", "core.device", "core.caption", "core.encode"},
-    {"core.tools", "core.models", "core.denoise", "core.record", "core.lora", "core.tiles"},
+    {"core.tools", "core.models", "core.hub", "core.denoise", "core.record", "core.lora", "core.tiles", "core.edit"},
     {"core.cells", "core.expand", "core.hires", "core.details", "core.shelf", "core.features"},
     {"core.together"},
     {"core.asking", "core.generate"},
     {"core.gpu", "core.plan"},
     {"core.sweep"},
+    {"core.outcome"},
     {"tabs.files", "tabs.widgets", "tabs.stages"},
     {"tabs.settings", "tabs.api"},
     {"tabs.generate"},
+    {"tabs.sweep"},
     {"app"},
 ]
 

@@ -1,0 +1,102 @@
+"""What a sweep is shown as: the contact sheet and the curves, as pictures."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image, ImageDraw, ImageFont
+
+THUMBNAIL = 160
+"""Longest side in pixels of a picture in the sheet, if it is larger."""
+WIDEST = 9000
+"""Pixels that a sheet may have a side: beyond it thumbnails get smaller, so that no grid is too large to be shown."""
+GAP, MARGIN, LINE = 4, 8, 18
+MARK = "#2e9e5b"
+COLOURS = {"effect": "#d9480f", "style": "#7048e8", "composition": "#1971c2", "prompt": "#2b2b2b", "detail": "#868e96"}
+
+
+def sheet(title: str, rows: Sequence[str], columns: Sequence[float], picture: Callable[[int, int], Path | None], framed: Sequence[float] | None) -> Image.Image:
+    """A row for each label, a column for each strength; strengths from `framed[0]` to `framed[1]` stand in a frame.
+
+    `picture(row, column)` is a file, or `None` for one that is not made yet.
+    """
+    first = next((file for r in range(len(rows)) for c in range(len(columns)) if (file := picture(r, c))), None)
+    size = (THUMBNAIL, THUMBNAIL)
+    if first:
+        with Image.open(first) as one:
+            size = one.size
+    shrink = min(1.0, THUMBNAIL / max(size), WIDEST / (len(columns) * size[0]), WIDEST / (len(rows) * size[1]))
+    width, height = (max(8, round(side * shrink)) for side in size)
+    top = 2 * MARGIN + 2 * LINE
+    out = Image.new("RGB", (2 * MARGIN + len(columns) * (width + GAP), top + len(rows) * (height + GAP + LINE) + MARGIN), "white")
+    pen, font, small = ImageDraw.Draw(out), ImageFont.load_default(14), ImageFont.load_default(11)
+    pen.text((MARGIN, MARGIN), _fitting(pen, title, out.width - 2 * MARGIN, font), fill="black", font=font)
+    for c, strength in enumerate(columns):
+        inside = bool(framed) and framed[0] <= strength <= framed[1]
+        pen.text((MARGIN + c * (width + GAP), MARGIN + LINE), f"{strength:g}", fill=MARK if inside else "black", font=font)
+    for r, label in enumerate(rows):
+        y = top + r * (height + GAP + LINE)
+        pen.text((MARGIN, y), _fitting(pen, label, out.width - 2 * MARGIN, small), fill="#555", font=small)
+        for c in range(len(columns)):
+            if file := picture(r, c):
+                out.paste(_thumbnail(file, (width, height)), (MARGIN + c * (width + GAP), y + LINE))
+    chosen = [c for c, strength in enumerate(columns) if framed and framed[0] <= strength <= framed[1]]
+    if chosen:
+        left, right = MARGIN + chosen[0] * (width + GAP) - GAP // 2 - 1, MARGIN + (chosen[-1] + 1) * (width + GAP) - GAP // 2
+        pen.rectangle((left, MARGIN + LINE - 2, right, out.height - MARGIN + 2), outline=MARK, width=3)
+    return out
+
+
+def curves(report: Mapping[str, Any]) -> Image.Image:
+    """The effect with its interval and noise floor above, what is kept below; sweet spot shaded, onset and breakdown marked."""
+    figure = Figure(figsize=(9, 5.2), dpi=100, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    rows = report["curve"]
+    at = [row["strength"] for row in rows]
+
+    def drawn(axes: Any, name: str) -> None:
+        values = [np.nan if row[name] is None else row[name] for row in rows]
+        if not np.isnan(values).all():
+            axes.plot(at, values, "o-", color=COLOURS[name], label=name, markersize=3.5, linewidth=1.6)
+
+    drawn(above, "effect")
+    if rows:
+        above.fill_between(at, [row["effect_low"] for row in rows], [row["effect_high"] for row in rows], color=COLOURS["effect"], alpha=0.15, linewidth=0)
+    if report["noise_floor"] is not None:
+        above.axhline(report["noise_floor"], color="#999", linestyle=":", linewidth=1, label="noise floor")
+    above.set_ylabel("effect, in seed units")
+    for name in ("style", "composition", "prompt", "detail"):
+        drawn(below, name)
+    below.set_ylabel("kept (1 = as at strength 0)")
+    below.set_xlabel("strength")
+    for axes in (above, below):
+        if report["sweet_spot"]:
+            axes.axvspan(*report["sweet_spot"], color=MARK, alpha=0.16, linewidth=0, label="sweet spot")
+        for knee, line in (("onset", "--"), ("breakdown", "-.")):
+            if report[knee] is not None:
+                axes.axvline(report[knee], color="#444", linestyle=line, linewidth=1, label=knee)
+        axes.grid(alpha=0.2)
+        if axes.get_legend_handles_labels()[1]:
+            axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
+    above.set_title(f"{report['lora']} on {report['model']}", fontsize=11, loc="left")
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+@lru_cache(4096)  # a sheet that fills is drawn many times
+def _thumbnail(file: Path, size: tuple[int, int]) -> Image.Image:
+    with Image.open(file) as one:
+        return one.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _fitting(pen: ImageDraw.ImageDraw, text: str, width: int, font: Any) -> str:
+    """The text, cut to what fits."""
+    text = " ".join(text.split())
+    while text and pen.textlength(text, font=font) > width:
+        text = text[: -max(2, len(text) // 20)].rstrip() + "…"
+    return text

@@ -1,0 +1,38 @@
+"""A LoRA from the Hub: `owner/name` or `owner/name:file.safetensors`, anonymously, at the commit that it has now."""
+
+import re
+from pathlib import Path
+
+from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+
+from core.lorafile import LARGEST
+from core.types import UserError
+
+ID = re.compile(r"[\w.\-]{1,96}/[\w.\-]{1,96}(?::[\w.\-/ ()+]{1,200}\.safetensors)?")
+
+
+def is_id(text: str) -> bool:
+    """Whether the text has the form of a Hub id."""
+    return bool(ID.fullmatch(text)) and ".." not in text
+
+
+def fetched(text: str) -> Path:
+    """The file on this machine. Raises `UserError` in one sentence: private, gated or gone, no or several LoRA files, too large, offline."""
+    repo, _, name = text.partition(":")
+    try:
+        found = HfApi(token=False).model_info(repo, files_metadata=True, token=False)
+        sizes = {each.rfilename: each.size or 0 for each in found.siblings or [] if each.rfilename.endswith(".safetensors")}
+        if not name and len(sizes) != 1:
+            what = f"holds {len(sizes)} safetensors files ({', '.join(list(sizes)[:5])})" if sizes else "holds no safetensors file"
+            raise UserError(f"lora: {repo} {what}; name one as {repo}:file.safetensors.")
+        name = name or next(iter(sizes))
+        if name not in sizes:
+            raise UserError(f"lora: {repo} has no {name[:60]}; it has {', '.join(list(sizes)[:5]) or 'no safetensors file'}.")
+        if sizes[name] > LARGEST:
+            raise UserError(f"lora: {name} has {sizes[name]:,} bytes; a LoRA has up to {LARGEST:,}.")
+        return Path(hf_hub_download(repo, name, revision=found.sha, token=False))
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise UserError(f"lora: {repo} is gated, private or gone on the Hub.") from error
+    except (HTTPError, OSError, RuntimeError) as error:  # offline, cut off on the way; hf_xet says RuntimeError
+        raise UserError(f"lora: {repo} is not to be had: the Hub cannot be reached.") from error

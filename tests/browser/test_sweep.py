@@ -1,0 +1,78 @@
+"""The Sweep tab as a person uses it, in Chromium: a LoRA is dropped, a grid fills, a sentence says where it works."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from core import lorafile
+
+EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
+PROMPTS = """1girl, blue hair, short hair, red eyes, smile, upper body, white background
+1girl, pink hair, twintails, blue eyes, open mouth, upper body, blue sky"""
+
+
+@pytest.fixture
+def page(studio: str, chromium):
+    context = chromium.new_context(viewport={"width": 1280, "height": 960}, accept_downloads=True)
+    page = context.new_page()
+    page.goto(studio)
+    page.get_by_role("tab", name="Sweep").click()
+    page.get_by_role("button", name="Sweep", exact=True).wait_for()
+    yield page
+    context.close()
+
+
+def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Path, tmp_path: Path) -> None:
+    page.locator("#sweep-lora input[type=file]").set_input_files(EXAMPLE)
+    page.locator("#explained").get_by_text("U-Net only, alpha/rank 0.5: expect an effective range that starts higher than 1").wait_for()
+    page.locator("#prompts textarea").fill(PROMPTS)
+    page.locator("#strengths input, #strengths textarea").fill("0-5 (+0.5)")
+    page.locator("#seeds input, #seeds textarea").fill("1, 2")
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    page.locator("#sweep-status").get_by_text(re.compile(r"\d+ of 44 pictures")).wait_for(timeout=60_000)
+    page.locator("#sheet img").wait_for()
+    page.locator("#curves img").wait_for()
+    page.locator("#sweep-status").get_by_text(re.compile(r"44 pictures in [\d.]+ s")).wait_for(timeout=120_000)
+    answer = page.locator("#answer").inner_text()
+    assert re.search(r"Works from [\d.]+ to [\d.]+, best near [\d.]+", answer), answer
+    assert "Confidence" in answer
+    page.locator("#cells img").last.wait_for()
+    page.screenshot(path=screenshots / "sweep-1280.png", full_page=True)
+
+    page.get_by_role("button", name="Make 1.0 the sweet spot").click()
+    page.locator("#normalised").get_by_text("In this file strength 1.0 is what").wait_for()
+    with page.expect_download() as download:
+        page.locator("#edited a").first.click()
+    download.value.save_as(tmp_path / "edited.safetensors")
+    best = float(re.search(r"best near ([\d.]+)", answer)[1])  # type: ignore[index]
+    assert lorafile.read(tmp_path / "edited.safetensors").scale == pytest.approx(0.5 * best, rel=1e-6)
+
+    page.locator("#cells button.thumbnail-item, #cells .thumbnail-lg").nth(8).click()
+    page.get_by_role("button", name="Open this picture in Generate").click()
+    page.get_by_role("button", name="Generate", exact=True).wait_for()
+    assert page.locator("#prompt textarea").input_value() == PROMPTS.splitlines()[0]
+    assert page.locator("#seed input").input_value() in ("1", "2")
+
+
+def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(path=screenshots / "sweep-390.png", full_page=True)
+
+
+def test_a_list_that_is_none_is_said_beside_its_field(page) -> None:
+    page.locator("#sweep-lora input[type=file]").set_input_files(EXAMPLE)
+    page.locator("#explained").get_by_text("U-Net only").wait_for()
+    page.locator("#strengths input, #strengths textarea").fill("0 to 3")
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    page.get_by_text("strengths: '0 to 3' is no number and no range").first.wait_for()
+
+
+def test_the_example_on_the_shelf_is_what_it_says() -> None:
+    """Kohya's layout, a megabyte at most, alpha half of the rank: what tests/lora/example.py makes."""
+    found = lorafile.read(EXAMPLE)
+    assert (found.format, found.family, found.scale, found.components) == ("kohya", "nano", 0.5, ("unet",))
+    assert EXAMPLE.stat().st_size <= 2**20
+    assert "airbrush" not in json.dumps(found.tags), "the style is not in the captions"
