@@ -6,6 +6,7 @@ import os
 from dataclasses import asdict
 from pathlib import Path
 from uuid import uuid4
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def look(name: str) -> Look | None:
         with np.load(_look_file(name), allow_pickle=False) as kept:
             levels, echo = (_unpacked(kept, prefix) for prefix in ("level", "echo"))
             found = Look(levels=levels, echo=echo or None, latents=kept.get("latents"))
-    except (OSError, ValueError, KeyError):  # not there, or torn: it is made again
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or torn: it is made again
         return None
     return found if picture(name).exists() else None
 

@@ -22,7 +22,7 @@ class Outcome:
     sheet: Path
     curves: Path
     cells: tuple[tuple[Path, str], ...]
-    """Pictures with their labels, by strength."""
+    """Pictures with their strength and seed."""
     archive: Path
     table: Path
     sidecar: Path
@@ -37,7 +37,7 @@ def outcome(study: Study, folder: Path) -> Outcome:
         number = study.plan.prompts.index(prompt) + 1
         name = f"cells/{strength:g}/prompt{number}-seed{seed}.png"
         _placed(file, folder / name)
-        cells.append((folder / name, f"strength {strength:g} · seed {seed} · prompt {number}"))
+        cells.append((folder / name, f"{strength:g} · {seed}"))
         named.append({"strength": strength, "seed": seed, "prompt": prompt, "picture": name})
     report["cells"] = named
     stem = shelf.slug(Path(study.plan.lora.path).stem)

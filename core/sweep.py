@@ -100,6 +100,7 @@ class Study:
             yield event
             if isinstance(event, Failed):
                 return
+        self._measure()
 
     def _take(self, place: tuple[float, Item], file: Path, seen: Look) -> None:
         self.pictures[place], self.looks[place] = file, seen
@@ -119,7 +120,9 @@ class Study:
     # --- measuring -----------------------------------------------------------------------------
 
     def _measure(self) -> None:
-        """Measure the strengths whose pictures are all there, once those of strength 0 are."""
+        """Measure the strengths whose pictures are all there, once those of strength 0 are, and what the references look like is known."""
+        if len(self._references) < len(self.plan.references):
+            return
         for strength in [0.0, *self.strengths]:
             whole = all((strength, item) in self.looks for item in self.items)
             if whole and strength not in self.measured and len(self.plan.seeds) > 1 and (strength == 0 or 0.0 in self.measured):

@@ -13,6 +13,14 @@ os.environ["SWEETSPOT_CELLS"] = tempfile.mkdtemp(prefix="sweetspot-cells-")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+# One team of threads computes, the app's own: a second one, of the tests' thread, would slow both down (see core/gpu.py).
+from core import gpu  # isort: skip
+import torch  # isort: skip
+from gradio_client import Client  # isort: skip
+
+gpu.lane(lambda: torch.ones(256, 256) @ torch.ones(256, 256))
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def studio() -> Iterator[str]:
@@ -24,6 +32,12 @@ def studio() -> Iterator[str]:
     yield url
     page.close()
     shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def client(studio: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """The app as a script uses it."""
+    return Client(studio, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
 
 
 @pytest.fixture(scope="session")

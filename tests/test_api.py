@@ -18,11 +18,6 @@ from core import record
 SNAPSHOT = Path(__file__).parent / "api_snapshot.json"
 
 
-@pytest.fixture(scope="module")
-def client(studio: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
-    return Client(studio, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
-
-
 def test_generate_returns_pictures_and_a_report(client: Client) -> None:
     files, report = client.predict(prompt="1girl, blue hair, smile, white background", seed=7, steps=4, count=2, width=192, api_name="/generate")
     assert report["seeds"] == [7, 8]

@@ -143,3 +143,29 @@ def test_a_loras_tags_are_not_added_to_the_prompt(folder: Path, tmp_path: Path, 
         found = asking.expanded(values)
         assert found is not None
         assert not set(shelf.tags([use])) & set(found.added)
+
+
+def test_each_sample_has_its_own_strength(peft: StableDiffusionXLPipeline, folder: Path) -> None:
+    """One pass over a batch of strengths is PEFT, strength by strength; the weights stay as they were throughout."""
+    ours, before = models.load("nano"), fingerprint()
+    unet_only, strengths = LoraUse(path=str(folder / "peft.safetensors")), (0.0, 0.5, 2.5, -1.0)
+    rng = torch.Generator().manual_seed(1)
+    ids = torch.tensor([[128, 128, 0, 0, 128, 128]])
+    draws = [torch.randn(size, generator=rng) for size in ((1, 4, 16, 16), (1, 77, 160), (1, 96))]
+    many = 2 * len(strengths)  # guidance doubles the batch
+    with lora.loaded(ours, [unet_only]) as worn, torch.no_grad():
+        worn.set([[replace(unet_only, strength=strength)] for strength in strengths])
+        assert fingerprint() == before
+        x, states, pooled = (draw.repeat(many, *[1] * (draw.ndim - 1)) for draw in draws)
+        together = ours.unet(x, 500, states, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids.repeat(many, 1)}).sample
+    for i, strength in enumerate(strengths * 2):
+        peft.unet.set_adapters("it", [strength])
+        assert (together[i] - noise_of(peft)[0]).abs().max() <= 1e-4, strength
+    assert fingerprint() == before
+    assert not any(layer._forward_hooks for layer in ours.unet.modules())
+
+
+def test_text_has_one_strength_for_all_samples(folder: Path) -> None:
+    use = LoraUse(path=str(folder / "kohya.safetensors"))
+    with lora.loaded(models.load("nano"), [use]) as worn, pytest.raises(ValueError, match="text encoder"):
+        worn.set([[use], [replace(use, strength=2.0)]])

@@ -1,0 +1,84 @@
+"""`/sweep` and `/edit_lora` through gradio_client."""
+
+import json
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError, ValidationError
+from PIL import Image
+from safetensors.torch import load_file
+
+from core import record
+from tests.sweep.conftest import EXAMPLE
+
+
+def test_sweep_returns_sheet_curve_cells_and_report(client: Client, tmp_path: Path) -> None:
+    prompts = "1girl, blue hair, smile, white background\n1girl, red hair, frown, beach"
+    sheet, curve, archive, report = client.predict(lora="nano-airbrush", prompts=prompts, seeds="1, 2", strengths="0-4 (+2)", api_name="/sweep")
+    with Image.open(sheet) as picture:
+        assert picture.width > 3 * 128
+    assert [row["strength"] for row in curve] == [0, 2, 4] == report["strengths"]
+    assert set(report) >= {
+        "lora", "model", "noise_floor", "strengths", "curve", "onset", "sweet_spot", "breakdown", "recommended", "confidence", "why", "normalise_by",
+        "cells", "seconds", "unet_calls",
+    }  # fmt: skip
+    assert (report["lora"], report["model"]) == ("nano-airbrush", "nano")
+    assert curve[0]["effect"] == 0
+    assert curve[1]["effect_low"] <= curve[1]["effect"] <= curve[1]["effect_high"]
+    assert curve[1]["style"] is None
+    assert report["unmeasured"] == {"style": "No reference pictures were given."}
+    assert report["unet_calls"] >= 25
+    with zipfile.ZipFile(archive) as found:
+        assert set(found.namelist()) >= {
+            "sheet.png",
+            "curves.png",
+            "curves.csv",
+            "nano-airbrush.json",
+            "report.json",
+            *(cell["picture"] for cell in report["cells"]),
+        }
+        assert json.loads(found.read("report.json")) == report
+        (tmp_path / "cell.png").write_bytes(found.read(report["cells"][-1]["picture"]))
+    assert len(report["cells"]) == 12
+    fields = record.read_picture(tmp_path / "cell.png").fields
+    assert fields["prompt"].endswith("<lora:nano-airbrush:4>")
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        ({"lora": "nowhere"}, "lora: 'nowhere' is not on the shelf"),
+        ({"lora": {"path": "/etc/passwd"}}, "lora: it takes an uploaded file"),
+        ({"lora": "owner/name"}, "lora: owner/name is not to be had"),
+        ({"strengths": "0-9"}, "strengths: 6 is not allowed; it takes strengths from -5 to 5"),
+        ({"strengths": "much"}, "strengths: 'much' is no number"),
+        ({"seeds": "1.5"}, "seeds: 1.5 is not allowed"),
+        ({"preset": "none"}, "preset: 'none' is unknown"),
+        ({"preset": "baxl-v3"}, "lora: nano-airbrush.safetensors is made for nano"),
+        ({"prompts": "x" * 20_000}, "prompts: 20,000 characters"),
+        ({"prompts": "\n".join(f"{i} girls" for i in range(40))}, "prompts: 40 are too many"),
+        ({"seeds": "1-16", "strengths": "0-5 [64]", "prompts": "a\nb"}, "are 2048 pictures; up to 1024"),
+        ({"references": [{"path": "/etc/passwd"}]}, "references: it takes an uploaded file"),
+    ],
+)
+def test_sweep_refuses_before_any_work(client: Client, asked: dict[str, Any], why: str) -> None:
+    with pytest.raises((AppError, ValidationError, ValueError)) as refused:
+        client.predict(**{"lora": "nano-airbrush", **asked}, api_name="/sweep")
+    assert why in str(refused.value)
+
+
+def test_edit_lora_moves_the_sweet_spot_to_one(client: Client) -> None:
+    file, told = client.predict(lora="nano-airbrush", multiply=2.75, api_name="/edit_lora")
+    assert told["scale"] == pytest.approx(0.5 * 2.75)
+    before, after = load_file(EXAMPLE), load_file(file)
+    assert all(torch.equal(after[key], value) for key, value in before.items() if not key.endswith(".alpha"))
+    uploaded = handle_file(file)
+    _, again = client.predict(lora=uploaded, keep="style", api_name="/edit_lora")
+    assert list(again["blocks"]) == ["OUT01"]
+    for asked, why in (({"multiply": -1}, "multiply: -1 is not allowed"), ({"keep": "hat"}, "keep: 'hat' is not allowed")):
+        with pytest.raises(AppError, match=why):
+            client.predict(lora="nano-airbrush", **asked, api_name="/edit_lora")

@@ -1,0 +1,152 @@
+"""Cells beside diffusers' own `set_adapters`, and a model that is what it was, whatever happens to a sweep."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from peft import LoraConfig
+
+from core import cells, gpu, models, samplers, together
+from core.events import Look, Picture, Step
+from core.generate import generate
+from core.lorafile import read
+from core.plan import plan
+from core.sweep import Study
+from core.types import Cell, Request
+from tests.lora.parts import fingerprint
+from tests.sweep.conftest import EXAMPLE
+
+ROOT = Path(__file__).parent.parent.parent
+ASKED = {"lora": str(EXAMPLE), "prompts": "1girl, blue hair, smile\n1girl, red hair, beach", "seeds": "5, 6", "strengths": "0-3 (+1)"}
+
+
+@pytest.fixture(scope="module")
+def reference() -> StableDiffusionXLPipeline:
+    """nano with the example on it by PEFT, from the file's own matrices and alpha."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    found = read(EXAMPLE)
+    pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "it")
+    tensors, layers = found.tensors(), {name.replace(".", "_"): layer for name, layer in pipeline.unet.named_modules() if hasattr(layer, "lora_A")}
+    assert len(found.modules) == len(layers)
+    with torch.no_grad():
+        for module in found.modules:
+            layers[module.name].lora_A["it"].weight.copy_(tensors[module.down])
+            layers[module.name].lora_B["it"].weight.copy_(tensors[module.up])
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.scheduler = samplers.make("Euler a", pipeline.scheduler.config)
+    return pipeline
+
+
+def latents_of(pipeline: StableDiffusionXLPipeline, request: Request, strength: float) -> np.ndarray:
+    pipeline.unet.set_adapters("it", [strength])
+    found = pipeline(
+        request.prompt.partition(" <lora")[0], negative_prompt=request.negative, width=request.width, height=request.height,
+        num_inference_steps=request.steps, guidance_scale=request.cfg, generator=torch.Generator().manual_seed(request.seed), output_type="latent",
+    ).images  # fmt: skip
+    return np.asarray(found[0])
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_every_cell_is_what_set_adapters_makes(reference: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch, mixed: bool) -> None:
+    monkeypatch.setattr(together, "is_faster", lambda *_: mixed)
+    study, before = Study(plan(ASKED)), fingerprint()
+    jobs = [Cell(label="", request=study.request(strength, item)) for strength in study.strengths for item in study.items]
+    pictures = {event.index: event for event in gpu.lane(lambda: list(generate(jobs, look=True))) if isinstance(event, Picture)}
+    assert len(pictures) == len(jobs) == 16
+    for i, job in enumerate(jobs):
+        strength = job.request.loras[0].strength if job.request.loras else 0.0
+        expected, look = gpu.lane(latents_of, reference, job.request, strength), pictures[i].look
+        assert isinstance(look, Look)
+        assert look.latents is not None
+        reach = expected.max() - expected.min()
+        assert np.abs(look.latents.astype(np.float32) - expected).max() <= 1e-3 * reach, (strength, job.request.seed)
+    assert fingerprint() == before
+
+
+def test_a_sweep_that_is_stopped_leaves_the_model_and_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cells, "FOLDER", tmp_path)
+    study, before = Study(plan(ASKED)), fingerprint()
+    events = study.run()
+    for event in events:
+        if isinstance(event, Step) and len(study.pictures) >= 8 and event.step == 10:
+            break
+    events.close()
+    assert fingerprint() == before
+    stopped = len(study.pictures)
+    assert 8 <= stopped < 16
+    assert study.report()["why"] == f"Stopped: {stopped} of 16 pictures are there."
+    assert study.report()["sweet_spot"] is None
+    again = Study(plan(ASKED))
+    made = [event for event in again.run() if isinstance(event, Picture)]
+    assert (again.found, len(made), len(again.pictures)) == (stopped, 16 - stopped, 16)
+    assert again.verdict is not None
+    assert fingerprint() == before
+
+
+def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
+    """SIGKILL in the middle; what it had finished is found, whole, and the end is the same as without it."""
+    code = f"""if True:
+        import json
+        from core.plan import plan
+        from core.sweep import Study
+        study = Study(plan(json.loads({json.dumps(json.dumps(ASKED))})))
+        for event in study.run():
+            print(len(study.pictures), flush=True)
+        report = study.report()
+        print("found", study.found, json.dumps(report["curve"]), flush=True)
+    """
+
+    def start(folder: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env={**os.environ, "SWEETSPOT_CELLS": str(folder)}, stdout=subprocess.PIPE, text=True)
+
+    first = start(tmp_path / "killed")
+    assert first.stdout is not None
+    for line in first.stdout:
+        if int(line) >= 4:
+            time.sleep(0.3)
+            first.send_signal(signal.SIGKILL)
+            break
+    first.wait()
+    ends = [start(tmp_path / "killed").communicate(timeout=120)[0], start(tmp_path / "whole").communicate(timeout=120)[0]]
+    (_, found, resumed), (_, none, whole) = (end.splitlines()[-1].split(" ", 2) for end in ends)
+    assert int(found) >= 4
+    assert int(none) == 0
+    for a, b in zip(json.loads(resumed), json.loads(whole), strict=True):
+        assert a == pytest.approx(b, abs=2e-3), "batches differ by their noise only"
+
+
+def test_a_torn_cell_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cells, "FOLDER", tmp_path)
+    asked = {**ASKED, "strengths": "0, 1", "prompts": "1girl"}
+    list(Study(plan(asked)).run())
+    torn, *_ = sorted(tmp_path.rglob("*.npz"))
+    torn.write_bytes(torn.read_bytes()[:1000])
+    lost, *_ = [file for file in sorted(tmp_path.rglob("*.png")) if file.stem != torn.stem]
+    lost.unlink()
+    again = Study(plan(asked))
+    made = [event for event in again.run() if isinstance(event, Picture)]
+    assert (again.found, len(made)) == (2, 2)
+    assert len(again.measured) == 2
+
+
+def test_strength_zero_is_shared_by_every_lora(tmp_path: Path) -> None:
+    """Its key knows nothing of the file; another strength's key knows the content, and nothing of the name."""
+    copy = tmp_path / "renamed.safetensors"
+    copy.write_bytes(EXAMPLE.read_bytes())
+    ours, theirs = Study(plan(ASKED)), Study(plan({**ASKED, "lora": str(copy)}))
+    item = ours.items[0]
+    assert cells.key(ours.request(0.0, item)) == cells.key(theirs.request(0.0, item))
+    assert cells.key(ours.request(1.0, item)) == cells.key(theirs.request(1.0, item))
+    assert cells.key(ours.request(1.0, item)) != cells.key(ours.request(2.0, item))
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(EXAMPLE.read_bytes()[:-2] + b"\x01\x02")
+    changed = Study(plan({**ASKED, "lora": str(other)}))
+    assert cells.key(changed.request(1.0, item)) != cells.key(ours.request(1.0, item))

@@ -1,0 +1,109 @@
+"""Decisions on curves written out: what is there is found, what was not seen is not named."""
+
+import numpy as np
+import pytest
+
+from core.decide import decide
+
+STRENGTHS = [i * 0.5 for i in range(9)]  # 0 to 4
+PICTURES = 16
+
+
+def curves(effect: list[float], prompt: list[float] | None = None, noise: float = 0.05, **others: list[float]) -> dict[str, np.ndarray]:
+    """Means at `STRENGTHS`, with the same small differences between pictures at each strength."""
+    rng = np.random.default_rng(1)
+    spread = rng.normal(0, noise, PICTURES)
+    named = {"effect": effect, "prompt": prompt or [1.0] * len(effect), "composition": [0.9] * len(effect), **others}
+    return {name: np.array(values, float)[:, None] + spread[None] for name, values in named.items()}
+
+
+PLATEAU = [0, 0.1, 0.5, 1.5, 2.0, 2.1, 2.1, 2.2, 2.3]
+
+
+def test_a_plateau_that_breaks_has_all_three() -> None:
+    found = decide(STRENGTHS, curves(PLATEAU, [1, 1, 1, 1, 1, 1, 0.9, 0.4, 0.1]), 0.3, seeds=4)
+    assert (found.onset, found.sweet_spot, found.breakdown, found.recommended) == (1.0, (1.5, 3.0), 3.5, 2.25)
+    assert found.confidence > 0.9
+    assert found.why == "Works from 1.5 to 3, best near 2.25: it surely changes the pictures from 1 on; from 3.5 on prompt surely falls."
+    assert found.intervals["breakdown"] == (3.5, 3.5)
+
+
+def test_a_plateau_without_a_breakdown() -> None:
+    found = decide(STRENGTHS, curves(PLATEAU), 0.3, seeds=4)
+    assert (found.onset, found.sweet_spot, found.breakdown) == (1.0, (1.5, 4.0), None)
+    assert "no breakdown up to 4" in found.why
+    assert "breakdown" not in found.intervals
+
+
+def test_a_curve_still_rising_has_no_sweet_spot_and_a_next_run() -> None:
+    found = decide(STRENGTHS, curves([0.5 * i for i in range(9)]), 0.3, seeds=4)
+    assert (found.sweet_spot, found.recommended, found.breakdown) == (None, None, None)
+    assert found.why == "Still rising at 4: extend the range."
+    assert found.next == "0-5 (+0.5)"
+    assert set(found.intervals) == {"onset"}, "no interval for what is not claimed"
+
+
+def test_a_flat_curve_has_nothing() -> None:
+    found = decide(STRENGTHS, curves([0.0] + [0.05] * 8), 0.3, seeds=4)
+    assert (found.onset, found.sweet_spot, found.breakdown) == (None, None, None)
+    assert found.why.startswith("No strength up to 4 surely changes the pictures (noise floor 0.30 seed units)")
+
+
+def test_one_seed_has_nothing() -> None:
+    found = decide(STRENGTHS, curves(PLATEAU), 0.3, seeds=1)
+    assert (found.onset, found.sweet_spot, found.breakdown) == (None, None, None)
+    assert found.why.startswith("One seed only")
+
+
+def test_what_breaks_before_it_styles_has_a_breakdown_and_no_sweet_spot() -> None:
+    found = decide(STRENGTHS, curves([0, 0.1, 0.1, 0.2, 9, 9, 9, 9, 9], [1, 1, 1, 1, 0.2, 0, 0, 0, 0]), 0.3, seeds=4)
+    assert (found.onset, found.sweet_spot, found.breakdown) == (None, None, 2.0)
+    assert found.why == "It breaks at 2 (prompt surely falls) before it styles: no strength works."
+    assert found.next == "0-2 (+0.125)"
+
+
+@pytest.mark.parametrize(
+    ("measure", "held", "fallen"),
+    [("composition", 0.9, 0.1), ("saturation", 0.01, 0.4), ("detail", 1.0, 0.1), ("detail", 1.0, 5.0)],
+)
+def test_each_measure_can_break(measure: str, held: float, fallen: float) -> None:
+    found = decide(STRENGTHS, curves(PLATEAU, noise=0.01, **{measure: [held] * 6 + [fallen] * 3}), 0.3, seeds=4)
+    assert found.breakdown == 3.0
+    assert f"{measure} surely falls" in found.why
+    assert found.sweet_spot == (1.5, 2.5)
+
+
+def test_one_bad_strength_is_no_breakdown() -> None:
+    found = decide(STRENGTHS, curves(PLATEAU, [1, 1, 1, 1, 0.5, 1, 1, 1, 1]), 0.3, seeds=4)
+    assert found.breakdown is None
+
+
+def test_references_decide_instead_of_the_effect() -> None:
+    near = [0.2, 0.2, 0.2, 0.2, 0.25, 0.5, 0.6, 0.6, 0.6]
+    found = decide(STRENGTHS, curves(PLATEAU, noise=0.01, style=near), 0.3, seeds=4)
+    assert found.sweet_spot == (2.5, 4.0)
+    away = decide(STRENGTHS, curves(PLATEAU, noise=0.01, style=[0.5, 0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.2]), 0.3, seeds=4)
+    assert away.sweet_spot is None
+    assert "do not come nearer to the references" in away.why
+
+
+def test_few_pictures_that_disagree_are_not_sure() -> None:
+    """The same means over four pictures that differ much: no onset where the interval reaches the floor."""
+    effect = np.array([[0, 0, 0, 0], [0, 0, 0, 2.0], [0, 0, 0, 2.4], [1, 2, 2, 3]])
+    found = decide([0, 1, 2, 3], {"effect": effect, "prompt": np.ones((4, 4))}, 0.3, seeds=2)
+    assert found.onset == 3
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    unread = curves(PLATEAU)
+    unread["prompt"][:, :4] = np.nan
+    assert decide(STRENGTHS, unread, 0.3, seeds=4).sweet_spot == (1.5, 4.0)
+    del unread["prompt"]
+    assert decide(STRENGTHS, unread, 0.3, seeds=4).sweet_spot == (1.5, 4.0)
+
+
+def test_strengths_below_zero_are_read_downwards() -> None:
+    mirrored = [-s for s in reversed(STRENGTHS)]
+    turned = {name: curve[::-1] for name, curve in curves(PLATEAU, [1, 1, 1, 1, 1, 1, 0.9, 0.4, 0.1]).items()}
+    found = decide(mirrored, turned, 0.3, seeds=4)
+    assert (found.onset, found.sweet_spot, found.breakdown, found.recommended) == (-1.0, (-3.0, -1.5), -3.5, -2.25)
