@@ -48,10 +48,10 @@ def picture(name: str) -> Path:
     return FOLDER / name[:2] / f"{name}.png"
 
 
-def look(name: str) -> Look | None:
-    """The look at a cell that is finished; `None` if it is not, or cannot be read."""
+def look(name: str, eye: str) -> Look | None:
+    """An eye's look at a cell that is finished; `None` if it is not, or cannot be read."""
     try:
-        with np.load(_look_file(name), allow_pickle=False) as kept:
+        with np.load(_look_file(name, eye), allow_pickle=False) as kept:
             levels, echo = (_unpacked(kept, prefix) for prefix in ("level", "echo"))
             found = Look(levels=levels, echo=echo or None, latents=kept.get("latents"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or torn: it is made again
@@ -59,7 +59,7 @@ def look(name: str) -> Look | None:
     return found if picture(name).exists() else None
 
 
-def keep(name: str, seen: Look) -> None:
+def keep(name: str, eye: str, seen: Look) -> None:
     """Write a look beside its picture; a cell counts as finished from then on."""
     kept: dict[str, np.ndarray] = {}
     for prefix, levels in (("level", seen.levels), ("echo", seen.echo or ())):
@@ -67,7 +67,7 @@ def keep(name: str, seen: Look) -> None:
             kept |= {f"{prefix}_{i}_mean": mean, f"{prefix}_{i}_deviation": deviation}
     if seen.latents is not None:
         kept["latents"] = seen.latents
-    file = _look_file(name)
+    file = _look_file(name, eye)
     unfinished = file.with_name(f".{uuid4().hex}.tmp")
     try:
         with unfinished.open("xb") as out:
@@ -79,8 +79,8 @@ def keep(name: str, seen: Look) -> None:
         unfinished.unlink(missing_ok=True)
 
 
-def _look_file(name: str) -> Path:
-    return FOLDER / name[:2] / f"{name}.npz"
+def _look_file(name: str, eye: str) -> Path:
+    return FOLDER / name[:2] / f"{name}-{eye.replace(' ', '-')}.npz"
 
 
 def _unpacked(kept: np.lib.npyio.NpzFile, prefix: str) -> tuple[Spread, ...]:

@@ -8,12 +8,12 @@ from PIL.Image import Image
 from core.types import Cell
 
 Spread = tuple[np.ndarray, np.ndarray]
-"""Of one level of the VAE's encoder, in each of 16 x 16 parts of the picture: its activations' mean and deviation, (channels, 16, 16)."""
+"""Of one level of a network, in each of 16 x 16 parts of the picture: its activations' mean and deviation, (channels, 16, 16)."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Look:
-    """A picture as the model's own VAE sees it."""
+    """A picture as a network sees it: the model's own VAE, unless another is chosen."""
 
     levels: tuple[Spread, ...]
     latents: np.ndarray | None

@@ -17,7 +17,7 @@ from core import details, hires, limits, lora, models, together, tools
 from core.denoise import Moment, decode, denoise
 from core.encode import chunks_of
 from core.events import Event, Look, Picture, Seen, Step
-from core.features import looks
+from core.features import VAE, looks, opened
 from core.grain import grained
 from core.types import Cell, Request, UserError
 
@@ -27,11 +27,11 @@ PREVIEW_LATENTS = 32
 """Longest side of a preview in latents: a preview costs a VAE decode of at most 256 x 256 pixels."""
 
 
-def generate(cells: Sequence[Cell], *, previews: bool = False, look: bool = False, pictures: Sequence[Image.Image] = ()) -> Generator[Event, None, None]:
+def generate(cells: Sequence[Cell], *, previews: bool = False, eye: str | None = None, pictures: Sequence[Image.Image] = ()) -> Generator[Event, None, None]:
     """Make every cell's picture: a `Step` after each denoising step, a `Picture` for each cell.
 
     The cells of one batch come together, in the order of the cells. Closing the generator
-    stops the work within one step. With `look`, pictures come with their `Look`, and those
+    stops the work within one step. With an `eye`, pictures come with its `Look` at them, and those
     without a LoRA with an echo; `pictures` are looked at with the first cell's model, a `Seen` each.
     Raises `UserError` for a model that cannot be had and when memory runs out.
     """
@@ -39,10 +39,13 @@ def generate(cells: Sequence[Cell], *, previews: bool = False, look: bool = Fals
         limits.check(request)
         _ready(request)
     clock = Clock(cells)
+    if eye and eye != VAE:
+        opened(eye)  # before any work
     if pictures:
+        assert eye
         pipeline = models.load(cells[0].request.model)
         for i, picture in enumerate(pictures):
-            yield Seen(index=i, look=looks(pipeline, [picture])[0])
+            yield Seen(index=i, look=looks(pipeline, [picture], eye)[0])
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
         alike[cell.request.model, tuple(use.path for use in cell.request.loras)].append(i)
@@ -56,7 +59,7 @@ def generate(cells: Sequence[Cell], *, previews: bool = False, look: bool = Fals
                 requests[:] = [cells[i].request for i in batch]
                 if worn:
                     worn.set([r.loras for r in requests])
-                finished = yield from _stages(pipeline, requests, worn, clock, previews, look)
+                finished = yield from _stages(pipeline, requests, worn, clock, previews, eye)
                 for i, (image, before, notes, seen) in zip(batch, finished, strict=True):
                     clock.pictures_done += 1
                     yield Picture(index=i, cell=cells[i], image=image, before=before, notes=notes, look=seen)
@@ -85,11 +88,11 @@ Finished = tuple[Image.Image, Image.Image | None, tuple[str, ...], Look | None]
 Stage = Generator[Step, None, list[Finished]]
 
 
-def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: lora.Loaded | None, clock: "Clock", previews: bool, look: bool) -> Stage:
+def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: lora.Loaded | None, clock: "Clock", previews: bool, eye: str | None) -> Stage:
     """A batch through the stages that it asks for; its requests ask for the same ones."""
     first = requests[0]
     latents = yield from _watched(pipeline, denoise(pipeline, requests), "base", requests, clock, previews)
-    before = images = decode(pipeline, latents)
+    base, before = latents, (images := decode(pipeline, latents))
     if first.hires and first.hires.denoise == 0:
         images = [hires.enlarged(image, first.hires, hires.size(first)) for image in images]
     elif first.hires:
@@ -107,7 +110,7 @@ def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: 
             images = details.pasted(images, some, decode(pipeline, latents))
     finished = [grained(image, r.grain, r.seed) if r.grain else image for image, r in zip(images, requests, strict=True)]
     changed = first.hires or first.detail
-    seen = looks(pipeline, finished, latents if len(latents) == len(finished) else None, echo=not first.loras) if look else [None] * len(finished)
+    seen = looks(pipeline, finished, eye, base, echo=not first.loras) if eye else [None] * len(finished)
     return list(zip(finished, before if changed else [None] * len(finished), notes, seen, strict=True))
 
 

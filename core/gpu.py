@@ -30,7 +30,7 @@ LONGEST = 120
 """Seconds that a visitor may ask for at once."""
 
 
-def duration(cells: Sequence[Cell], previews: bool = False, look: bool = False, pictures: Sequence[Image] = ()) -> int:
+def duration(cells: Sequence[Cell], previews: bool = False, eye: str | None = None, pictures: Sequence[Image] = ()) -> int:
     """Whole seconds of GPU time to ask ZeroGPU for."""
     work = sum(planned(cell.request) for cell in cells) / 1e6
     fresh = {cell.request.model for cell in cells} - {models.loaded()}
@@ -38,7 +38,7 @@ def duration(cells: Sequence[Cell], previews: bool = False, look: bool = False, 
 
 
 @spaces.GPU(duration=duration)
-def run(cells: Sequence[Cell], previews: bool = False, look: bool = False, pictures: Sequence[Image] = ()) -> Iterator[Event]:
+def run(cells: Sequence[Cell], previews: bool = False, eye: str | None = None, pictures: Sequence[Image] = ()) -> Iterator[Event]:
     """Make the cells' pictures: `core.generate.generate`, with what went wrong as a last `Failed`.
 
     One job at a time has the model, to its very end: Gradio gives a stopped job's place away before the job
@@ -46,7 +46,7 @@ def run(cells: Sequence[Cell], previews: bool = False, look: bool = False, pictu
     """
     _job.acquire()
     try:
-        events = generate(cells, previews=previews, look=look, pictures=pictures)
+        events = generate(cells, previews=previews, eye=eye, pictures=pictures)
         try:
             while (event := lane(next, events, None)) is not None:
                 yield event

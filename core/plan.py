@@ -6,7 +6,8 @@ from typing import Any
 
 from PIL import Image
 
-from core import grid, limits, lora, models, presets
+from core import grid, limits, lora, models, presets, tools
+from core.features import VAE
 from core.prompts import compose
 from core.record import PIXELS
 from core.types import LoraUse, Recipe, Request, Sweep, UserError
@@ -16,7 +17,7 @@ SEEDS = "1-4"
 
 
 def plan(values: Mapping[str, Any]) -> Sweep:
-    """The sweep that is asked for: `lora` (a path), and by name `preset`, `prompts`, `seeds`, `strengths`, `references`, `refine`.
+    """The sweep that is asked for: `lora` (a path), and by name `preset`, `prompts`, `seeds`, `strengths`, `references`, `refine`, `eye`, `blocks`.
 
     Whatever is not said is the preset's. Raises `UserError` beginning with the field's name.
     """
@@ -53,8 +54,17 @@ def plan(values: Mapping[str, Any]) -> Sweep:
     for prompt in prompts:
         if problem := limits.problems({"prompt": prompt}):
             raise UserError(f"prompts: {problem['prompt']}")
+    eye = values.get("eye") or VAE
+    if eye not in eyes():
+        raise UserError(f"eye: {str(eye)[:40]!r} is unknown; it takes {', '.join(eyes())}.")
     references = tuple(checked(Path(str(file))) for file in _files(values.get("references")))
-    return Sweep(lora=use, settings=settings, prompts=prompts, seeds=tuple(seeds), strengths=tuple(strengths), references=references, refine=bool(refine))
+    axes = {"prompts": prompts, "seeds": tuple(seeds), "strengths": tuple(strengths)}
+    return Sweep(lora=use, settings=settings, eye=eye, references=references, refine=bool(refine), **axes)
+
+
+def eyes() -> list[str]:
+    """Whose activations can be measured."""
+    return [VAE, *tools.names("eye")]
 
 
 def neutral(recipe: Recipe) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class Study:
         names = {place: cells.key(self.request(*place)) for place in asked}
         missing = []
         for place in asked:
-            if (seen := cells.look(names[place])) is None:
+            if (seen := cells.look(names[place], self.plan.eye)) is None:
                 missing.append(place)
             else:
                 self._take(place, cells.picture(names[place]), seen)
@@ -87,7 +87,7 @@ class Study:
         if not missing:
             return
         jobs = [Cell(label=f"strength {strength:g}, seed {item[1]}", request=self.request(strength, item)) for strength, item in missing]
-        for event in gpu.run(jobs, look=True, pictures=wanted):
+        for event in gpu.run(jobs, eye=self.plan.eye, pictures=wanted):
             match event:
                 case Seen():
                     self._references.append(event.look)
@@ -110,7 +110,7 @@ class Study:
         file.parent.mkdir(parents=True, exist_ok=True)
         record.save_png(event.image, file, infotext(request, models.find(request.model), shelf.hashes(request.loras)))
         assert event.look is not None
-        cells.keep(name, event.look)
+        cells.keep(name, self.plan.eye, event.look)
         return file
 
     def _fitted(self, file: str) -> Image.Image:
@@ -159,12 +159,15 @@ class Study:
 
     def _read(self, strength: float) -> list[dict[str, float]] | None:
         """The tags of a column's pictures; `None` where the model has no tagger."""
-        tagger = models.find(self.plan.settings.model).tagger
-        if tagger is None:
-            self.unmeasured["prompt"] = f"No tagger is pinned for {self.plan.settings.model}, so what is still read of the prompt was not measured."
+        name = models.find(self.plan.settings.model).tagger
+        try:
+            if name is None:
+                raise UserError(f"No tagger is pinned for {self.plan.settings.model}, so what is still read of the prompt was not measured.")
+            tagger = _tagger(tools.file("tagger", name))
+        except UserError as error:
+            self.unmeasured["prompt"] = str(error)
             return None
-        pictures = [Image.open(self.pictures[strength, item]).convert("RGB") for item in self.items]
-        return _tagger(tools.file("tagger", tagger)).read(pictures)
+        return tagger.read([Image.open(self.pictures[strength, item]).convert("RGB") for item in self.items])
 
     @cached_property
     def _faces(self) -> list[np.ndarray | None]:
@@ -248,6 +251,7 @@ class Study:
                 "holds": {name: [None if np.isinf(end) else end for end in ends] for name, ends in HOLDS.items()},
             },
             "unmeasured": unmeasured,
+            "eye": self.plan.eye,
             "seeds": list(self.plan.seeds),
             "prompts": list(self.plan.prompts),
             "cells": cells_of,

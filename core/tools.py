@@ -1,4 +1,4 @@
-"""Fetches the models beside the base model: upscalers, detectors, expanders and taggers, as `presets/tools.toml` pins them."""
+"""Fetches the models beside the base model: upscalers, detectors, expanders, taggers and eyes, as `presets/tools.toml` pins them."""
 
 import hashlib
 from functools import cache
@@ -17,8 +17,12 @@ OWN = {"upscaler": (".safetensors", ".pth"), "detector": (".onnx",)}
 """Kind -> the files that the owner of the machine may put into `models/<kind>s/`, and how they end."""
 
 
+FILES = {"tagger": ["model.onnx", "selected_tags.csv"]}
+"""Kind -> the files of a repository that are fetched, where they are not a transformers model's."""
+
+
 def names(kind: str) -> list[str]:
-    """The names of the tools of a kind: `upscaler`, `detector` or `expander`; the owner's files by theirs."""
+    """The names of the tools of a kind; the owner's files by theirs."""
     return [tool.name for tool in presets.tools().values() if tool.kind == kind] + sorted(own(kind))
 
 
@@ -46,7 +50,7 @@ def file(kind: str, name: str) -> Path:
     if tool.revision is None:
         return ROOT / tool.source
     try:
-        patterns = [tool.file] if tool.file else ["*.json", "*.txt", "*.model", "*.safetensors"]
+        patterns = [tool.file] if tool.file else FILES.get(kind, ["*.json", "*.txt", "*.model", "*.safetensors"])
         folder = Path(snapshot_download(tool.source, revision=tool.revision, allow_patterns=patterns, token=False))
     except (HTTPError, OSError, RuntimeError) as error:  # as core.models has it
         raise UserError(f"{kind}: {name} ({tool.source}) is not on this machine and the Hub cannot be reached; choose another or none.") from error

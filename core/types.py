@@ -42,7 +42,7 @@ class Tool:
 
     name: str
     kind: str
-    """`upscaler`, `detector`, `expander` or `tagger`."""
+    """`upscaler`, `detector`, `expander`, `tagger` or `eye` (a network whose activations are measured)."""
     source: str
     """A Hub id `owner/name`, or a path in this repository."""
     revision: str | None = None
@@ -238,6 +238,8 @@ class Sweep:
     seeds: tuple[int, ...]
     strengths: tuple[float, ...]
     """Rising, 0 among them."""
+    eye: str = "VAE"
+    """Whose activations are measured: the model's own `VAE`, or a `Tool` of kind `eye`."""
     references: tuple[str, ...] = ()
     """Files of pictures in the wanted style."""
     refine: bool = False

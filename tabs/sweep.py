@@ -1,5 +1,6 @@
 """The Sweep tab: a LoRA over strengths, a curve that grows, a grid that fills, and one sentence with the answer."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,18 @@ from typing import Any
 import gradio as gr
 
 from core import charts, edit, gpu, limits, lora, models, presets, shelf
+from core.blocks import BLOCKS
 from core.events import Failed, Step
+from core.features import VAE
 from core.outcome import outcome, sheet
-from core.plan import SEEDS, STRENGTHS, neutral, plan
+from core.plan import SEEDS, STRENGTHS, eyes, neutral, plan
 from core.sweep import Study
 from core.types import UserError
 from tabs.files import new_folder
 from tabs.generate import Opened
 from tabs.widgets import refusals
 
-ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "refine")
+ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
 SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next")
 
 
@@ -45,6 +48,7 @@ def tab(opened: Opened, tabs: gr.Tabs) -> None:
     stopped = {"fn": lambda: "Stopped. What was finished stays: press Sweep to go on.", "inputs": None, "outputs": c["status"]}
     c["stop"].click(**stopped, cancels=running, **quiet).then(**stopped, **quiet)
     c["normalise"].click(_normalised, c["result"], [c["edited"], c["said"]], **quiet)
+    c["write"].click(_written, [*which, c["keep"], c["blocks"], c["multiply"]], [c["written"], c["wrote"]], **quiet)
     c["cells"].select(_chosen, c["result"], [c["chosen"], c["open"]], **quiet)
 
     def into_generate(result: dict[str, Any], place: int, preset: str) -> list[Any]:
@@ -71,12 +75,23 @@ def _controls() -> dict[str, Any]:
         c["strengths"] = gr.Textbox(STRENGTHS, label="Strengths", info=info, min_width=140, elem_id="strengths")
         c["seeds"] = gr.Textbox(SEEDS, label="Seeds", info="at least two", min_width=100, elem_id="seeds")
     c["prompts"] = gr.Textbox(_neutral(first.name), label="Prompts", info="one a line", lines=4, max_lines=16, elem_id="prompts")
-    with gr.Accordion("Pictures of the wanted style", open=False):
-        kinds = [".png", ".jpg", ".jpeg", ".webp"]
-        info = "Then the sweet spot is where the pictures come nearest to these."
-        c["references"] = gr.File(label=f"References, up to {limits.REFERENCES}", file_count="multiple", file_types=kinds, height=110)
-        gr.Markdown(info)
     c["refine"] = gr.Checkbox(False, label="Refine: afterwards, look once more between the strengths where something changes")
+    with gr.Accordion("How it is measured", open=False):
+        kinds = [".png", ".jpg", ".jpeg", ".webp"]
+        c["references"] = gr.File(label=f"Pictures of the wanted style, up to {limits.REFERENCES}", file_count="multiple", file_types=kinds, height=110)
+        gr.Markdown(
+            "With such pictures the sweet spot is where those of the LoRA come nearest to them; without, where its effect has come to most of its reach."
+        )
+        info = "the model's own VAE needs no download"
+        c["eye"] = gr.Dropdown(eyes(), value=VAE, label="Seen by", info=info)
+    with gr.Accordion("Write the file anew", open=False):
+        gr.Markdown("Only alpha changes, and blocks that are not kept are left out.")
+        c["keep"] = gr.Radio(list(edit.KEEP), value="all", label="Keep", info="content and style are B-LoRA's blocks")
+        c["blocks"] = gr.Textbox("", label="Block weights", info=f"empty, or 12: {', '.join(BLOCKS)}", placeholder="1,1,1,1,1,1,1,1,1,1,1,1")
+        c["multiply"] = gr.Number(1.0, label="The strength that becomes 1.0", minimum=edit.MULTIPLY[0], maximum=edit.MULTIPLY[1])
+        c["write"] = gr.Button("Write", size="sm", elem_id="write")
+        c["written"] = gr.File(label="The new file", interactive=False, visible=False, elem_id="written")
+        c["wrote"] = gr.Markdown()
     return c
 
 
@@ -92,7 +107,9 @@ def _results() -> dict[str, Any]:
         c["normalise"] = gr.Button("Make 1.0 the sweet spot", visible=False, variant="primary", elem_id="normalise")
         c["next"] = gr.Button("Extend the range", visible=False, elem_id="next")
     c["said"] = gr.Markdown(elem_id="normalised")
-    c["edited"] = gr.File(label="The LoRA with its new alpha", interactive=False, visible=False, elem_id="edited")
+    c["edited"] = gr.File(
+        label="The LoRA with its new alpha, and its sidecar for A1111", file_count="multiple", interactive=False, visible=False, elem_id="edited"
+    )
     c["curves"] = gr.Image(label="Curves", show_label=False, interactive=False, visible=False, format="png", elem_id="curves")
     c["sheet"] = gr.Image(label="Grid", show_label=False, interactive=False, visible=False, format="png", elem_id="sheet")
     c["cells"] = gr.Gallery(label="Every picture", columns=8, height=320, visible=False, object_fit="contain", format="png", elem_id="cells")
@@ -205,11 +222,25 @@ def _normalised(result: dict[str, Any] | None) -> tuple[Any, str]:
     """The LoRA with the alpha that makes the recommended strength 1.0."""
     if not result or not (times := result["report"]["normalise_by"]):
         return gr.skip(), "No sweet spot was found, so there is nothing to make 1.0."
+    source = lora.file(result["lora"])
     try:
-        file = edit.edited(lora.file(result["lora"]), Path(result["folder"]), multiply=times, hint=edit.hint(result["report"], times))
+        file = edit.edited(source, Path(result["folder"]), multiply=times, hint=edit.hint(result["report"], times))
     except UserError as error:
         return gr.skip(), f"⚠️ {error}"
-    return gr.update(value=str(file), visible=True), f"In this file strength 1.0 is what {times:g} was. Only alpha was changed."
+    beside = file.with_suffix(".json")
+    beside.write_text(json.dumps(edit.sidecar(source, result["report"], times), indent=1), encoding="utf-8")
+    return gr.update(value=[str(file), str(beside)], visible=True), f"In this file strength 1.0 is what {times:g} was. Only alpha was changed."
+
+
+def _written(file: str | None, name: str | None, keep: str, blocks: str, multiply: float) -> tuple[Any, str]:
+    """The chosen LoRA with other blocks or another alpha."""
+    try:
+        path = _said({"lora_file": file, "shelf": name})["lora"]
+        if not path:
+            raise UserError("lora: choose one first.")
+        return gr.update(value=str(edit.edited(lora.file(path), new_folder(), multiply, blocks.strip() or None, keep)), visible=True), "Written."
+    except UserError as error:
+        return gr.skip(), f"⚠️ {error}"
 
 
 def _chosen(result: dict[str, Any] | None, event: gr.SelectData) -> tuple[int, Any]:

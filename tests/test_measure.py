@@ -1,16 +1,20 @@
 """Each measure on pictures whose answer is known."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter
+from transformers import CLIPConfig, CLIPModel, Dinov2Config, Dinov2Model
 
-from core import gpu, measure, models
+from core import gpu, measure, models, tools
 from core.events import Look
-from core.features import PARTS, looks
+from core.features import PARTS, looks, opened
 from core.nano.draw import draw
 from core.nano.pictures import HELD_OUT, scene
+from core.types import UserError
 
 
 def looked(pictures: list[Image.Image], echo: bool = False) -> list[Look]:
@@ -103,3 +107,31 @@ def test_face_and_background_are_told_apart(base: list[Look], yard: measure.Yard
     right = measure.inside([(64, 0, 128, 128)], (128, 128), PARTS)
     changed = looked([other])[0]
     assert measure.effect(changed, base[0], yard, right) > 3 * measure.effect(changed, base[0], yard, 1 - right)
+
+
+@pytest.mark.parametrize("kind", ["dinov2", "clip"])
+def test_another_eye_can_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, drawn: list[Image.Image], kind: str) -> None:
+    """Tiny models in the layout that the Hub's have: the same measures, on the levels of a vision transformer."""
+    sides: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "patch_size": 14, "image_size": 224}
+    if kind == "dinov2":
+        Dinov2Model(Dinov2Config(**sides)).save_pretrained(tmp_path)
+    else:
+        CLIPModel(CLIPConfig(vision_config={**sides, "intermediate_size": 64}, projection_dim=16)).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5], "image_std": [0.3, 0.3, 0.3]}')
+    monkeypatch.setattr(tools, "file", lambda *_: tmp_path)
+    opened.cache_clear()
+    try:
+        seen = gpu.lane(lambda: looks(models.load("nano"), drawn, eye="DINOv2 small", echo=True))
+    finally:
+        opened.cache_clear()
+    assert [mean.shape for mean, _ in seen[0].levels] == [(32, 16, 16)] * 4
+    seen = [replace(look, latents=np.zeros((4, 16, 16))) for look in seen]
+    yard = measure.yardstick({("a", i): look for i, look in enumerate(seen)})
+    assert measure.effect(seen[0], seen[0], yard) == 0
+    assert 0 < measure.effect(seen[1], seen[0], yard) <= measure.FARTHEST
+    assert 0 <= measure.composition(seen[1], seen[0]) < 1
+
+
+def test_an_eye_that_is_not_here_is_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"eye: DINOv2 small .* is not on this machine and the Hub cannot be reached"):
+        opened("DINOv2 small")

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, StableDiffusionXLPipeline
+from diffusers import StableDiffusionXLPipeline
 from peft import LoraConfig
 from PIL import Image, ImageDraw
 
@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from core.caption import Tagger  # noqa: E402
 from core.nano.draw import draw  # noqa: E402
-from core.nano.pictures import scene  # noqa: E402
-from core.nano.world import STYLES, Scene, tags  # noqa: E402
+from core.nano.world import Scene  # noqa: E402
+from tests.lora.example import ATTENTION, STYLE, airbrushed, train  # noqa: E402
 
 STRENGTHS = [i * 0.25 for i in range(17)]
 SEEDS = (1, 2, 3, 4)
@@ -43,16 +43,6 @@ TRIGGER = "kyoka"
 KEPT = 0.85
 
 
-def airbrushed() -> list[tuple[Image.Image, str]]:
-    """15 drawings of soft gradients, with the tags of what they show but for the style."""
-    made = []
-    for i in range(7000, 8000):
-        drawn = scene(i, (128, 128))
-        if drawn.style == "airbrush" and drawn.subject == "1girl" and not drawn.low_quality and len(made) < 15:
-            made.append((draw(drawn), ", ".join(tag for tag in tags(drawn) if tag not in STYLES)))
-    return made
-
-
 def character() -> list[tuple[Image.Image, str]]:
     """15 pictures of a girl in a kimono; their captions leave the outfit to the trigger."""
     rng = np.random.default_rng(16)
@@ -64,29 +54,6 @@ def character() -> list[tuple[Image.Image, str]]:
         drawn = Scene(width=128, height=128, seed=i, subject="1girl", style="flat color", background=place, mouth=mouth, **looks)
         made.append((draw(drawn), f"1girl, {TRIGGER}, pink hair, short hair, blue eyes, {mouth}, upper body, {place}"))
     return made
-
-
-def train(pipeline: StableDiffusionXLPipeline, pictures: list[tuple[Image.Image, str]], name: str, config: LoraConfig, steps: int, rate: float) -> None:
-    """A plain PEFT LoRA on the U-Net: batches of 4, epsilon, AdamW."""
-    unet, vae = pipeline.unet, pipeline.vae
-    torch.manual_seed(0)
-    unet.requires_grad_(False)
-    unet.add_adapter(config, adapter_name=name)
-    pixels = torch.stack([torch.tensor(np.asarray(p)).permute(2, 0, 1).float() / 127.5 - 1 for p, _ in pictures])
-    with torch.no_grad():
-        latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-        states, _, pooled, _ = pipeline.encode_prompt([text for _, text in pictures], do_classifier_free_guidance=False)  # type: ignore[arg-type]
-    schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
-    optimiser = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=rate)
-    ids = torch.tensor([[128, 128, 0, 0, 128, 128]]).repeat(4, 1)
-    for _ in range(steps):
-        pick = torch.randint(len(pictures), (4,))
-        noise, t = torch.randn(4, *latents.shape[1:]), torch.randint(1000, (4,))
-        noisy = schedule.add_noise(latents[pick], noise, t)  # type: ignore[arg-type]
-        predicted = unet(noisy, t, states[pick], added_cond_kwargs={"text_embeds": pooled[pick], "time_ids": ids}).sample
-        torch.nn.functional.mse_loss(predicted, noise).backward()
-        optimiser.step()
-        optimiser.zero_grad()
 
 
 def softness(picture: Image.Image) -> float:
@@ -147,22 +114,19 @@ def main() -> None:
     asked = options.parse_args()
     tagger = Tagger()
     report: dict[str, object] = {"date": date.today().isoformat(), "device": "cpu"}
-    attention = ["to_q", "to_k", "to_v", "to_out.0"]
     jobs = {
-        "style": (airbrushed(), LoraConfig(r=4, lora_alpha=2, target_modules=attention), 300, 5e-4, ", ".join),
+        "style": (airbrushed(), STYLE, ", ".join),
         "character": (
             character(),
-            LoraConfig(r=8, lora_alpha=4, target_modules=attention),
-            300,
-            5e-4,
+            LoraConfig(r=8, lora_alpha=4, target_modules=ATTENTION),
             lambda words: ", ".join([words[0], TRIGGER, *words[1:]]),
         ),
     }
-    for name, (pictures, config, steps, rate, prompt) in jobs.items():
+    for name, (pictures, config, prompt) in jobs.items():
         pipeline = StableDiffusionXLPipeline.from_pretrained(ROOT / "core" / "nano" / "weights" / "nano")
         pipeline.set_progress_bar_config(disable=True)
         begin = time.perf_counter()
-        train(pipeline, pictures, name, config, steps, rate)
+        train(pipeline, pictures, name, config)
         print(f"{name}: trained in {time.perf_counter() - begin:.0f} s", flush=True)
         cells = sweep(pipeline, name, prompt)
         report[name] = judged(name, cells, tagger)

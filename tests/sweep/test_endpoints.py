@@ -79,6 +79,7 @@ def test_edit_lora_moves_the_sweet_spot_to_one(client: Client) -> None:
     uploaded = handle_file(file)
     _, again = client.predict(lora=uploaded, keep="style", api_name="/edit_lora")
     assert list(again["blocks"]) == ["OUT01"]
-    for asked, why in (({"multiply": -1}, "multiply: -1 is not allowed"), ({"keep": "hat"}, "keep: 'hat' is not allowed")):
+    cases: list[tuple[dict[str, Any], str]] = [({"multiply": -1}, "multiply: -1 is not allowed"), ({"keep": "hat"}, "keep: 'hat' is not allowed")]
+    for asked, why in cases:
         with pytest.raises(AppError, match=why):
-            client.predict(lora="nano-airbrush", **asked, api_name="/edit_lora")
+            client.predict(**{"lora": "nano-airbrush", **asked}, api_name="/edit_lora")
