@@ -22,6 +22,7 @@ nano: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(PY) tests/bench/nano.py
 	$(PY) tests/bench/generate.py
+	$(PY) tests/bench/sweep.py
 
 clean:
 	rm -rf $(VENV) build
