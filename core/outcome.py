@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from core import charts, edit, lora, shelf
+from core.report import reported, table
 from core.sweep import Study
 
 SHOWN = 60
@@ -31,7 +32,7 @@ class Outcome:
 
 def outcome(study: Study, folder: Path) -> Outcome:
     """Write everything that there is by now into `folder`; the report names its pictures as the zip does."""
-    report = study.report()
+    report = reported(study)
     cells, named = [], []
     for (strength, (prompt, seed)), file in sorted(study.pictures.items()):
         number = study.plan.prompts.index(prompt) + 1
@@ -45,7 +46,7 @@ def outcome(study: Study, folder: Path) -> Outcome:
     sheet(study).save(drawn["sheet"])
     charts.curves(report).save(drawn["curves"])
     told = {"table": folder / "curves.csv", "sidecar": folder / f"{stem}.json"}
-    told["table"].write_text(study.table(), encoding="utf-8")
+    told["table"].write_text(table(study), encoding="utf-8")
     told["sidecar"].write_text(json.dumps(edit.sidecar(lora.file(study.plan.lora.path), report), indent=1), encoding="utf-8")
     (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
     archive = folder / f"{stem}-sweep.zip"

@@ -17,7 +17,7 @@ SEEDS = "1-4"
 
 
 def plan(values: Mapping[str, Any]) -> Sweep:
-    """The sweep that is asked for: `lora` (a path), and by name `preset`, `prompts`, `seeds`, `strengths`, `references`, `refine`, `eye`, `blocks`.
+    """The sweep that is asked for: `lora` (a path), and by name `preset`, `prompts`, `seeds`, `strengths`, `references`, `refine`, `eye`.
 
     Whatever is not said is the preset's. Raises `UserError` beginning with the field's name.
     """
@@ -27,7 +27,7 @@ def plan(values: Mapping[str, Any]) -> Sweep:
     recipe = presets.recipes()[preset]
     if not values.get("lora"):
         raise UserError("lora: choose one to sweep.")
-    use = LoraUse(path=str(values["lora"]), blocks=values.get("blocks") or None)
+    use = LoraUse(path=str(values["lora"]))
     family = lora.file(use.path).family
     if family in ("nano", "SDXL") and (family == "nano") != (models.find(recipe.model).native_size == 128):
         raise UserError(f"lora: {Path(use.path).name} is made for {family}, and {recipe.title} is not of that family; choose another preset.")

@@ -1,20 +1,17 @@
 """One LoRA over strengths, prompts and seeds: cells made or found, measured as they come, and decided upon."""
 
-import csv
-import io
 import time
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
 
 from core import cells, details, gpu, limits, measure, models, presets, record, shelf, tools
 from core.caption import Tagger
-from core.decide import HOLDS, INTERVAL, MOST, RESAMPLES, RISING, Verdict, decide
+from core.decide import HOLDS, Verdict, decide
 from core.encode import said
 from core.events import Event, Failed, Look, Picture, Seen, Step
 from core.features import PARTS
@@ -132,7 +129,7 @@ class Study:
                         self.looks[strength, item] = replace(self.looks[strength, item], levels=(), echo=None)
 
     def _column(self, strength: float) -> dict[str, np.ndarray]:
-        yard, read_at_zero, read, boxes = self._yard, self._read_at_zero, self._read(strength), self._faces
+        yard, read_at_zero, read, boxes = self.yard, self._read_at_zero, self._read(strength), self._faces
         column: dict[str, list[float]] = {name: [] for name in MEASURES}
         for i, item in enumerate(self.items):
             look, base = self.looks[strength, item], self.looks[0.0, item]
@@ -150,7 +147,7 @@ class Study:
         return {name: np.array(values, float) for name, values in column.items()}
 
     @cached_property
-    def _yard(self) -> measure.Yardstick:
+    def yard(self) -> measure.Yardstick:
         return measure.yardstick({item: self.looks[0.0, item] for item in self.items})
 
     @cached_property
@@ -195,7 +192,7 @@ class Study:
             return decide(self.strengths, {"effect": np.zeros((len(self.strengths), len(self.items)))}, 0.0, seeds=1)
         used = ["effect", *HOLDS, *(["style"] if self._references else [])]
         curves = {name: np.stack([self.measured[strength][name] for strength in self.strengths]) for name in used}
-        return decide(self.strengths, {name: curve for name, curve in curves.items() if not np.isnan(curve).all()}, self._yard.floor, len(self.plan.seeds))
+        return decide(self.strengths, {name: curve for name, curve in curves.items() if not np.isnan(curve).all()}, self.yard.floor, len(self.plan.seeds))
 
     def _between(self) -> list[float]:
         """Strengths halfway to the neighbours of onset, both ends of the sweet spot and breakdown."""
@@ -205,69 +202,6 @@ class Study:
         found = {round((a + b) / 2, 4) for a, b in steps}
         room = max(0, limits.CELLS // len(self.items) - len(self.strengths))
         return sorted(found)[:room]
-
-    # --- telling -------------------------------------------------------------------------------
-
-    def curve(self) -> list[dict[str, Any]]:
-        """A row for each strength that is whole, rising: means over the pictures, and the effect's interval; `None` for what was not measured."""
-        rows = []
-        rng = np.random.default_rng(0)
-        picks = rng.integers(len(self.items), size=(RESAMPLES, len(self.items)))
-        for strength in sorted(self.measured):
-            column = self.measured[strength]
-            means = {name: float(np.nanmean(column[name])) if not np.isnan(column[name]).all() else None for name in MEASURES}
-            low, high = np.percentile(column["effect"][picks].mean(1), INTERVAL)
-            rows.append({"strength": strength, **_rounded(means), **_rounded({"effect_low": float(low), "effect_high": float(high)})})
-        return rows
-
-    def report(self) -> dict[str, Any]:
-        """Everything as plain data: what was not measured is `None`, and `why` or `unmeasured` says why."""
-        verdict = self.verdict or Verdict(intervals={}, why=f"Stopped: {len(self.pictures)} of {len(self.strengths) * len(self.items)} pictures are there.")
-        unmeasured = dict(self.unmeasured)
-        if not self.plan.references:
-            unmeasured["style"] = "No reference pictures were given."
-        cells_of = [
-            {"strength": strength, "seed": item[1], "prompt": item[0], "picture": str(file)} for (strength, item), file in sorted(self.pictures.items())
-        ]
-        return {
-            "lora": Path(self.plan.lora.path).stem,
-            "model": self.plan.settings.model,
-            "noise_floor": round(self._yard.floor, 4) if 0.0 in self.measured else None,
-            "strengths": self.strengths,
-            "curve": self.curve(),
-            "onset": verdict.onset,
-            "sweet_spot": list(verdict.sweet_spot) if verdict.sweet_spot else None,
-            "breakdown": verdict.breakdown,
-            "recommended": verdict.recommended,
-            "confidence": verdict.confidence,
-            "intervals": {name: list(ends) for name, ends in verdict.intervals.items()},
-            "why": verdict.why,
-            "next": verdict.next,
-            "normalise_by": verdict.recommended,
-            "thresholds": {
-                "most": MOST,
-                "rising": RISING,
-                "resamples": RESAMPLES,
-                "holds": {name: [None if np.isinf(end) else end for end in ends] for name, ends in HOLDS.items()},
-            },
-            "unmeasured": unmeasured,
-            "eye": self.plan.eye,
-            "seeds": list(self.plan.seeds),
-            "prompts": list(self.plan.prompts),
-            "cells": cells_of,
-            "cells_found": self.found,
-            "seconds": round(self.seconds, 3),
-            "unet_calls": self.unet_calls,
-        }
-
-    def table(self) -> str:
-        """The curve as CSV."""
-        out = io.StringIO()
-        columns = ["strength", "effect", "effect_low", "effect_high", *MEASURES[1:]]
-        writer = csv.DictWriter(out, columns)
-        writer.writeheader()
-        writer.writerows(self.curve())
-        return out.getvalue()
 
 
 def _coarse_first(strengths: Sequence[float]) -> list[float]:
@@ -286,7 +220,3 @@ def _tagger(folder: Path) -> Tagger:
 def _detail(model: str):
     """How a preset of this model finds faces."""
     return next((recipe.detail for recipe in presets.recipes().values() if recipe.model == model), next(iter(presets.recipes().values())).detail)
-
-
-def _rounded(numbers: dict[str, float | None]) -> dict[str, float | None]:
-    return {name: None if number is None else round(number, 4) for name, number in numbers.items()}

@@ -13,6 +13,7 @@ from core.events import Failed, Step
 from core.features import VAE
 from core.outcome import outcome, sheet
 from core.plan import SEEDS, STRENGTHS, eyes, neutral, plan
+from core.report import reported
 from core.sweep import Study
 from core.types import UserError
 from tabs.files import new_folder
@@ -176,7 +177,7 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
             yield f"Picture {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps} · about {event.seconds_left:.0f} s left", *rest
         if len(study.measured) > columns:
             columns = len(study.measured)
-            grown = gr.update(value=charts.curves(study.report()), visible=True), gr.update(value=sheet(study), visible=True)
+            grown = gr.update(value=charts.curves(reported(study)), visible=True), gr.update(value=sheet(study), visible=True)
             yield f"{len(study.pictures)} of {total} pictures", skip, *grown, *rest[3:]
     done = outcome(study, folder)
     report = done.report

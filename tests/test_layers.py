@@ -19,6 +19,7 @@ FLOORS = [
     {"core.asking", "core.generate"},
     {"core.gpu", "core.plan"},
     {"core.sweep"},
+    {"core.report"},
     {"core.outcome"},
     {"tabs.files", "tabs.widgets", "tabs.stages"},
     {"tabs.settings", "tabs.api"},

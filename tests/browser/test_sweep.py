@@ -24,13 +24,18 @@ def page(studio: str, chromium):
     context.close()
 
 
-def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Path, tmp_path: Path) -> None:
+def begin(page, strengths: str, seeds: str) -> None:
+    """Drop the example, wait for what its file says, fill in the rest and press Sweep."""
     page.locator("#sweep-lora input[type=file]").set_input_files(EXAMPLE)
     page.locator("#explained").get_by_text("U-Net only, alpha/rank 0.5: expect an effective range that starts higher than 1").wait_for()
     page.locator("#prompts textarea").fill(PROMPTS)
-    page.locator("#strengths input, #strengths textarea").fill("0-5 (+0.5)")
-    page.locator("#seeds input, #seeds textarea").fill("1, 2")
+    page.locator("#strengths input, #strengths textarea").fill(strengths)
+    page.locator("#seeds input, #seeds textarea").fill(seeds)
     page.get_by_role("button", name="Sweep", exact=True).click()
+
+
+def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Path, tmp_path: Path) -> None:
+    begin(page, "0-5 (+0.5)", "1, 2")
     page.locator("#sweep-status").get_by_text(re.compile(r"\d+ of 44 pictures")).wait_for(timeout=60_000)
     page.locator("#sheet img").wait_for()
     page.locator("#curves img").wait_for()
@@ -56,6 +61,17 @@ def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Pat
     assert page.locator("#seed input").input_value() in ("1", "2")
 
 
+def test_stop_keeps_what_is_finished_and_sweep_goes_on(page) -> None:
+    begin(page, "0-3 (+1)", "31-34")
+    page.locator("#sweep-status").get_by_text(re.compile(r"Picture 9 of 32, step \d+ of 25")).wait_for(timeout=60_000)
+    page.get_by_role("button", name="Stop").last.click()
+    page.locator("#sweep-status").get_by_text("Stopped. What was finished stays").wait_for()
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    said = page.locator("#sweep-status").get_by_text(re.compile(r"32 pictures in [\d.]+ s, \d+ of them found from before"))
+    said.wait_for(timeout=120_000)
+    assert int(re.search(r"(\d+) of them", said.inner_text())[1]) >= 8  # type: ignore[index]
+
+
 def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
@@ -63,10 +79,7 @@ def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:
 
 
 def test_a_list_that_is_none_is_said_beside_its_field(page) -> None:
-    page.locator("#sweep-lora input[type=file]").set_input_files(EXAMPLE)
-    page.locator("#explained").get_by_text("U-Net only").wait_for()
-    page.locator("#strengths input, #strengths textarea").fill("0 to 3")
-    page.get_by_role("button", name="Sweep", exact=True).click()
+    begin(page, "0 to 3", "1, 2")
     page.get_by_text("strengths: '0 to 3' is no number and no range").first.wait_for()
 
 

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from core import edit, lorafile
 from core.decide import HOLDS
+from core.report import reported
 from core.sweep import Study
 from tests.sweep.conftest import EXAMPLE, Swept
 
@@ -16,7 +17,7 @@ STEP = 0.5
 
 def test_the_example_has_a_sweet_spot(study: Study) -> None:
     """It was made with alpha/rank 0.5: nothing at 0.5, clearly there at 2 to 3, gone at 5."""
-    report = study.report()
+    report = reported(study)
     low, high = report["sweet_spot"]
     assert 0.5 < report["onset"] <= 1.5
     assert 1.5 <= low <= 2.5
@@ -32,21 +33,21 @@ def test_the_example_has_a_sweet_spot(study: Study) -> None:
 
 def test_twice_the_alpha_is_half_the_strength(study: Study, swept: Swept, tmp_path: Path) -> None:
     doubled = edit.edited(lorafile.read(EXAMPLE), tmp_path, multiply=2)
-    once, twice = study.report(), swept(lora=str(doubled), strengths="0-2.5 (+0.25)").report()
+    once, twice = reported(study), reported(swept(lora=str(doubled), strengths="0-2.5 (+0.25)"))
     for name in ("onset", "breakdown", "recommended"):
         assert twice[name] == pytest.approx(once[name] / 2, abs=STEP / 2), name
     assert twice["sweet_spot"] == pytest.approx([end / 2 for end in once["sweet_spot"]], abs=STEP / 2)
 
 
 def test_after_the_edit_one_is_the_sweet_spot(study: Study, swept: Swept, tmp_path: Path) -> None:
-    report = study.report()
+    report = reported(study)
     file = edit.edited(lorafile.read(EXAMPLE), tmp_path, multiply=report["normalise_by"])
-    again = swept(lora=str(file), strengths="0-1.75 (+0.25)").report()
+    again = reported(swept(lora=str(file), strengths="0-1.75 (+0.25)"))
     assert again["recommended"] == pytest.approx(1.0, abs=0.25), again["why"]
 
 
 def test_other_seeds_say_the_same(swept: Swept) -> None:
-    first, second = (swept(strengths="0-5 (+1)", seeds=seeds).report() for seeds in ("1-4", "11-14"))
+    first, second = (reported(swept(strengths="0-5 (+1)", seeds=seeds)) for seeds in ("1-4", "11-14"))
     assert second["recommended"] == pytest.approx(first["recommended"], rel=0.15), (first["why"], second["why"])
 
 
@@ -60,7 +61,7 @@ def test_what_changes_nothing_has_no_answer(swept: Swept, tmp_path: Path, kind: 
         elif kind == "tiny" and not key.endswith(".alpha"):
             tensors[key] = 1e-3 * torch.randn_like(value)
     save_file(tensors, tmp_path / "none.safetensors")
-    report = swept(lora=str(tmp_path / "none.safetensors"), strengths="0, 1, 3", prompts="1girl, blue hair\n1girl, red hair").report()
+    report = reported(swept(lora=str(tmp_path / "none.safetensors"), strengths="0, 1, 3", prompts="1girl, blue hair\n1girl, red hair"))
     assert [report[name] for name in ("onset", "sweet_spot", "breakdown", "recommended", "normalise_by")] == [None] * 5
     assert report["why"].startswith("No strength up to 3 surely changes the pictures")
 
@@ -73,7 +74,7 @@ def test_references_say_what_style_is_wanted(study: Study, swept: Swept, tmp_pat
     for i, (picture, _) in enumerate(airbrushed()[:6]):
         files.append(tmp_path / f"{i}.png")
         picture.save(files[-1])
-    report = swept(strengths="0-5 (+0.5)", references=[str(file) for file in files]).report()
+    report = reported(swept(strengths="0-5 (+0.5)", references=[str(file) for file in files]))
     style = {row["strength"]: row["style"] for row in report["curve"]}
     assert style[2.5] > style[0.0] + 0.02, style
     assert "style" not in report["unmeasured"]
@@ -90,6 +91,6 @@ def test_refine_looks_between_the_knees(study: Study, swept: Swept) -> None:
 
 
 def test_one_seed_is_refused_an_answer(swept: Swept) -> None:
-    report = swept(strengths="0-1 (+0.5)", seeds="1").report()
+    report = reported(swept(strengths="0-1 (+0.5)", seeds="1"))
     assert report["sweet_spot"] is None
     assert report["why"].startswith("One seed only")

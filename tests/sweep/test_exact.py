@@ -20,6 +20,7 @@ from core.features import VAE
 from core.generate import generate
 from core.lorafile import read
 from core.plan import plan
+from core.report import reported
 from core.sweep import Study
 from core.types import Cell, Request
 from tests.lora.parts import fingerprint
@@ -83,8 +84,8 @@ def test_a_sweep_that_is_stopped_leaves_the_model_and_goes_on(monkeypatch: pytes
     assert fingerprint() == before
     stopped = len(study.pictures)
     assert 8 <= stopped < 16
-    assert study.report()["why"] == f"Stopped: {stopped} of 16 pictures are there."
-    assert study.report()["sweet_spot"] is None
+    assert reported(study)["why"] == f"Stopped: {stopped} of 16 pictures are there."
+    assert reported(study)["sweet_spot"] is None
     again = Study(plan(ASKED))
     made = [event for event in again.run() if isinstance(event, Picture)]
     assert (again.found, len(made), len(again.pictures)) == (stopped, 16 - stopped, 16)
@@ -97,11 +98,12 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
     code = f"""if True:
         import json
         from core.plan import plan
-        from core.sweep import Study
+        from core.report import reported
+from core.sweep import Study
         study = Study(plan(json.loads({json.dumps(json.dumps(ASKED))})))
         for event in study.run():
             print(len(study.pictures), flush=True)
-        report = study.report()
+        report = reported(study)
         print("found", study.found, json.dumps(report["curve"]), flush=True)
     """
 
