@@ -12,6 +12,8 @@ import numpy as np
 
 MOST = 0.6
 """Share of what the effect (or the style) reaches before breakdown from which a strength belongs to the sweet spot."""
+NEARLY = 0.9
+"""Share of it that the recommended strength has where no breakdown was seen: the middle would move with the range."""
 HOLDS = {"prompt": (0.85, np.inf), "composition": (0.35, np.inf), "detail": (0.4, 2.5), "saturation": (-np.inf, 0.1)}
 """Measure -> least and greatest mean that still holds. Composition: two pictures of different prompts share about a quarter, of one prompt three quarters."""
 RISING = 0.1
@@ -40,7 +42,7 @@ class Verdict:
     breakdown: float | None = None
     """Least strength from which one of them surely does not hold."""
     recommended: float | None = None
-    """The middle of the sweet spot."""
+    """The middle of the sweet spot; where no breakdown was seen, its least strength with nearly all of the effect."""
     confidence: float = 0.0
     """Share of bootstrap resamples whose sweet spot holds the recommended strength."""
     intervals: Mapping[str, Range]
@@ -55,6 +57,8 @@ class Verdict:
 class _Knees:
     onset: int | None
     sweet: tuple[int, int] | None
+    nearly: int | None
+    """Least index of the sweet spot with nearly all of what is reached."""
     breakdown: int | None
     failed: str = ""
     """What does not hold at breakdown."""
@@ -100,7 +104,7 @@ def decide(strengths: Sequence[float], curves: Mapping[str, Curve], floor: float
     if breakdown is None and _rising(tried, resampled, floor):
         return said(intervals=claimed, why=f"Still rising at {end:g}{_offer(further)}", next=further)
     first, last = tried[found.sweet[0]], tried[found.sweet[1]]
-    recommended = round((first + last) / 2, 3)
+    recommended = round((first + last) / 2, 3) if breakdown is not None or found.nearly is None else tried[found.nearly]
     inside = [k.sweet is not None and abs(tried[k.sweet[0]]) <= abs(recommended) <= abs(tried[k.sweet[1]]) for k in each]
     until = f"; from {breakdown:g} on {found.failed} surely falls" if breakdown is not None else f"; no breakdown up to {end:g}"
     return said(
@@ -135,11 +139,12 @@ def _knees(means: Mapping[str, Curve], low: Mapping[str, Curve], high: Mapping[s
     candidates = [i for i in range(onset or count, end) if holds[i]] if onset is not None else []
     reach = max((gain[i] for i in candidates), default=0.0)
     if not candidates or ("style" in means and reach < STYLED):
-        return _Knees(onset, None, breakdown, why[breakdown] if breakdown is not None else "")
+        return _Knees(onset, None, None, breakdown, why[breakdown] if breakdown is not None else "")
     works = [i in candidates and gain[i] >= MOST * reach for i in range(count)]
     first = works.index(True)
     last = next((i for i in range(first, count) if not works[i]), count) - 1
-    return _Knees(onset, (first, last), breakdown, why[breakdown] if breakdown is not None else "")
+    nearly = next((i for i in range(first, last + 1) if gain[i] >= NEARLY * reach), last)
+    return _Knees(onset, (first, last), nearly, breakdown, why[breakdown] if breakdown is not None else "")
 
 
 def _rising(tried: Sequence[float], resampled: Mapping[str, np.ndarray], floor: float) -> bool:

@@ -32,6 +32,8 @@ def test_a_plateau_without_a_breakdown() -> None:
     found = decide(STRENGTHS, curves(PLATEAU), 0.3, seeds=4)
     assert (found.onset, found.sweet_spot, found.breakdown) == (1.0, (1.5, 4.0), None)
     assert "no breakdown up to 4" in found.why
+    shorter = decide(STRENGTHS[:-1], {name: curve[:-1] for name, curve in curves(PLATEAU).items()}, 0.3, seeds=4)
+    assert (found.recommended, shorter.recommended) == (2.5, 2.0), "a step at most, whereas the middle moves with the range"
     assert "breakdown" not in found.intervals
 
 
