@@ -22,10 +22,10 @@ ENGINE = 1
 
 
 def key(request: Request) -> str:
-    """The hash of everything that a cell's picture and look depend on; names of files are no part of it, their content is."""
+    """The hash of everything that a cell's picture, its infotext and its look depend on: of a LoRA its content, and the name that is written."""
     told = asdict(request)
     told["prompt"] = networks(request.prompt)[0].strip()  # its LoRAs stand in `loras`
-    told["loras"] = [{**asdict(use), "path": content(Path(use.path))} for use in request.loras if use.strength or use.text_strength]
+    told["loras"] = [{**asdict(use), "path": [content(Path(use.path)), Path(use.path).stem]} for use in request.loras if use.strength or use.text_strength]
     made = {"engine": ENGINE, "precision": str(this_machine().dtype), "device": this_machine().device, "model": models.fingerprint(request.model), **told}
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 

@@ -23,6 +23,10 @@ STYLED = 0.02
 INTERVAL = (2.5, 97.5)
 """Percentiles of the bootstrap."""
 RESAMPLES = 400
+FEWEST = 4
+"""Pictures a strength: the ends of a bootstrap over fewer are the pictures themselves."""
+MOST_OFFERED = 40
+"""Strengths that the next run has at most."""
 LONGEST = 5.0
 """The greatest strength that can be tried."""
 
@@ -61,7 +65,9 @@ class _Knees:
     """Least index of the sweet spot with nearly all of what is reached."""
     breakdown: int | None
     failed: str = ""
-    """What does not hold at breakdown."""
+    """What does not hold at breakdown, as `prompt surely falls`."""
+    holds: bool = False
+    """Whether there are strengths from onset on at which everything holds."""
 
 
 def decide(strengths: Sequence[float], curves: Mapping[str, Curve], floor: float, seeds: int) -> Verdict:
@@ -76,8 +82,11 @@ def decide(strengths: Sequence[float], curves: Mapping[str, Curve], floor: float
     pictures = curves["effect"].shape[1]
     if seeds < 2:
         return Verdict(intervals={}, why="One seed only: what another seed would change is not known, so nothing is claimed; take at least two.")
+    if pictures < FEWEST:
+        return Verdict(intervals={}, why=f"{pictures} pictures a strength are too few for an interval: take {FEWEST} at least, seeds times prompts.")
     if len(tried) < 3:
-        return Verdict(intervals={}, why="Fewer than two strengths beside 0: that is no curve; try a range such as 0-3.5 (+0.25).", next="0-3.5 (+0.25)")
+        side = "above" if sign > 0 else "below"
+        return Verdict(intervals={}, why=f"Fewer than two strengths {side} 0: that is no curve; try a range such as 0-3.5 (+0.25).", next="0-3.5 (+0.25)")
     rng = np.random.default_rng(0)
     picks = rng.integers(pictures, size=(RESAMPLES, pictures))
     resampled = {name: np.stack([_means(curve[:, pick]) for pick in picks]) for name, curve in curves.items()}
@@ -89,35 +98,51 @@ def decide(strengths: Sequence[float], curves: Mapping[str, Curve], floor: float
     onset, breakdown = (None if i is None else tried[i] for i in (found.onset, found.breakdown))
     said = partial(Verdict, onset=onset, breakdown=breakdown)
     claimed = {name: intervals[name] for name, knee in (("onset", onset), ("breakdown", breakdown)) if knee is not None and name in intervals}
-    step, end = round(float(np.median(np.diff(np.abs(tried)))), 3), tried[-1]
-    further = f"0-{min(LONGEST, 2 * end):g} (+{step:g})" if 0 < end < LONGEST else None
+    step, end = float(np.median(np.diff(np.abs(tried)))), tried[-1]
+    further = _range(sign * min(LONGEST, 2 * abs(end)), step) if abs(end) < LONGEST else None
     if found.sweet is None and breakdown is not None:
+        if found.holds:
+            why = f"The pictures change from {onset:g} on, but they do not come nearer to the references before {found.failed} at {breakdown:g}."
+            return said(intervals=claimed, why=why)
         early = f" before it styles: something changes from {onset:g} on, but nothing holds" if onset is not None else " before it styles"
-        finer = f"0-{breakdown:g} (+{max(step / 4, 0.01):g})" if breakdown > 0 else None
-        return said(intervals=claimed, why=f"It breaks at {breakdown:g} ({found.failed} surely falls){early}: no strength works.", next=finer)
+        why = f"It breaks at {breakdown:g} ({found.failed}){early}: no strength works."
+        return said(intervals=claimed, why=why, next=_range(breakdown, step / 4))
     if found.sweet is None and onset is None:
         why = f"No strength up to {end:g} surely changes the pictures (noise floor {floor:.2f} seed units)"
         return said(intervals=claimed, why=f"{why}{_offer(further)}", next=further)
     if found.sweet is None:
         why = "they do not come nearer to the references" if "style" in curves else "prompt or composition may not hold there, and more seeds would tell"
         return said(intervals=claimed, why=f"The pictures change from {onset:g} on, but {why}.")
-    if breakdown is None and _rising(tried, resampled, floor):
+    if breakdown is None and found.sweet[1] == len(tried) - 1 and _rising(tried, resampled, floor):
         return said(intervals=claimed, why=f"Still rising at {end:g}{_offer(further)}", next=further)
     first, last = tried[found.sweet[0]], tried[found.sweet[1]]
     recommended = round((first + last) / 2, 3) if breakdown is not None or found.nearly is None else tried[found.nearly]
     inside = [k.sweet is not None and abs(tried[k.sweet[0]]) <= abs(recommended) <= abs(tried[k.sweet[1]]) for k in each]
-    until = f"; from {breakdown:g} on {found.failed} surely falls" if breakdown is not None else f"; no breakdown up to {end:g}"
+    unseen = {"breakdown"} if breakdown is None else set()
+    if breakdown is not None:
+        until = f"; from {breakdown:g} on {found.failed}"
+    elif found.sweet[1] == len(tried) - 1:
+        until = f"; no breakdown up to {end:g}"
+        unseen.add("sweet_spot_high")  # the range ends there, not the sweet spot
+    else:
+        until = f"; beyond {last:g} it may not hold, more seeds would tell"
     return said(
         sweet_spot=(min(first, last), max(first, last)),
         recommended=recommended,
         confidence=round(float(np.mean(inside)), 3),
-        intervals=intervals if breakdown is not None else {name: ends for name, ends in intervals.items() if name != "breakdown"},
+        intervals={name: ends for name, ends in intervals.items() if name not in unseen},
         why=f"Works from {first:g} to {last:g}, best near {recommended:g}: it surely changes the pictures from {onset:g} on{until}.",
     )
 
 
+def _range(end: float, step: float) -> str:
+    """From 0 to `end` as text, with a step that is allowed."""
+    step = max(0.01, round(step, 3), round(abs(end) / MOST_OFFERED, 3))
+    return f"0-{end:g} (+{step:g})" if end > 0 else f"{end:g}-0 (+{step:g})"
+
+
 def _offer(further: str | None) -> str:
-    return ": extend the range." if further else f", and {LONGEST:g} is as far as strengths go."
+    return ": extend the range." if further else f", and {LONGEST:g} either way is as far as strengths go."
 
 
 def _knees(means: Mapping[str, Curve], low: Mapping[str, Curve], high: Mapping[str, Curve], floor: float) -> _Knees:
@@ -127,9 +152,10 @@ def _knees(means: Mapping[str, Curve], low: Mapping[str, Curve], high: Mapping[s
     for name, (least, most) in HOLDS.items():
         if name in means:
             holds &= ~((means[name] < least) | (means[name] > most))  # true where it was not measured
-            falls = (high[name] < least) | (low[name] > most)
-            why = [said or (name if falls[i] else "") for i, said in enumerate(why)]
-            broken |= falls
+            falls, rises = high[name] < least, low[name] > most
+            told = [f"{name} surely falls" if falls[i] else f"{name} surely rises" if rises[i] else "" for i in range(count)]
+            why = [" and ".join(filter(None, pair)) for pair in zip(why, told, strict=True)]
+            broken |= falls | rises
     # One strength beyond which all is well again is chance; at the end of the range there is no telling.
     breakdown = next((i for i in range(1, count) if broken[i] and (i + 1 == count or broken[i + 1])), None)
     end = count if breakdown is None else breakdown
@@ -139,7 +165,7 @@ def _knees(means: Mapping[str, Curve], low: Mapping[str, Curve], high: Mapping[s
     candidates = [i for i in range(onset or count, end) if holds[i]] if onset is not None else []
     reach = max((gain[i] for i in candidates), default=0.0)
     if not candidates or ("style" in means and reach < STYLED):
-        return _Knees(onset, None, None, breakdown, why[breakdown] if breakdown is not None else "")
+        return _Knees(onset, None, None, breakdown, why[breakdown] if breakdown is not None else "", bool(candidates))
     works = [i in candidates and gain[i] >= MOST * reach for i in range(count)]
     first = works.index(True)
     last = next((i for i in range(first, count) if not works[i]), count) - 1
@@ -150,7 +176,7 @@ def _knees(means: Mapping[str, Curve], low: Mapping[str, Curve], high: Mapping[s
 def _rising(tried: Sequence[float], resampled: Mapping[str, np.ndarray], floor: float) -> bool:
     """Whether the last quarter of the range surely still adds to the effect (or the style)."""
     gain = resampled["style"] - resampled["style"][:, :1] if "style" in resampled else resampled["effect"]
-    before = int(np.argmin(np.abs(np.abs(tried) - 0.75 * abs(tried[-1]))))
+    before = int(np.argmin(np.abs(np.abs(tried[:-1]) - 0.75 * abs(tried[-1]))))
     added = (gain[:, -1] - gain[:, before]) / np.maximum(gain[:, -1], floor if "style" not in resampled else STYLED)
     return bool(np.percentile(added, INTERVAL[0]) > RISING)
 

@@ -26,6 +26,8 @@ SECONDS_PER_MEGAPIXEL_STEP = 0.08
 SECONDS_TO_START = 15
 SECONDS_TO_LOAD = 60
 """Of a model that is not loaded yet, from its file."""
+PATIENCE = 0.5
+"""Seconds that a look at the model waits for its turn."""
 LONGEST = 120
 """Seconds that a visitor may ask for at once."""
 
@@ -59,9 +61,16 @@ def run(cells: Sequence[Cell], previews: bool = False, eye: str | None = None, p
 
 
 def alone(call: Callable[..., Any], *arguments: Any) -> Any:
-    """`call(*arguments)` on torch's thread while no job has the model."""
-    with _job:
+    """`call(*arguments)` on torch's thread while no job has the model; `None` at once if one has it.
+
+    Nobody waits for a job here: those who wait would take the threads that the job's own steps need.
+    """
+    if not _job.acquire(timeout=PATIENCE):
+        return None
+    try:
         return lane(call, *arguments)
+    finally:
+        _job.release()
 
 
 _job = threading.Lock()  # taken and given back in whatever thread the generator is driven from

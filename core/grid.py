@@ -8,7 +8,7 @@ from core.types import UserError
 
 _NUMBER = r"-?\d{1,12}(?:\.\d{1,6})?"
 RANGE = re.compile(rf"({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*\+\s*({_NUMBER})\s*\)|\[\s*(\d{{1,4}})\s*\])?")
-NEAR = 6  # decimals: strengths closer than that are one
+NEAR = 3  # decimals: strengths closer than that are one
 
 
 def numbers(text: str, field: str, most: int) -> list[float]:

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from huggingface_hub import HfApi, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError
 
 from core.lorafile import LARGEST
 from core.types import UserError
@@ -22,7 +22,7 @@ def fetched(text: str) -> Path:
     repo, _, name = text.partition(":")
     try:
         found = HfApi(token=False).model_info(repo, files_metadata=True, token=False)
-        sizes = {each.rfilename: each.size or 0 for each in found.siblings or [] if each.rfilename.endswith(".safetensors")}
+        sizes = {each.rfilename: each.size or LARGEST + 1 for each in found.siblings or [] if each.rfilename.endswith(".safetensors")}
         if not name and len(sizes) != 1:
             what = f"holds {len(sizes)} safetensors files ({', '.join(list(sizes)[:5])})" if sizes else "holds no safetensors file"
             raise UserError(f"lora: {repo} {what}; name one as {repo}:file.safetensors.")
@@ -34,5 +34,7 @@ def fetched(text: str) -> Path:
         return Path(hf_hub_download(repo, name, revision=found.sha, token=False))
     except (GatedRepoError, RepositoryNotFoundError) as error:
         raise UserError(f"lora: {repo} is gated, private or gone on the Hub.") from error
+    except HFValidationError as error:
+        raise UserError(f"lora: {repo} is no name that the Hub has.") from error
     except (HTTPError, OSError, RuntimeError) as error:  # offline, cut off on the way; hf_xet says RuntimeError
         raise UserError(f"lora: {repo} is not to be had: the Hub cannot be reached.") from error

@@ -167,14 +167,16 @@ def norms(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> dict[str, flo
     return {block: (changed[block] / whole[block]) ** 0.5 for block in changed}
 
 
-def inspected(found: LoraFile, pipeline: StableDiffusionXLPipeline) -> dict[str, Any]:
+def inspected(found: LoraFile, pipeline: StableDiffusionXLPipeline | None) -> dict[str, Any]:
     """What a file says of itself, as plain data; how large its change is beside the weights of `pipeline`, if it fits that model.
+
+    `None` for a model that is busy.
 
     What a file does not tell, or could not be measured, is `None`; `why` says what was not measured.
     """
     counts = Counter(_block(module) or "other" for module in found.modules)
     try:
-        told, why = norms(pipeline, found), None
+        told, why = (norms(pipeline, found), None) if pipeline else (None, "A job has the model: how large the change is was not measured.")
     except UserError as error:
         told, why = None, str(error)
     said = found.metadata

@@ -24,7 +24,7 @@ from core.types import UserError
 LARGEST = 2 * 2**30  # bytes
 LONGEST_METADATA = 2_000_000  # characters of one value that is read
 LARGEST_ALPHA = 1e6
-LONGEST_HEADER = 100_000_000  # bytes, as safetensors itself
+LONGEST_HEADER = 16_000_000  # bytes; safetensors itself takes 100 MB, and what is read is kept in memory
 RANKS = (1, 4096)
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")

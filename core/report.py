@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from core.decide import HOLDS, INTERVAL, MOST, RESAMPLES, RISING, Verdict
+from core.edit import MULTIPLY
 from core.sweep import MEASURES, Study
 
 
@@ -45,7 +46,7 @@ def reported(study: Study) -> dict[str, Any]:
         "intervals": {name: list(ends) for name, ends in verdict.intervals.items()},
         "why": verdict.why,
         "next": verdict.next,
-        "normalise_by": verdict.recommended,
+        "normalise_by": verdict.recommended if verdict.recommended and verdict.recommended >= MULTIPLY[0] else None,
         "thresholds": {
             "most": MOST,
             "rising": RISING,

@@ -104,9 +104,15 @@ def _expanding(prompt: str, preset: str, ban: str | None = None, seed: int | Non
 def inspect_lora(lora: str | dict) -> dict[str, Any]:
     """What a LoRA's file says: format, rank, alpha, blocks, trigger, tags, and how large its change is on the model that is loaded."""
     try:
-        return gpu.alone(lambda: inspected(file(chosen(lora)), models.current()))
+        return _inspected(chosen(lora))
     except UserError as error:
         raise gr.Error(str(error)) from error
+
+
+def _inspected(path: str) -> dict[str, Any]:
+    """With the change's size beside the loaded model's weights, unless a job has the model."""
+    found = file(path)
+    return gpu.alone(lambda: inspected(found, models.current())) or inspected(found, None)
 
 
 def edit_lora(lora: str | dict, multiply: float | None = None, blocks: str | None = None, keep: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -116,7 +122,7 @@ def edit_lora(lora: str | dict, multiply: float | None = None, blocks: str | Non
     """
     try:
         made = edit.edited(file(chosen(lora)), new_folder(), multiply, blocks, keep)
-        return str(made), gpu.alone(lambda: inspected(file(str(made)), models.current()))
+        return str(made), _inspected(str(made))
     except UserError as error:
         raise gr.Error(str(error)) from error
 
@@ -149,6 +155,8 @@ def sweep(
 
 def _sweeping(lora: str | dict, references: list | None = None, **said: Any) -> dict[str, Any]:
     """What `/sweep` takes as `core.plan` takes it."""
+    if not isinstance(references, list | None):
+        raise UserError("references: it takes a list of uploaded pictures.")
     return {**said, "lora": chosen(lora) if lora else None, "references": [uploaded(each, "references") for each in references or []]}
 
 

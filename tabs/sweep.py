@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -21,7 +20,7 @@ from tabs.generate import Opened
 from tabs.widgets import refusals
 
 ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
-SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next")
+SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next", "open")
 
 
 def tab(opened: Opened, tabs: gr.Tabs) -> None:
@@ -52,7 +51,9 @@ def tab(opened: Opened, tabs: gr.Tabs) -> None:
     c["write"].click(_written, [*which, c["keep"], c["blocks"], c["multiply"]], [c["written"], c["wrote"]], **quiet)
     c["cells"].select(_chosen, c["result"], [c["chosen"], c["open"]], **quiet)
 
-    def into_generate(result: dict[str, Any], place: int, preset: str) -> list[Any]:
+    def into_generate(result: dict[str, Any] | None, place: int, preset: str) -> list[Any]:
+        if result is None or place >= len(result["cells"]):
+            raise gr.Error("Choose a picture first.")
         values, said = opened.read(result["cells"][place], preset)
         strength = result["strengths"][place]
         if strength and "prompt" in values and not result["on_shelf"]:  # the page has the file, not a name for it
@@ -137,7 +138,8 @@ def _explained(file: str | None, name: str | None) -> str:
         path = _said({"lora_file": file, "shelf": name})["lora"]
         if not path:
             return "Choose a LoRA."
-        told = gpu.alone(lambda: lora.inspected(lora.file(path), models.current()))
+        found = lora.file(path)
+        told = gpu.alone(lambda: lora.inspected(found, models.current())) or lora.inspected(found, None)
     except UserError as error:
         return f"⚠️ {error}"
     facts = {
@@ -167,7 +169,7 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
     study, columns = Study(asked), 0
     rest = [skip] * (len(SHOWN) - 1)
     hidden = gr.update(visible=False)
-    yield "Waiting for the model …", "", hidden, hidden, hidden, hidden, None, hidden, hidden
+    yield "Waiting for the model …", "", hidden, hidden, hidden, hidden, None, hidden, hidden, hidden
     for event in study.run():
         total = len(study.strengths) * len(study.items)
         if isinstance(event, Failed):
@@ -185,7 +187,6 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
         "report": report,
         "lora": asked.lora.path,
         "on_shelf": not values.get("lora_file"),
-        "folder": str(folder),
         "cells": [str(file) for file, _ in done.cells],
         "strengths": [cell["strength"] for cell in report["cells"]],
         "prompts": [cell["prompt"] for cell in report["cells"]],
@@ -199,8 +200,9 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
         gr.update(value=[(str(file), label) for file, label in done.cells], visible=True),
         gr.update(value=[str(file) for file in (done.archive, done.table, done.sidecar)], visible=True),
         result,
-        gr.update(visible=report["recommended"] is not None),
+        gr.update(visible=report["normalise_by"] is not None),
         gr.update(visible=report["next"] is not None, value=f"Sweep {report['next']}"),
+        hidden,
     )
 
 
@@ -223,9 +225,9 @@ def _normalised(result: dict[str, Any] | None) -> tuple[Any, str]:
     """The LoRA with the alpha that makes the recommended strength 1.0."""
     if not result or not (times := result["report"]["normalise_by"]):
         return gr.skip(), "No sweet spot was found, so there is nothing to make 1.0."
-    source = lora.file(result["lora"])
     try:
-        file = edit.edited(source, Path(result["folder"]), multiply=times, hint=edit.hint(result["report"], times))
+        source = lora.file(result["lora"])
+        file = edit.edited(source, new_folder(), multiply=times, hint=edit.hint(result["report"], times))
     except UserError as error:
         return gr.skip(), f"⚠️ {error}"
     beside = file.with_suffix(".json")

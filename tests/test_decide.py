@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from core import grid
 from core.decide import decide
 
 STRENGTHS = [i * 0.5 for i in range(9)]  # 0 to 4
@@ -65,13 +66,13 @@ def test_what_breaks_before_it_styles_has_a_breakdown_and_no_sweet_spot() -> Non
 
 
 @pytest.mark.parametrize(
-    ("measure", "held", "fallen"),
-    [("composition", 0.9, 0.1), ("saturation", 0.01, 0.4), ("detail", 1.0, 0.1), ("detail", 1.0, 5.0)],
+    ("measure", "held", "fallen", "said"),
+    [("composition", 0.9, 0.1, "falls"), ("saturation", 0.01, 0.4, "rises"), ("detail", 1.0, 0.1, "falls"), ("detail", 1.0, 5.0, "rises")],
 )
-def test_each_measure_can_break(measure: str, held: float, fallen: float) -> None:
+def test_each_measure_can_break(measure: str, held: float, fallen: float, said: str) -> None:
     found = decide(STRENGTHS, curves(PLATEAU, noise=0.01, **{measure: [held] * 6 + [fallen] * 3}), 0.3, seeds=4)
     assert found.breakdown == 3.0
-    assert f"{measure} surely falls" in found.why
+    assert f"from 3 on {measure} surely {said}" in found.why
     assert found.sweet_spot == (1.5, 2.5)
 
 
@@ -109,3 +110,50 @@ def test_strengths_below_zero_are_read_downwards() -> None:
     turned = {name: curve[::-1] for name, curve in curves(PLATEAU, [1, 1, 1, 1, 1, 1, 0.9, 0.4, 0.1]).items()}
     found = decide(mirrored, turned, 0.3, seeds=4)
     assert (found.onset, found.sweet_spot, found.breakdown, found.recommended) == (-1.0, (-3.0, -1.5), -3.5, -2.25)
+
+
+@pytest.mark.parametrize("strengths", [[0, 1, 4], [0, 1, 2, 5]])
+def test_a_coarse_range_that_still_rises_is_said_to(strengths: list[float]) -> None:
+    effect = np.repeat(np.array(strengths, float)[:, None], 8, 1)
+    found = decide(strengths, {"effect": effect, "prompt": np.ones_like(effect)}, 0.3, seeds=4)
+    assert found.sweet_spot is None
+    assert found.why.startswith(f"Still rising at {strengths[-1]}")
+
+
+def test_what_holds_but_comes_no_nearer_is_not_called_broken() -> None:
+    composition = [0.9] * 5 + [0.1] * 4
+    found = decide(STRENGTHS, curves(PLATEAU, noise=0.01, composition=composition, style=[0.2] * 9), 0.3, seeds=4)
+    assert (found.sweet_spot, found.breakdown) == (None, 2.5)
+    assert found.why == "The pictures change from 1 on, but they do not come nearer to the references before composition surely falls at 2.5."
+
+
+def test_an_end_that_was_not_seen_has_no_interval() -> None:
+    assert "sweet_spot_high" not in decide(STRENGTHS, curves(PLATEAU), 0.3, seeds=4).intervals
+
+
+def test_what_may_not_hold_is_neither_breakdown_nor_proof() -> None:
+    """Half of the pictures fall apart from 2 on: the mean fails, not surely."""
+    held = curves(PLATEAU, noise=0.01)
+    held["composition"][4:, :9] = 0.0
+    held["composition"][4:, 9:] = 0.75
+    found = decide(STRENGTHS, held, 0.3, seeds=4)
+    assert (found.sweet_spot, found.breakdown) == ((1.5, 1.5), None)
+    assert "beyond 1.5 it may not hold, more seeds would tell" in found.why
+
+
+def test_three_pictures_a_strength_are_too_few() -> None:
+    few = {name: curve[:, :3] for name, curve in curves(PLATEAU).items()}
+    found = decide(STRENGTHS, few, 0.3, seeds=3)
+    assert found.sweet_spot is None
+    assert found.why.startswith("3 pictures a strength are too few")
+
+
+def test_what_is_offered_next_is_allowed() -> None:
+    fine = [i * 0.05 for i in range(61)]
+    effect = np.repeat(np.array(fine)[:, None], 8, 1)
+    found = decide(fine, {"effect": effect}, 0.3, seeds=4)
+    assert found.next is not None
+    assert len(grid.strengths(found.next)) <= 64
+    down = decide([-s for s in reversed(STRENGTHS)], curves([0.0] * 9), 0.3, seeds=4)
+    assert down.next == "-5-0 (+0.5)"
+    assert min(grid.strengths(down.next)) == -5

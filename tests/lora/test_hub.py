@@ -20,7 +20,7 @@ SIZES = {"b.safetensors": 3 * 2**30}
 ASK = """if True:
     from core import hub
     from core.types import UserError
-    for name in ("tiny/one", "tiny/two", "tiny/two:a.safetensors", "tiny/two:b.safetensors", "tiny/two:c.safetensors", "tiny/none", "tiny/gone"):
+    for name in ("tiny/one", "tiny/two", "tiny/two:a.safetensors", "tiny/two:b.safetensors", "tiny/two:c.safetensors", "tiny/none", "tiny/gone", "a--b/c"):
         try:
             print("file", hub.fetched(name).name)
         except UserError as error:
@@ -77,6 +77,7 @@ def test_one_file_is_fetched_and_everything_else_is_a_sentence(tmp_path: Path) -
         "lora: tiny/two has no c.safetensors; it has a.safetensors, b.safetensors.",
         "lora: tiny/none holds no safetensors file; name one as tiny/none:file.safetensors.",
         "lora: tiny/gone is gated, private or gone on the Hub.",
+        "lora: a--b/c is no name that the Hub has.",
     ], done.stderr
     assert not any("hf_secret" in str(headers) for _, headers in asked), "the owner's token was sent"
     assert not any(path.endswith((".ckpt", "b.safetensors")) for path, _ in asked)

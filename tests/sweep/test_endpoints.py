@@ -12,7 +12,7 @@ from gradio_client.exceptions import AppError, ValidationError
 from PIL import Image
 from safetensors.torch import load_file
 
-from core import record
+from core import gpu, record
 from tests.sweep.conftest import EXAMPLE
 
 
@@ -62,6 +62,8 @@ def test_sweep_returns_sheet_curve_cells_and_report(client: Client, tmp_path: Pa
         ({"prompts": "x" * 20_000}, "prompts: 20,000 characters"),
         ({"prompts": "\n".join(f"{i} girls" for i in range(40))}, "prompts: 40 are too many"),
         ({"seeds": "1-16", "strengths": "0-5 [64]", "prompts": "a\nb"}, "are 2048 pictures; up to 1024"),
+        ({"prompts": "1girl <lora:nano-airbrush:1>"}, "has a LoRA of its own"),
+        ({"references": 5}, "references: it takes a list"),
         ({"references": [{"path": "/etc/passwd"}]}, "references: it takes an uploaded file"),
     ],
 )
@@ -83,3 +85,15 @@ def test_edit_lora_moves_the_sweet_spot_to_one(client: Client) -> None:
     for asked, why in cases:
         with pytest.raises(AppError, match=why):
             client.predict(**{"lora": "nano-airbrush", **asked}, api_name="/edit_lora")
+
+
+def test_a_look_at_a_file_never_waits_for_a_job(client: Client) -> None:
+    """While a job has the model, what needs it is left out: those who waited would take the threads that the job needs."""
+    assert gpu._job.acquire(timeout=5)
+    try:
+        told = client.predict(lora="nano-airbrush", api_name="/inspect_lora")
+    finally:
+        gpu._job.release()
+    assert told["rank"] == 4
+    assert told["effective_norm"] is None
+    assert told["why"].startswith("A job has the model")

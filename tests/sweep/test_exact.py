@@ -141,15 +141,14 @@ def test_a_torn_cell_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 def test_strength_zero_is_shared_by_every_lora(tmp_path: Path) -> None:
-    """Its key knows nothing of the file; another strength's key knows the content, and nothing of the name."""
-    copy = tmp_path / "renamed.safetensors"
-    copy.write_bytes(EXAMPLE.read_bytes())
-    ours, theirs = Study(plan(ASKED)), Study(plan({**ASKED, "lora": str(copy)}))
+    """Its key knows nothing of the file; another strength's key knows the content and the name, which stands in the picture."""
+    same, renamed, other = (tmp_path / name / file for name, file in (("a", EXAMPLE.name), ("b", "renamed.safetensors"), ("c", EXAMPLE.name)))
+    for file in (same, renamed, other):
+        file.parent.mkdir()
+        file.write_bytes(EXAMPLE.read_bytes() if file != other else EXAMPLE.read_bytes()[:-2] + b"\x01\x02")
+    ours, *theirs = (Study(plan({**ASKED, "lora": str(file)})) for file in (EXAMPLE, same, renamed, other))
     item = ours.items[0]
-    assert cells.key(ours.request(0.0, item)) == cells.key(theirs.request(0.0, item))
-    assert cells.key(ours.request(1.0, item)) == cells.key(theirs.request(1.0, item))
+    assert {cells.key(each.request(0.0, item)) for each in theirs} == {cells.key(ours.request(0.0, item))}
+    alike = [cells.key(each.request(1.0, item)) == cells.key(ours.request(1.0, item)) for each in theirs]
+    assert alike == [True, False, False], "the same file elsewhere, another name, another content"
     assert cells.key(ours.request(1.0, item)) != cells.key(ours.request(2.0, item))
-    other = tmp_path / "other.safetensors"
-    other.write_bytes(EXAMPLE.read_bytes()[:-2] + b"\x01\x02")
-    changed = Study(plan({**ASKED, "lora": str(other)}))
-    assert cells.key(changed.request(1.0, item)) != cells.key(ours.request(1.0, item))
