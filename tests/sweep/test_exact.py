@@ -99,7 +99,7 @@ def test_a_sweep_that_is_killed_goes_on(tmp_path: Path) -> None:
         import json
         from core.plan import plan
         from core.report import reported
-from core.sweep import Study
+        from core.sweep import Study
         study = Study(plan(json.loads({json.dumps(json.dumps(ASKED))})))
         for event in study.run():
             print(len(study.pictures), flush=True)
@@ -119,6 +119,7 @@ from core.sweep import Study
             break
     first.wait()
     ends = [start(tmp_path / "killed").communicate(timeout=120)[0], start(tmp_path / "whole").communicate(timeout=120)[0]]
+    assert all(ends), "a sweep ended without a word; its error stands above"
     (_, found, resumed), (_, none, whole) = (end.splitlines()[-1].split(" ", 2) for end in ends)
     assert int(found) >= 4
     assert int(none) == 0
