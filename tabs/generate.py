@@ -80,7 +80,7 @@ def tab() -> Opened:
         inputs_kwargs={name: shown[name] for name in (*ASKED, "added")},
         outputs=[shown[name] for name in ("gallery", "status", "settings", "last_seed", "added", "compare")],
         show_progress="hidden",
-        **{**job, "validator": validator((*ASKED, "added"), stages.said)},
+        **{**job, "validator": validator((*ASKED, "added"), stages.said), "trigger_mode": "multiple"},  # as in tabs/sweep.py
     )
     stopped = {"fn": lambda: "Stopped. What was finished stays.", "inputs": None, "outputs": shown["status"]}
     # Said twice: a step that was on its way to the page may arrive behind the first.

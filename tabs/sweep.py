@@ -42,6 +42,7 @@ def tab(opened: Opened, tabs: gr.Tabs) -> None:
         "show_progress": "hidden",
         "concurrency_id": "gpu",
         "concurrency_limit": 1,
+        "trigger_mode": "multiple",  # "once" loses a press for as long as the page has not heard that the stopped job is gone
         "api_visibility": "private",
     }
     running = [c["run"].click(**job), c["next"].click(lambda result: result["report"]["next"], c["result"], c["strengths"], **quiet).then(**job)]

@@ -4,17 +4,16 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from core import hub
+from tests.hub import COMMIT
+from tests.hub import hub as fake
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "presets" / "loras" / "nano-airbrush.safetensors"
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOS = {"tiny/one": ["style.safetensors", "style.ckpt"], "tiny/two": ["a.safetensors", "b.safetensors"], "tiny/none": ["style.ckpt"]}
 SIZES = {"b.safetensors": 3 * 2**30}
 ASK = """if True:
@@ -28,47 +27,19 @@ ASK = """if True:
 """
 
 
+def answer(path: str) -> bytes | None:
+    repo = "/".join(path.removeprefix("/api/models").split("/")[1:3])
+    if path == f"/api/models/{repo}" and repo in REPOS:
+        files = [{"rfilename": name, "size": SIZES.get(name, EXAMPLE.stat().st_size)} for name in REPOS[repo]]
+        return json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode()
+    return EXAMPLE.read_bytes() if path.startswith(f"/{repo}/resolve/{COMMIT}/") else None
+
+
 def test_one_file_is_fetched_and_everything_else_is_a_sentence(tmp_path: Path) -> None:
-    asked: list[tuple[str, dict[str, str]]] = []
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            path = self.path.partition("?")[0]
-            asked.append((path, dict(self.headers.items())))
-            repo = "/".join(path.removeprefix("/api/models").split("/")[1:3])
-            if path == f"/api/models/{repo}" and repo in REPOS:
-                files = [{"rfilename": name, "size": SIZES.get(name, EXAMPLE.stat().st_size)} for name in REPOS[repo]]
-                self.answer(json.dumps({"id": repo, "sha": COMMIT, "siblings": files}).encode())
-            elif path.startswith(f"/{repo}/resolve/{COMMIT}/"):
-                self.answer(EXAMPLE.read_bytes())
-            else:
-                self.send_response(404)
-                self.send_header("X-Error-Code", "RepoNotFound")
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-
-        do_HEAD = do_GET
-
-        def answer(self, body: bytes) -> None:
-            self.send_response(200)
-            for key, value in {"Content-Length": str(len(body)), "ETag": '"it"', "X-Repo-Commit": COMMIT, "Content-Type": "application/json"}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        def log_message(self, *_args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    mine = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
-    mine |= {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
-    try:
+    with fake(answer) as (address, asked):
+        mine = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
+        mine |= {"HF_ENDPOINT": address, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
         done = subprocess.run([sys.executable, "-c", ASK], cwd=ROOT, env=mine, capture_output=True, text=True, timeout=120)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert done.stdout.splitlines() == [
         "file style.safetensors",
         "lora: tiny/two holds 2 safetensors files (a.safetensors, b.safetensors); name one as tiny/two:file.safetensors.",

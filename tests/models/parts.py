@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 NANO = ROOT / "core/nano/weights/nano"
 FILES = sorted(str(file.relative_to(NANO)) for file in NANO.rglob("*.*") if file.suffix in (".json", ".safetensors"))
 PARTS = ("text_encoder", "text_encoder_2", "unet", "vae")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
 CPU = Machine(device="cpu", name="CPU", memory=2**34, dtype=torch.float32, attention="sdpa", tile_vae=False, offload=False)
 
 Table = dict[str, Model]

@@ -12,7 +12,8 @@ from diffusers import StableDiffusionXLPipeline
 
 from core import models
 from core.types import Model
-from tests.models.parts import COMMIT, NANO, Table, assert_same_weights, folder_of, model, picture
+from tests.hub import COMMIT
+from tests.models.parts import NANO, Table, assert_same_weights, folder_of, model, picture
 
 
 @pytest.mark.parametrize("layout", ["folder", "file"])

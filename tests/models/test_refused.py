@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 from core import models
 from core.device import Machine
 from core.types import Model, UserError
-from tests.models.parts import COMMIT, FILES, NANO, Table, folder_of, model
+from tests.hub import COMMIT
+from tests.models.parts import FILES, NANO, Table, folder_of, model
 
 
 @pytest.mark.parametrize("file", FILES)
