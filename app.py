@@ -11,7 +11,7 @@ import gradio as gr
 from core import limits, models, presets
 from core.device import this_machine
 from core.types import UserError
-from tabs import api, generate, sweep
+from tabs import api, generate, sweep, train, training
 
 CSS = "#status p, #tokens p { margin: 0 } #machine { opacity: .75; font-size: .85em }"
 
@@ -28,8 +28,11 @@ def build() -> gr.Blocks:
             with gr.Tab("Generate", id="generate"):
                 opened = generate.tab()
             with gr.Tab("Sweep", id="sweep"):
-                sweep.tab(opened, tabs)
+                swept = sweep.tab(opened, tabs)
+            with gr.Tab("Train", id="train"):
+                train.tab(page, swept, tabs)
         api.endpoints()
+        training.endpoints()
         gr.Markdown(this_machine().line(), elem_id="machine")
     return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
 

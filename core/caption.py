@@ -16,14 +16,16 @@ class Tagger:
     """A folder with `model.onnx` and `selected_tags.csv`, as SmilingWolf's taggers are laid out.
 
     Input of the model: (n, size, size, 3) float32, BGR, 0..255, padded to a square with white.
-    Output: (n, tags) probabilities.
+    Output: (n, tags) probabilities. `categories` has each tag's kind: 0 general, 4 a character, 9 a rating.
     """
 
     def __init__(self, folder: Path = NANO):
         self.session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
         self.size = int(self.session.get_inputs()[0].shape[1])
         with (folder / "selected_tags.csv").open(newline="", encoding="utf-8") as table:
-            self.tags = [row["name"].replace("_", " ") for row in csv.DictReader(table)]
+            rows = list(csv.DictReader(table))
+        self.tags = [row["name"].replace("_", " ") for row in rows]
+        self.categories = {tag: int(row["category"]) for tag, row in zip(self.tags, rows, strict=True)}
 
     def read(self, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
         """For each picture, every tag's probability."""

@@ -5,12 +5,12 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from uuid import uuid4
 from zipfile import BadZipFile
 
 import numpy as np
 
 from core import models
+from core.atomic import replacing
 from core.device import this_machine
 from core.events import Look, Spread
 from core.prompts import networks
@@ -68,15 +68,8 @@ def keep(name: str, eye: str, seen: Look) -> None:
     if seen.latents is not None:
         kept["latents"] = seen.latents
     file = _look_file(name, eye)
-    unfinished = file.with_name(f".{uuid4().hex}.tmp")
-    try:
-        with unfinished.open("xb") as out:
-            np.savez(out, **kept)  # type: ignore[arg-type]
-            out.flush()
-            os.fsync(out.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(file) as unfinished, unfinished.open("xb") as out:
+        np.savez(out, **kept)  # type: ignore[arg-type]
 
 
 def _look_file(name: str, eye: str) -> Path:

@@ -1,4 +1,4 @@
-"""What a sweep is shown as: the contact sheet and the curves, as pictures."""
+"""What sweeps and trainings are shown as: contact sheets and curves, as pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -83,6 +83,45 @@ def curves(report: Mapping[str, Any]) -> Image.Image:
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     above.set_title(f"{report['lora']} on {report['model']}", fontsize=11, loc="left")
+    return _drawn(figure)
+
+
+def losses(title: str, steps: int, lines: Sequence[Mapping[str, Any]], held_out: Sequence[Mapping[str, Any]]) -> Image.Image:
+    """A training so far: the loss of each step, smoothed, and on held-out pictures above; rate and gradient below."""
+    figure = Figure(figsize=(9, 4.4), dpi=100, layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
+    at, loss = [line["step"] for line in lines], [line["loss"] for line in lines]
+    above.plot(at, loss, color=COLOURS["effect"], alpha=0.25, linewidth=0.8, label="each step")
+    above.plot(at, smoothed(loss), color=COLOURS["effect"], linewidth=1.8, label="smoothed")
+    if held_out:
+        above.plot(
+            [line["step"] for line in held_out], [line["loss"] for line in held_out], "o--", color=COLOURS["composition"], markersize=4, label="held out"
+        )
+    above.set_ylabel("loss")
+    above.set_ylim(0, 1.15 * float(np.quantile(loss, 0.98)) if loss else 1)
+    below.plot(at, [line["rate"] for line in lines], color=COLOURS["style"], label="rate")
+    below.set_ylabel("learning rate")
+    beside = below.twinx()
+    beside.plot(at, [line["norm"] for line in lines], color=COLOURS["detail"], alpha=0.5, linewidth=0.8, label="gradient")
+    beside.set_ylabel("gradient")
+    below.set_xlabel("step")
+    below.set_xlim(0, steps)
+    above.set_title(title, fontsize=11, loc="left")
+    for axes in (above, below):
+        axes.grid(alpha=0.2)
+    above.legend(fontsize=8, loc="upper right", frameon=False)
+    return _drawn(figure)
+
+
+def smoothed(values: Sequence[float], window: int = 20) -> np.ndarray:
+    """At each step the mean of the last ones, at most `window`."""
+    total = np.concatenate([[0.0], np.cumsum(values)])
+    ends = np.arange(1, len(values) + 1)
+    starts = np.maximum(0, ends - window)
+    return (total[ends] - total[starts]) / (ends - starts)
+
+
+def _drawn(figure: Figure) -> Image.Image:
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

@@ -1,7 +1,9 @@
 """A LoRA's file rewritten: another alpha, fewer blocks; not a bit of its matrices is changed.
 
 Strength s applies s * alpha / rank * up @ down. With alpha times m, strength 1 is what m was: so every program that stops
-at 1 or 2 reaches a sweet spot at 2.75. The new file has kohya's layout, which all of them read with its alpha.
+at 1 or 2 reaches a sweet spot at 2.75. The new file has kohya's layout, which all of them read with its alpha. A LoKr
+without factors has no alpha that is read: its w1 is multiplied, in float32. With DoRA, alpha stands inside a norm and
+scales nothing: blocks can be left out, but nothing be multiplied.
 """
 
 import json
@@ -14,13 +16,16 @@ import torch
 from safetensors.torch import save_file
 
 from core.blocks import CONTENT, STYLE, block_of, to_sai, weights
-from core.lorafile import DOWN, LoraFile, Module
+from core.lorafile import LoraFile
+from core.lorakeys import Module
 from core.types import UserError
 
 MULTIPLY = (0.01, 100.0)
 KEEP = {"all": None, "content": CONTENT, "style": STYLE}
+NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_scale"}
+"""kohya's and LyCORIS' names of a change's parts; LoKr's are `lokr_` and the part."""
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
-STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata")
+STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata", "peft_adapter_config")
 """Metadata that does not hold for the new file."""
 
 
@@ -33,14 +38,15 @@ def edited(found: LoraFile, folder: Path, multiply: Any = None, blocks: str | No
     """
     times = _times(multiply)
     shares = _shares(blocks, keep)
+    if "DoRA" in found.kind and (times != 1 or set((shares or {}).values()) - {0, 1}):
+        field = "multiply" if times != 1 else "blocks"
+        raise UserError(f"{field}: {found.path.name} is a DoRA, which no alpha makes stronger or weaker; it takes multiply 1, and 0 and 1 for blocks.")
     tensors, kept = found.tensors(), dict[str, torch.Tensor]()
     for module in found.modules:
         share = 1.0 if shares is None else shares.get(_block(module), 0.0)
         if not share:
             continue
-        stem = _stem(found, module)
-        alpha = module.scale * module.rank * times * share  # alpha / rank is the scale, also where it was alpha / sqrt(rank)
-        kept |= {f"{stem}.lora_down.weight": tensors[module.down], f"{stem}.lora_up.weight": tensors[module.up], f"{stem}.alpha": torch.tensor(alpha)}
+        kept |= {f"{_stem(found, module)}.{name}": value for name, value in _multiplied(module, tensors, times * share).items()}
     if not kept:
         raise UserError(f"keep: nothing of {found.path.name} is in the blocks that were chosen.")
     told = {key: value for key, value in found.metadata.items() if key not in STALE}
@@ -56,6 +62,20 @@ def edited(found: LoraFile, folder: Path, multiply: Any = None, blocks: str | No
     finally:
         unfinished.unlink(missing_ok=True)
     return file
+
+
+def _multiplied(module: Module, tensors: Mapping[str, torch.Tensor], times: float) -> dict[str, torch.Tensor]:
+    """A module's parts and alpha, by kohya's names, so that strength 1 is what `times` was."""
+    parts = {part: tensors[key] for part, key in module.keys.items()}
+    if module.is_whole:
+        parts["w1"] = parts["w1"].float() * times if times != 1 else parts["w1"]
+        times = 1.0
+    if module.magnitudes:
+        many, along = module.magnitudes
+        dimensions = max(2, *(value.ndim for value in parts.values()))
+        parts["magnitude"] = parts["magnitude"].reshape([many if i == along else 1 for i in range(dimensions)])  # as LyCORIS has it
+    named = {NAMES.get(part, f"lokr_{part}"): value for part, value in parts.items()}
+    return {**named, "alpha": torch.tensor(module.scale * module.rank * times)}  # alpha / rank is the scale, also where it was alpha / sqrt(rank)
 
 
 def sidecar(found: LoraFile, report: Mapping[str, Any], multiply: float = 1.0) -> dict[str, Any]:
@@ -112,9 +132,7 @@ def _block(module: Module) -> str:
 def _stem(found: LoraFile, module: Module) -> str:
     """What the module's keys begin with: in kohya's file as it is, otherwise with the original's block names."""
     if found.format == "kohya":
-        match = DOWN.fullmatch(module.down)
-        assert match is not None
-        return match[1]
+        return module.stem
     if module.component == "unet":
         return f"{PREFIXES['unet']}{to_sai(module.name)}"
     own = module.name if module.name.startswith("text_projection") else f"text_model_{module.name}"

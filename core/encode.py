@@ -88,8 +88,8 @@ def chunks_of(pipeline: StableDiffusionXLPipeline, request: Request) -> int:
     return many
 
 
-def encode(pipeline: StableDiffusionXLPipeline, texts: Sequence[Said]) -> Conditioning:
-    """Every text as one row; shorter ones are filled up with empty chunks.
+def encode(pipeline: StableDiffusionXLPipeline, texts: Sequence[Said], clip_skip: int = 2) -> Conditioning:
+    """Every text as one row; shorter ones are filled up with empty chunks. `clip_skip` 2 is the layer before the last, as SDXL has it.
 
     Each text goes through the encoders by itself, so that not even the last bit depends on its company.
     """
@@ -106,7 +106,7 @@ def encode(pipeline: StableDiffusionXLPipeline, texts: Sequence[Said]) -> Condit
             ids = torch.tensor([[start, *c.ids, end, *[pad] * (PLACES - len(c.ids))] for c in made], device=device)
             weights = torch.tensor([[1.0, *c.weights, *[1.0] * (PLACES + 1 - len(c.ids))] for c in made])
             out = encoder(ids, output_hidden_states=True)
-            states.append(_weighted(out.hidden_states[-2], weights).flatten(0, 1))
+            states.append(_weighted(out.hidden_states[-clip_skip], weights).flatten(0, 1))
             pooled = out[0][0]
         rows.append(Conditioning(torch.cat(states, dim=-1), pooled))
     return Conditioning(torch.stack([row.states for row in rows]), torch.stack([row.pooled for row in rows]))

@@ -70,4 +70,44 @@ class Seen:
     look: Look
 
 
-Event = Step | Picture | Seen | Failed
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A training step is done."""
+
+    step: int
+    """Steps done."""
+    loss: float
+    """Mean over the step's pictures."""
+    rate: float
+    """The U-Net's learning rate in this step."""
+    norm: float
+    """Length of the gradient before it was clipped."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """The loss on held-out pictures, at the same noise each time."""
+
+    step: int
+    loss: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A LoRA was written."""
+
+    step: int
+    file: str
+    """Its name in the run's `loras`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """A picture of the LoRA as it is."""
+
+    step: int
+    file: str
+    """Its name in the run's `previews`: step, prompt and strength."""
+
+
+Event = Step | Picture | Seen | Loss | Validation | Saved | Preview | Failed

@@ -9,8 +9,9 @@ import spaces  # isort: skip  (before anything that imports torch)
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from PIL.Image import Image
@@ -19,6 +20,8 @@ from core import models
 from core.device import on_zero_gpu
 from core.events import Event, Failed
 from core.generate import generate, planned
+from core.train.folder import Folder
+from core.train.loop import train
 from core.types import Cell, UserError
 
 SECONDS_PER_MEGAPIXEL_STEP = 0.08
@@ -30,6 +33,8 @@ PATIENCE = 0.5
 """Seconds that a look at the model waits for its turn."""
 LONGEST = 120
 """Seconds that a visitor may ask for at once."""
+SLICE = 75
+"""Seconds of training in one call."""
 
 
 def duration(cells: Sequence[Cell], previews: bool = False, eye: str | None = None, pictures: Sequence[Image] = ()) -> int:
@@ -46,18 +51,34 @@ def run(cells: Sequence[Cell], previews: bool = False, eye: str | None = None, p
     One job at a time has the model, to its very end: Gradio gives a stopped job's place away before the job
     has taken its LoRAs off.
     """
-    _job.acquire()
     try:
-        events = generate(cells, previews=previews, eye=eye, pictures=pictures)
+        yield from _driven(generate(cells, previews=previews, eye=eye, pictures=pictures))
+    except UserError as error:
+        yield Failed(message=str(error))
+
+
+@spaces.GPU(duration=lambda folder, seconds=SLICE: seconds + SECONDS_TO_START)
+def lesson(folder: Path, seconds: int = SLICE) -> Iterator[Event]:
+    """A slice of a training, where no process of its own can have the GPU: goes on with the run, saves, and ends.
+
+    Ends with `Failed` when the run cannot go on; where it stands is in its folder.
+    """
+    run = Folder(folder)
+    try:
+        with run.owned():
+            yield from _driven(train(run, seconds))
+    except UserError as error:
+        yield Failed(message=str(error))
+
+
+def _driven(events: Generator[Event, None, None]) -> Iterator[Event]:
+    """The events of a job that has the model to its very end, each made on torch's thread."""
+    with _job:
         try:
             while (event := lane(next, events, None)) is not None:
                 yield event
-        except UserError as error:
-            yield Failed(message=str(error))
         finally:
             lane(events.close)
-    finally:
-        _job.release()
 
 
 def alone(call: Callable[..., Any], *arguments: Any) -> Any:

@@ -21,8 +21,21 @@ STRENGTHS = 64  # of one sweep
 PROMPTS = 16
 SEEDS = 16
 CELLS = 1024  # pictures of one sweep
+RANK = (1, 256)
 REFERENCES = 32  # pictures of a wanted style
 FACTOR = (1.25, 2.0)  # of hires
+BUCKET = (32, 8192)  # pixels: sides of a training picture
+DATASET_PICTURES = 2000
+DATASET_MEMBERS = 10_000  # files of a zip or a folder
+DATASET_BYTES = 8 * 2**30  # of all files, unpacked
+DATASET_RATIO = 100  # unpacked over packed bytes of a zip; pictures are packed already
+DATASET_PIXELS = 8_000_000_000  # of all pictures: what is decoded and written anew
+DATASET_FILE = 200_000_000  # bytes of one file: 64 megapixels without compression
+PICTURE_PIXELS = 64_000_000
+PICTURE_SIDE = 32  # pixels, at least
+PICTURE_ASPECT = 16  # longer side over shorter, at most: covering a bucket, a strip would be enlarged to gigapixels
+CAPTION = 10_000  # characters
+REPEATS = (1, 1000)  # of a picture in an epoch
 QUEUE = 32  # requests waiting
 UPLOAD = "200mb"  # a file
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters, halves of UTF-16 pairs
@@ -83,6 +96,11 @@ def _real(low: float, high: float):
         return None if fits else f"{field}: {_shown(value)} is not allowed; it takes a number from {low:g} to {high:g}."
 
     return why
+
+
+def _real_or_none(low: float, high: float):
+    number = _real(low, high)
+    return lambda field, value: None if value is None else number(field, value)
 
 
 def _text(empty: bool):
@@ -157,7 +175,7 @@ STAGES = {
         "padding": _whole(0, 256),
         "denoise": _real(0.05, 1),
         "steps": _whole_or_none(*STEPS),
-        "lora_strength": lambda field, value: None if value is None else _real(*STRENGTH)(field, value),
+        "lora_strength": _real_or_none(*STRENGTH),
     },
     "grain": {
         "amount": _real(0, 0.5),
@@ -175,3 +193,44 @@ STAGES = {
     },
 }
 """The numbers and texts of the records that `Request` and `Recipe` hold."""
+
+TRAINING = {
+    "rank": _whole(*RANK),
+    "alpha": _real(0.01, 1024),
+    "dropout": _real(0, 0.9),
+    "resolution": _whole(64, 2048, step=8),
+    "least_side": _whole(32, 2048, step=8),
+    "most_side": _whole(64, 8192, step=8),
+    "bucket_step": _whole(8, 256, step=8),
+    "steps": _whole(1, 100_000),
+    "batch": _whole(1, 64),
+    "accumulation": _whole(1, 256),
+    "rate": _real(2e-7, 10),
+    "text_rate": _real(2e-7, 10),
+    "weight_decay": _real(0, 10),
+    "warmup": _whole(0, 100_000),
+    "cycles": _whole(1, 1000),
+    "clip": _real(0, 1000),
+    "min_snr": _real_or_none(0.1, 100),
+    "noise_offset": _real(0, 1),
+    "prior_weight": _real(0, 10),
+    "ema": _real_or_none(0, 0.9999),
+    "clip_skip": _whole(1, 2),
+    "keep_tokens": _whole(0, 75),
+    "tag_dropout": _real(0, 1),
+    "caption_dropout": _real(0, 1),
+    "held_out": _whole(0, 100),
+    "seed": _whole(*SEED),
+    "expected_strength": _real(0.05, STRENGTH[1]),
+    "preview_every": _whole(0, 100_000),
+    "save_every": _whole(1, 100_000),
+}
+"""The numbers of a training."""
+
+
+def training_problems(values: Mapping[str, Any]) -> dict[str, str]:
+    """Field -> sentence for each number of a training that is not allowed."""
+    found = {name: why for name, check in TRAINING.items() if (why := check(name, values[name]))}
+    if not found and not all(0 <= beta < 1 for beta in values["betas"]):
+        found["betas"] = f"betas: {_shown(values['betas'])} is not allowed; it takes two numbers from 0 to less than 1."
+    return found

@@ -1,31 +1,31 @@
 """LoRAs on a model: put on at any strength, changed in place, taken off bit for bit.
 
-A change W0 + strength * alpha / rank * up @ down is written over the weight, from a copy of W0 that is kept
-beside it: exact at every strength, no cost in a denoising step, and nothing drifts however often it is changed. Where
+The weight W0 + strength * change (`lorachange` has the kinds) is written over the layer's own, from a copy of W0 that is
+kept beside it: exact at every strength, no cost in a denoising step, and nothing drifts however often it is changed. Where
 every sample of a batch has a strength of its own, the weight stays W0 and the change is added to what the layer gives.
 """
 
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from diffusers import StableDiffusionXLPipeline
 from torch.utils.hooks import RemovableHandle
 
 from core import lorafile
 from core.blocks import BLOCKS, block_of, weights
-from core.lorafile import COMPONENTS, LoraFile, Module, norm
+from core.lorachange import Change, Layer, adding
+from core.lorafile import COMPONENTS, LoraFile
+from core.lorakeys import Module
 from core.types import LoraUse, UserError
 
 KEPT_FILES = 64  # what their headers say; tensors are not kept
 _reading = threading.Lock()
-Layer = torch.nn.Linear | torch.nn.Conv2d
 
 
 @lru_cache(KEPT_FILES)
@@ -47,19 +47,17 @@ class Loaded:
     """Layers of a pipeline that LoRAs change, with pristine copies of their weights."""
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, files: Sequence[LoraFile]):
-        self.changes: dict[Layer, list[tuple[int, Module, torch.Tensor, torch.Tensor]]] = {}
+        self.changes: dict[Layer, list[tuple[int, Module, Change]]] = {}
         self.hooks: list[RemovableHandle] = []
         for number, found in enumerate(files):
-            tensors = found.tensors()
-            for module, layer in placed(pipeline, found):
-                down, up = (tensors[key].flatten(1).to(layer.weight.device, layer.weight.dtype) for key in (module.down, module.up))
-                self.changes.setdefault(layer, []).append((number, module, down, up))
+            for module, layer, change in _changes(pipeline, found):
+                self.changes.setdefault(layer, []).append((number, module, change))
         self.pristine = {layer: layer.weight.detach().clone() for layer in self.changes}
 
     @property
     def changes_text(self) -> bool:
         """Whether a text encoder is changed, so that a prompt's embeddings depend on the strength."""
-        return any(module.component != "unet" for changes in self.changes.values() for _, module, _, _ in changes)
+        return any(module.component != "unet" for changes in self.changes.values() for _, module, _ in changes)
 
     @torch.no_grad()
     def set(self, samples: Sequence[Sequence[LoraUse]]) -> None:
@@ -76,13 +74,12 @@ class Loaded:
             return
         factors = [_factors(use) for use in uses]
         for layer, changes in self.changes.items():
-            weight = layer.weight
-            weight.copy_(self.pristine[layer])
+            weight, pristine = layer.weight, self.pristine[layer]
+            weight.copy_(pristine)
             flat = weight.flatten(1) if weight.is_contiguous() else weight.reshape(len(weight), -1)
-            for number, module, down, up in changes:
-                strength = factors[number](module) * module.scale
-                if strength:
-                    flat.addmm_(up.to(flat.device), down.to(flat.device), alpha=strength)
+            for number, module, change in changes:
+                if strength := factors[number](module):
+                    change.add_to(flat, pristine, strength)
             if flat.data_ptr() != weight.data_ptr():  # channels last: what was flattened is a copy
                 weight.copy_(flat.view(weight.shape))
 
@@ -91,9 +88,9 @@ class Loaded:
         factors = [[_factors(use) for use in sample] for sample in samples]
         for layer, changes in self.changes.items():
             layer.weight.copy_(self.pristine[layer])
-            for number, module, down, up in changes:
-                strengths = torch.tensor([sample[number](module) * module.scale for sample in factors])
-                self.hooks.append(layer.register_forward_hook(_adding(layer, down, up, strengths)))
+            strengths = [(change, torch.tensor([sample[number](module) for sample in factors])) for number, module, change in changes]
+            if worn := [(change, each) for change, each in strengths if each.any()]:
+                self.hooks.append(layer.register_forward_hook(adding(layer, worn)))
 
     def _alone(self) -> None:
         for hook in self.hooks:
@@ -106,21 +103,6 @@ class Loaded:
         self._alone()
         for layer, pristine in self.pristine.items():
             layer.weight.copy_(pristine)
-
-
-def _adding(layer: Layer, down: torch.Tensor, up: torch.Tensor, strengths: torch.Tensor) -> Callable[..., torch.Tensor]:
-    """A hook that adds strength * up(down(x)) to what a layer makes of x, for each sample; guidance repeats the samples."""
-    if isinstance(layer, torch.nn.Conv2d):
-        down, up = down.view(-1, layer.in_channels, *layer.kernel_size), up[:, :, None, None]
-
-    def hook(_: torch.nn.Module, given: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
-        (x,), first, second = given, down.to(given[0].device), up.to(given[0].device)
-        strength = strengths.to(x.device, x.dtype).repeat(len(x) // len(strengths)).view(-1, *[1] * (x.ndim - 1))
-        if isinstance(layer, torch.nn.Linear):
-            return out + ((x @ first.T) * strength) @ second.T
-        return out + F.conv2d(F.conv2d(x, first, stride=layer.stride, padding=layer.padding) * strength, second)
-
-    return hook
 
 
 @contextmanager
@@ -145,25 +127,33 @@ def placed(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> list[tuple[M
         layer = layers[module.component].get(module.name)
         if layer is None:
             raise UserError(f"lora: {found.path.name} changes {module.name[:80]!r}, which this model does not have; it is made for {found.family}.")
-        kernel, own = module.kernel, tuple(layer.weight.shape[2:])
-        if layer.weight.shape[:2] != module.shape or (kernel != own and set(kernel + own) - {1}):
+        own = tuple(layer.weight.shape)
+        if not module.fits(own):
             raise UserError(
-                f"lora: {found.path.name} does not fit this model: {module.name[:80]!r} is {tuple(layer.weight.shape)} here and "
-                f"{(*module.shape, *kernel)} there; it is made for {found.family}."
+                f"lora: {found.path.name} does not fit this model: {module.name[:80]!r} is {own} here and "
+                f"{(*module.shape, *module.kernel)} there; it is made for {found.family}."
             )
         pairs.append((module, layer))
     return pairs
 
 
+def _changes(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> Iterator[tuple[Module, Layer, Change]]:
+    """Each module of a file with its layer and what it does to it; all shapes are checked before a tensor is read."""
+    pairs = placed(pipeline, found)
+    tensors = found.tensors()
+    for module, layer in pairs:
+        parts = {part: tensors[key] for part, key in module.keys.items()}
+        yield module, layer, Change(layer, parts, module.scale, module.magnitudes and module.magnitudes[1])
+
+
 def norms(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> dict[str, float]:
     """How large the change at strength 1 is beside the weights it changes, by block: |dW| / |W|, Frobenius."""
-    tensors = found.tensors()
     changed: dict[str, float] = {}
     whole: dict[str, float] = {}
-    for module, layer in placed(pipeline, found):
-        block = _block(module) or "other"
-        changed[block] = changed.get(block, 0.0) + norm(module, tensors[module.down], tensors[module.up]) ** 2
-        whole[block] = whole.get(block, 0.0) + float(layer.weight.detach().float().square().sum())
+    for module, layer, change in _changes(pipeline, found):
+        block, weight = _block(module) or "other", layer.weight.detach()
+        changed[block] = changed.get(block, 0.0) + change.norm(weight) ** 2
+        whole[block] = whole.get(block, 0.0) + float(weight.float().square().sum())
     return {block: (changed[block] / whole[block]) ** 0.5 for block in changed}
 
 
@@ -182,6 +172,7 @@ def inspected(found: LoraFile, pipeline: StableDiffusionXLPipeline | None) -> di
     said = found.metadata
     return {
         "format": found.format,
+        "kind": found.kind,
         "family": found.family,
         "rank": found.rank,
         "alpha": found.rank * found.scale,
@@ -203,8 +194,10 @@ def inspected(found: LoraFile, pipeline: StableDiffusionXLPipeline | None) -> di
 def expectation(found: LoraFile) -> str:
     """What its make lets a person expect of its strength, in one sentence."""
     parts = ["U-Net only" if found.components == ("unet",) else "U-Net and text encoders" if "unet" in found.components else "text encoders only"]
-    parts.append(f"alpha/rank {found.scale:g}")
-    if found.scale < 1:
+    parts += [*([] if found.kind == "LoRA" else [found.kind]), f"alpha/rank {found.scale:g}"]
+    if "DoRA" in found.kind:
+        start = "at 1 the weights are those of its training, whatever alpha is"
+    elif found.scale < 1:
         start = "expect an effective range that starts higher than 1"
     elif found.scale > 1:
         start = "expect it to be strong at 1 already"

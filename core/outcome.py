@@ -1,14 +1,13 @@
 """A sweep's files in one folder and one zip: every picture by its strength, the sheet, the curves, the table, the report."""
 
 import json
-import os
-import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from core import charts, edit, lora, shelf
+from core.atomic import placed
 from core.report import reported, table
 from core.sweep import Study
 
@@ -37,7 +36,7 @@ def outcome(study: Study, folder: Path) -> Outcome:
     for (strength, (prompt, seed)), file in sorted(study.pictures.items()):
         number = study.plan.prompts.index(prompt) + 1
         name = f"cells/{strength:g}/prompt{number}-seed{seed}.png"
-        _placed(file, folder / name)
+        placed(file, folder / name)
         cells.append((folder / name, f"{strength:g} · {seed}"))
         named.append({"strength": strength, "seed": seed, "prompt": prompt, "picture": name})
     report["cells"] = named
@@ -65,14 +64,3 @@ def sheet(study: Study):
     title = f"{name} on {study.plan.settings.model}" + (f" · {verdict.why}" if verdict else "")
     strengths = study.strengths
     return charts.sheet(title, rows, strengths, lambda r, c: study.pictures.get((strengths[c], study.items[r])), verdict and verdict.sweet_spot)
-
-
-def _placed(file: Path, at: Path) -> None:
-    """The same file at another place: a second name for it, or a copy where the disk has no such thing."""
-    at.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(file, at)
-    except FileExistsError:
-        return
-    except OSError:
-        shutil.copyfile(file, at)

@@ -22,22 +22,22 @@ Record = TypeVar("Record")
 @cache
 def models() -> dict[str, Model]:
     """The base models of `presets/models.toml` by name."""
-    table = _table(FOLDER / "models.toml")
-    return {name: record(Model, {"name": name, **entry}, f"models.toml, [{name}]") for name, entry in table.items()}
+    entries = read_toml(FOLDER / "models.toml")
+    return {name: record(Model, {"name": name, **entry}, f"models.toml, [{name}]") for name, entry in entries.items()}
 
 
 @cache
 def tools() -> dict[str, Tool]:
     """The upscalers, detectors and expanders of `presets/tools.toml` by name."""
-    table = _table(FOLDER / "tools.toml")
-    return {name: record(Tool, {"name": name, **entry}, f"tools.toml, [{name}]") for name, entry in table.items()}
+    entries = read_toml(FOLDER / "tools.toml")
+    return {name: record(Tool, {"name": name, **entry}, f"tools.toml, [{name}]") for name, entry in entries.items()}
 
 
 @cache
 def recipes() -> dict[str, Recipe]:
     """The recipes of `presets/prompts/` by name; nano's, which are always there, come first."""
     files = sorted((FOLDER / "prompts").glob("*.toml"), key=lambda file: (not file.stem.startswith("nano"), file.stem))
-    return {file.stem: recipe(_table(file), file.stem) for file in files}
+    return {file.stem: recipe(read_toml(file), file.stem) for file in files}
 
 
 def recipe(table: dict[str, Any], name: str) -> Recipe:
@@ -126,8 +126,10 @@ def _toml(value: Any) -> str:
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
-def _table(file: Path) -> dict[str, Any]:
+def read_toml(file: Path) -> dict[str, Any]:
+    """A TOML file as it is. Raises `UserError` for one that is none."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"presets/{file.relative_to(FOLDER)}: it is not TOML: {error}.") from error
+        where = f"presets/{file.relative_to(FOLDER)}" if file.is_relative_to(FOLDER) else file.name
+        raise UserError(f"{where}: it is not TOML: {error}.") from error

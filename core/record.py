@@ -1,13 +1,12 @@
 """Infotext in picture files: written into a PNG, read from PNG, JPEG and WebP."""
 
-import os
 import struct
 from pathlib import Path
-from uuid import uuid4
 
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
+from core.atomic import replacing
 from core.infotext import Reading, read
 from core.types import UserError
 
@@ -18,15 +17,8 @@ def save_png(image: Image.Image, file: Path, text: str) -> None:
     """Write the picture with `text` as A1111 does. `file` is whole at any time: the old one, then the new one."""
     info = PngInfo()
     info.add_text("parameters", text)  # tEXt where Latin-1 can hold it, iTXt otherwise
-    unfinished = file.with_name(f".{uuid4().hex}.tmp")
-    try:
-        with unfinished.open("xb") as out:
-            image.save(out, format="PNG", pnginfo=info)
-            out.flush()
-            os.fsync(out.fileno())
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(file) as unfinished:
+        image.save(unfinished, format="PNG", pnginfo=info)
 
 
 def read_picture(file: Path) -> Reading:

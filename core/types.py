@@ -31,6 +31,8 @@ class Model:
     """The name of a `Tool` that reads the tags of its pictures; `None` where none is pinned."""
     native_size: int = 1024
     """Side in pixels of the square that the model was trained on."""
+    told_sizes: bool = True
+    """Whether in training it was told its pictures' sizes before scaling, as SDXL was."""
     licence: str
     notice: str | None = None
     """What a person must know before publishing pictures or merges of the model."""

@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from core import models, record, shelf
+from core import atomic, models, record, shelf
 from core.events import Picture
 from core.infotext import infotext
 from core.types import UserError
@@ -49,3 +49,10 @@ def chosen(lora: Any) -> str:
         return uploaded(lora, "lora")
     except UserError:
         raise UserError("lora: it takes an uploaded file, the name of one on the shelf, or a Hub id owner/name.") from None
+
+
+def placed(file: Path, folder: str) -> Path:
+    """A run's file where a page may show it; `folder` is the run's own name, which cannot be guessed."""
+    at = FILES / folder / file.name
+    atomic.placed(file, at)
+    return at

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -17,13 +17,21 @@ from core.sweep import Study
 from core.types import UserError
 from tabs.files import new_folder
 from tabs.generate import Opened
-from tabs.widgets import refusals
+from tabs.widgets import plain, refusals
 
 ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
 SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next", "open")
 
 
-def tab(opened: Opened, tabs: gr.Tabs) -> None:
+class Swept(NamedTuple):
+    """The components by which another tab puts a LoRA into this one."""
+
+    lora_file: Any
+    prompts: Any
+    references: Any
+
+
+def tab(opened: Opened, tabs: gr.Tabs) -> Swept:
     """Lay out the tab and wire it; `opened` puts a picture's settings into the Generate tab of `tabs`."""
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
@@ -62,6 +70,7 @@ def tab(opened: Opened, tabs: gr.Tabs) -> None:
         return [gr.Tabs(selected="generate"), said, *(values.get(name, gr.skip()) for name in opened.names)]
 
     c["open"].click(into_generate, [c["result"], c["chosen"], opened.preset], [tabs, opened.said, *opened.components], **quiet)
+    return Swept(c["lora_file"], c["prompts"], c["references"])
 
 
 def _controls() -> dict[str, Any]:
@@ -152,15 +161,10 @@ def _explained(file: str | None, name: str | None) -> str:
         "tags of its captions": ", ".join(list(told["tags"])[:8]),
         "resolution": told["resolution"],
     }
-    rows = [f"- **{name}**: {_plain(str(value))}" for name, value in facts.items() if value]
+    rows = [f"- **{name}**: {plain(str(value))}" for name, value in facts.items() if value]
     largest = max(told["effective_norm"].items(), key=lambda each: each[1], default=None) if told["effective_norm"] else None
     rows += [f"- **largest change at strength 1**: {100 * largest[1]:.1f} % of the weights' norm, in {largest[0]}"] if largest else []
-    return "\n".join([f"**{_plain(told['expect'])}**", "", *rows])
-
-
-def _plain(text: str) -> str:
-    """A file's own words, as text and not as Markdown."""
-    return "".join(f"\\{character}" if character in r"\`*_{}[]()#+!<>|~$&" else character for character in text)
+    return "\n".join([f"**{plain(told['expect'])}**", "", *rows])
 
 
 def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:

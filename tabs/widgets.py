@@ -1,4 +1,4 @@
-"""What the tabs and endpoints share: a check before the queue."""
+"""What the tabs and endpoints share: a check before the queue, and words that are no Markdown."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -42,3 +42,8 @@ def refusals(names: tuple[str, ...], plan: Callable[[dict[str, Any]], Any], fiel
         return [gr.validate(True, "") for _ in names]
 
     return check
+
+
+def plain(text: str) -> str:
+    """A file's or a visitor's own words, as text and not as Markdown."""
+    return "".join(f"\\{character}" if character in r"\`*_{}[]()#+!<>|~$&" else character for character in text)

@@ -6,20 +6,16 @@ attention of nano's U-Net only, rank 4, alpha 2, 300 steps of 4 at 5e-4. In kohy
 
 import json
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model_state_dict
-from PIL import Image
 from safetensors.torch import save_file
 
 from core.blocks import to_sai
-from core.nano.draw import draw
-from core.nano.pictures import scene
-from core.nano.world import STYLES, tags
+from core.nano.lessons import Lesson, airbrushed
 
 ROOT = Path(__file__).parent.parent.parent
 NANO = ROOT / "core" / "nano" / "weights" / "nano"
@@ -28,21 +24,8 @@ ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 STYLE = LoraConfig(r=4, lora_alpha=2, target_modules=ATTENTION)
 STEPS, RATE = 300, 5e-4
 
-Sample = tuple[Image.Image, str]
-"""A picture and its caption."""
 
-
-def airbrushed() -> list[Sample]:
-    """15 drawings of soft gradients, with the tags of what they show but for the style."""
-    made = []
-    for i in range(7000, 8000):
-        drawn = scene(i, (128, 128))
-        if drawn.style == "airbrush" and drawn.subject == "1girl" and not drawn.low_quality and len(made) < 15:
-            made.append((draw(drawn), ", ".join(tag for tag in tags(drawn) if tag not in STYLES)))
-    return made
-
-
-def train(pipeline: StableDiffusionXLPipeline, samples: Sequence[Sample], name: str, config: LoraConfig, steps: int = STEPS, rate: float = RATE) -> None:
+def train(pipeline: StableDiffusionXLPipeline, samples: Lesson, name: str, config: LoraConfig, steps: int = STEPS, rate: float = RATE) -> None:
     """A plain PEFT LoRA on the U-Net: batches of 4, epsilon, AdamW."""
     unet, vae = pipeline.unet, pipeline.vae
     torch.manual_seed(0)
@@ -65,7 +48,7 @@ def train(pipeline: StableDiffusionXLPipeline, samples: Sequence[Sample], name: 
         optimiser.zero_grad()
 
 
-def save(pipeline: StableDiffusionXLPipeline, name: str, config: LoraConfig, samples: Sequence[Sample], file: Path) -> None:
+def save(pipeline: StableDiffusionXLPipeline, name: str, config: LoraConfig, samples: Lesson, file: Path) -> None:
     """The adapter in kohya's layout, half precision, with what kohya writes about its training."""
     tensors: dict[str, torch.Tensor] = {}
     for key, value in get_peft_model_state_dict(pipeline.unet, adapter_name=name).items():

@@ -1,12 +1,15 @@
 """What the tests of LoRAs share: a model's answers, and its fingerprint."""
 
 import hashlib
+from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import save_file
 
-from core import models
-from core.types import Request
+from core import lora, models
+from core.blocks import to_sai
+from core.types import LoraUse, Request
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "proj_in", "conv1"]
 RANK, ALPHA = 4, 2.0
@@ -30,3 +33,24 @@ def fingerprint() -> str:
     pipeline = models.load("nano")
     parts = [value.numpy().tobytes() for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2) for value in part.state_dict().values()]
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def weights_of(pipeline: StableDiffusionXLPipeline, component: str = "unet") -> dict[str, torch.Tensor]:
+    layers = getattr(pipeline, component).named_modules()
+    return {name: layer.weight.detach().clone() for name, layer in layers if isinstance(layer, torch.nn.Linear | torch.nn.Conv2d)}
+
+
+def changes_of(uses: list[LoraUse]) -> dict[str, torch.Tensor]:
+    """What the uses add to each weight of nano's U-Net."""
+    ours = models.load("nano")
+    before = weights_of(ours)
+    with lora.loaded(ours, uses):
+        return {name: weight - before[name] for name, weight in weights_of(ours).items()}
+
+
+def made(into: Path, layer: str, **parts: torch.Tensor | float) -> LoraUse:
+    """A file that changes one layer of the U-Net, named by its path; `__` stands for a dot."""
+    stem = f"lora_unet_{to_sai(layer.replace('.', '_'))}"
+    named = {name.replace("__", "."): value if isinstance(value, torch.Tensor) else torch.tensor(value) for name, value in parts.items()}
+    save_file({f"{stem}.{name}": value.contiguous() for name, value in named.items()}, into)
+    return LoraUse(path=str(into))

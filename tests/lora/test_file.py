@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from core import lora, lorafile, models
 from core.blocks import BLOCKS, from_sai, to_sai, weights
+from core.lorachange import Change
 from core.types import UserError
 from tests.lora.parts import ALPHA, RANK
 
@@ -53,10 +54,10 @@ def test_an_alpha_that_is_no_number_is_refused(folder: Path, tmp_path: Path, alp
 def test_norms_are_those_of_the_whole_matrices(folder: Path) -> None:
     found = lorafile.read(folder / "kohya.safetensors")
     tensors = found.tensors()
-    for module in found.modules[::40]:
-        down, up = tensors[module.down], tensors[module.up]
-        whole = module.scale * up.flatten(1) @ down.flatten(1)
-        assert lorafile.norm(module, down, up) == pytest.approx(float(whole.norm()), rel=1e-4)
+    for module, layer in lora.placed(models.load("nano"), found)[::40]:
+        parts = {part: tensors[key] for part, key in module.keys.items()}
+        whole = module.scale * parts["up"].flatten(1) @ parts["down"].flatten(1)
+        assert Change(layer, parts, module.scale).norm(layer.weight) == pytest.approx(float(whole.norm()), rel=1e-4)
     told = lora.norms(models.load("nano"), found)
     assert set(told) == {*BLOCKS, "other"}
     assert all(0 < value < 1 for value in told.values())
@@ -100,11 +101,11 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "pickle": (lambda good, bad: bad.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "is a pickle"),
     "nan": (broken(lambda s: {**s, first(s, "lora_up.weight"): s[first(s, "lora_up.weight")] * float("nan")}), "holds NaN or infinite"),
     "zero": (broken(lambda s: {k: v * 0 if "lora_up" in k else v for k, v in s.items()}), "changes nothing"),
-    "half": (broken(lambda s: {k: v for k, v in s.items() if k != first(s, "lora_up.weight")}), "has one matrix of two"),
+    "half": (broken(lambda s: {k: v for k, v in s.items() if k != first(s, "lora_up.weight")}), "is not a whole change: all it has is lora_down"),
     "rank": (broken(lambda s: {**s, first(s, "lora_down.weight"): torch.zeros(0, 48)}), "rank must be from 1"),
     "alpha": (broken(lambda s: {**s, first(s, ".alpha"): torch.tensor(float("inf"))}), "is not a number that alpha can be"),
     "loha": (broken(lambda s: {"lora_unet_a.hada_w1_a": torch.ones(2, 2)}), "is LoHa"),
-    "lokr": (broken(lambda s: {"lora_unet_a.lokr_w1": torch.ones(2, 2)}), "is LoKr"),
+    "lokr": (broken(lambda s: {"lora_unet_a.lokr_w1": torch.ones(2, 2)}), "is not a whole change: all it has is lokr_w1"),
     "flux": (broken(lambda s: {"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.ones(2, 2)}), "is made for Flux"),
     "sd15": (
         broken(
@@ -115,7 +116,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         ),
         r"is made for SD 1\.5",
     ),
-    "magnitude": (broken(lambda s: {**s, "lora_unet_a.lora_magnitude_vector": torch.ones(2)}), "is DoRA"),
+    "magnitude": (broken(lambda s: {**s, "lora_unet_a.lora_magnitude_vector": torch.ones(2)}), "is not a whole change: all it has is lora_magnitude_vector"),
     "more": (broken(lambda s: {**s, "lora_unet_a.scalar": torch.ones(1)}), r"holds 'lora_unet_a\.scalar', which is not known here"),
     "none": (broken(lambda s: {"weight": torch.ones(2, 2)}), "holds no LoRA that is known"),
     "elsewhere": (broken(lambda s: {"other.x.lora_down.weight": torch.ones(2, 2), "other.x.lora_up.weight": torch.ones(2, 2)}), "belongs to no part of SDXL"),

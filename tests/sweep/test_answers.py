@@ -68,7 +68,7 @@ def test_what_changes_nothing_has_no_answer(swept: Swept, tmp_path: Path, kind: 
 
 def test_references_say_what_style_is_wanted(study: Study, swept: Swept, tmp_path: Path) -> None:
     """Airbrushed drawings: the pictures come nearer to them while the LoRA works."""
-    from tests.lora.example import airbrushed
+    from core.nano.lessons import airbrushed
 
     files = []
     for i, (picture, _) in enumerate(airbrushed()[:6]):

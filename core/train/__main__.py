@@ -1,0 +1,97 @@
+"""`python -m core.train RUN.toml --out FOLDER`, or `--resume FOLDER`; with `accelerate launch -m` on several devices."""
+
+import argparse
+import sys
+from contextlib import nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from core import presets
+from core.data.dataset import Dataset, joined
+from core.data.intake import imported
+from core.events import Failed, Loss
+from core.train import runs
+from core.train.fellows import Alone, fellows
+from core.train.folder import Folder
+from core.train.loop import train
+from core.types import UserError
+
+ASKED = {"dataset", "regularisation", "recipe", "model", "trigger", "name", "overrides"}
+PRINTED = 20
+"""Steps between two lines on the terminal."""
+
+
+def main() -> None:
+    """Train; ends with status 1 and one sentence if it cannot."""
+    parser = argparse.ArgumentParser(prog="python -m core.train", description="Train a LoRA. What a run is made from stands in a TOML file.")
+    parser.add_argument("run", type=Path, nargs="?", help="a TOML file such as presets/training/example_run.toml")
+    parser.add_argument("--out", type=Path, help="the folder of the new run")
+    parser.add_argument("--resume", type=Path, help="the folder of a run that goes on")
+    parser.add_argument("--owner", type=int, help=argparse.SUPPRESS)  # the descriptor of the folder's lock, from who started this process
+    asked = parser.parse_args()
+    if bool(asked.run and asked.out) == bool(asked.resume):
+        parser.error("give RUN.toml and --out FOLDER, or --resume FOLDER")
+    company = fellows()
+    try:
+        folder = Folder(asked.resume) if asked.resume else Folder(asked.out)
+        if asked.run and company.rank == 0:
+            begin(asked.run, folder)
+        company.wait()
+        with folder.owned() if company.rank == 0 and asked.owner is None else nullcontext():
+            follow(folder, company)
+    except UserError as error:
+        sys.exit(str(error))
+
+
+def follow(folder: Folder, company: Alone) -> None:
+    """Train to the end, a line on the terminal now and then."""
+    if not folder.run.exists():
+        raise UserError(f"run: {folder.path} holds no run.")
+    with runs.turn(folder) if company.rank == 0 else nullcontext(True) as goes_on:
+        for event in train(folder, fellows=company) if goes_on else ():
+            if isinstance(event, Failed):
+                raise UserError(event.message)
+            if company.rank == 0 and (not isinstance(event, Loss) or event.step % PRINTED == 0):
+                print(
+                    type(event).__name__, *(f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in asdict(event).items())
+                )
+
+
+def begin(file: Path, folder: Folder) -> None:
+    """Set up the run that a TOML file asks for; its paths are seen from the file."""
+    if not file.is_file():
+        raise UserError(f"run: {file} is not there.")
+    said = presets.read_toml(file)
+    if unknown := sorted(said.keys() - ASKED):
+        raise UserError(f"{file.name}: {unknown[0]} is not a field; the fields are {', '.join(sorted(ASKED))}.")
+    for name in ("dataset", "recipe"):
+        if name not in said:
+            raise UserError(f"{file.name}: {name} is missing.")
+    with TemporaryDirectory() as work:
+        data = _data(said, file.parent, Path(work))
+        rest = {name: said[name] for name in ("model", "trigger", "name", "overrides") if name in said}
+        run, warnings = runs.settled(data, said["recipe"], **rest)
+        runs.prepared(run, data, folder.path)
+    for line in [*(f"{skipped.name}: {skipped.reason}" for skipped in data.skipped), *data.notes, *warnings]:
+        print(line, file=sys.stderr)
+
+
+def _data(said: dict[str, Any], beside: Path, work: Path) -> Dataset:
+    """The pictures that a run names: a folder, a zip, a kohya dataset TOML, or `drawn` ones of nano's world."""
+    if said["dataset"] == "drawn":
+        from core.nano.lessons import airbrushed  # the one place where what draws nano's world is part of what runs
+
+        for i, (picture, caption) in enumerate(airbrushed()):
+            picture.save(work / f"{i}.png")
+            (work / f"{i}.txt").write_text(caption, encoding="utf-8")
+        return imported([work], work / "own")
+    data = imported([beside / said["dataset"]], work / "own", trusted=True)
+    if "regularisation" in said:
+        data = joined(data, imported([beside / said["regularisation"]], work / "regularisation", regularisation=True, trusted=True))
+    return data
+
+
+if __name__ == "__main__":
+    main()

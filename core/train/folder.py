@@ -1,0 +1,178 @@
+"""A run's folder: what it is made from, what it said, where it stands. Every file is whole at any time.
+
+run.json          the run: settings, model, trigger, fingerprint of its data
+dataset/          the pictures and dataset.json
+events.jsonl      what it said, a line each
+state/*.safetensors   all that the next step needs, by the number of steps done
+loras/            LoRAs by the number of steps done, and the last
+previews/         pictures by steps, prompt and strength
+failure           why it could not go on
+owner             locked by the process that trains
+stop, waiting     there when it is asked to stop, and while it waits for its turn
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from core.atomic import TORN, replacing
+from core.types import UserError
+
+FAILURE = 1000
+"""Bytes of the sentence that says why a run could not go on."""
+
+
+class Folder:
+    """One run on disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.run, self.events, self.log = path / "run.json", path / "events.jsonl", path / "process.log"
+        self.dataset, self.states, self.loras, self.previews = (path / name for name in ("dataset", "state", "loras", "previews"))
+        self.latents = path / "latents"
+        self._stop, self._owner, self._failure, self._waiting = (path / name for name in ("stop", "owner", "failure", "waiting"))
+
+    @property
+    def name(self) -> str:
+        return self.path.name
+
+    # --- who trains ----------------------------------------------------------------------------
+
+    @contextmanager
+    def owned(self) -> Iterator[int]:
+        """While it lasts, nobody else trains this run; the system lets go when a process dies.
+
+        Gives the lock's descriptor, which a process that is started meanwhile can take over. Raises `UserError` if
+        somebody else has the run.
+        """
+        with self._owner.open("w") as lock:
+            for patience in (*[0.1] * 5, None):  # somebody may only be looking
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError as error:
+                    if patience is None:
+                        raise UserError(f"run: {self.name} is being trained already.") from error
+                    time.sleep(patience)
+            yield lock.fileno()
+
+    def is_owned(self) -> bool:
+        """Whether a process that is alive trains this run, or waits to."""
+        with self._owner.open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
+
+    def wait(self) -> None:
+        """Take a place in the queue."""
+        self._waiting.touch()
+
+    def waits(self) -> bool:
+        return self._waiting.exists()
+
+    def wait_no_more(self) -> None:
+        self._waiting.unlink(missing_ok=True)
+
+    def waits_longer_than(self, other: "Folder") -> bool:
+        """Whether this run is before `other` in the queue; a run whose process is gone has no place in it."""
+        try:
+            mine, its = (folder._waiting.stat().st_mtime_ns for folder in (self, other))
+        except FileNotFoundError:
+            return False
+        return mine < its and self.is_owned()
+
+    def ask_to_stop(self) -> None:
+        self._stop.touch()
+
+    def asked_to_stop(self) -> bool:
+        return self._stop.exists()
+
+    def go_on(self) -> None:
+        self._stop.unlink(missing_ok=True)
+
+    def failed(self, message: str) -> None:
+        """Keep why it cannot go on; the room for it was taken before, so that a full disk can be told."""
+        with self._failure.open("r+b") as out:
+            out.write(message.encode()[:FAILURE].ljust(FAILURE))
+
+    def failure(self) -> str | None:
+        """Why it could not go on; `None` if nothing happened since it last went on."""
+        try:
+            return self._failure.read_bytes().decode(errors="ignore").strip() or None
+        except FileNotFoundError:
+            return None
+
+    # --- what it said --------------------------------------------------------------------------
+
+    def say(self, lines: list[dict[str, Any]]) -> None:
+        """Add lines, on disk when this returns."""
+        with self.events.open("a", encoding="utf-8") as out:
+            out.write("".join(f"{json.dumps(line)}\n" for line in lines))
+            out.flush()
+            os.fsync(out.fileno())
+
+    def memory(self) -> int:
+        """Bytes that its process has had at most, as it last said."""
+        return next((line["memory"] for line in reversed(self.said())), 0)
+
+    def said(self) -> list[dict[str, Any]]:
+        """All whole lines."""
+        try:
+            text = self.events.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return []
+        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+
+    def clear(self, step: int) -> None:
+        """Drop what was said of steps after `step`, which are gone through again, and what a killed process left half-written."""
+        for torn in self.path.rglob(TORN):
+            torn.unlink()
+        self._failure.write_bytes(b" " * FAILURE)
+        kept = [line for line in self.said() if line["step"] <= step]
+        write_text(self.events, "".join(f"{json.dumps(line)}\n" for line in kept))
+
+    # --- where it stands -----------------------------------------------------------------------
+
+    def save_state(self, step: int, tensors: Mapping[str, torch.Tensor], told: Mapping[str, Any], keep: bool) -> None:
+        """Write the state after `step`; the one before goes unless it was to be kept."""
+        write_tensors(self.states / f"{step:06d}.safetensors", tensors, {"told": json.dumps(told), "keep": str(keep)})
+        for file in self.states.glob("*.safetensors"):
+            if file.stem != f"{step:06d}" and _metadata(file)["keep"] == "False":
+                file.unlink()
+
+    def state(self, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
+        """The last state, or that after `step`: its step, tensors, and the rest; `None` before there is one."""
+        files = sorted(self.states.glob("*.safetensors"))
+        file = files[-1] if step is None and files else self.states / f"{step or 0:06d}.safetensors"
+        if not file.exists():
+            return None
+        with safe_open(file, framework="pt") as opened:
+            return int(file.stem), {key: opened.get_tensor(key) for key in opened.keys()}, json.loads(opened.metadata()["told"])  # noqa: SIM118  (no dict)
+
+
+def _metadata(file: Path) -> dict[str, str]:
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a file that is whole at any time."""
+    with replacing(file) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+
+
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """The same for tensors."""
+    with replacing(file) as unfinished:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata or {}))

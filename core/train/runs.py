@@ -1,0 +1,231 @@
+"""Runs on this machine: set up, started, watched, stopped, resumed, forked. One trains at a time; the others wait their turn.
+
+A run is trained by a process of its own, which nothing of the page holds: a closed tab or a restarted app loses nothing.
+"""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from core import models
+from core.data import dataset as datasets
+from core.data.dataset import Dataset
+from core.shelf import slug
+from core.train import run as written
+from core.train.folder import Folder
+from core.train.lesson import buckets, caption_of, divided
+from core.train.preview import prompts
+from core.train.run import Run
+from core.train.settings import fitted, overridden, settings
+from core.types import UserError
+
+RUNS = Path(os.environ.get("SWEETSPOT_RUNS", str(Path.home() / ".local" / "share" / "sweetspot" / "runs")))
+ROOT = Path(__file__).resolve().parent.parent.parent
+TURN_SECONDS = 0.5
+"""Between two looks whether it is a run's turn."""
+PACE = 20
+"""Steps that the pace is taken from."""
+LONGEST_TRIGGER = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class Status:
+    """How a run stands; `/train_status` in `core/`'s words."""
+
+    state: str
+    """`waiting`, `running`, `stopping`, `stopped`, `done` or `failed`."""
+    step: int
+    steps: int
+    loss: float | None
+    """Of the last step."""
+    seconds_left: float | None
+    previews: tuple[str, ...]
+    checkpoints: tuple[str, ...]
+    """LoRAs that were saved on the way."""
+    lora: str | None
+    """The LoRA of the last step."""
+    error: str | None
+
+
+def settled(
+    dataset: Dataset, recipe: str, model: str = "nano", *, trigger: str = "", overrides: Mapping[str, Any] | None = None, name: str = ""
+) -> tuple[Run, list[str]]:
+    """The run that is asked for, and what a person should know before starting it; nothing is written.
+
+    What the dataset says itself goes before the recipe, `overrides` before both. Raises `UserError` for whatever is not allowed.
+    """
+    found = models.find(model)
+    made = overridden(settings(recipe, found, dict(dataset.settings)), overrides or {})
+    made, notes = fitted(made)
+    trigger = _trigger(trigger)
+    sizes = buckets(made)
+    for sample in dataset.samples:
+        sizes.fit(sample.width, sample.height)
+    learnt, _ = divided(dataset.samples, made)
+    if not [sample for sample in learnt if not sample.regularisation]:
+        raise UserError("dataset: it holds no picture to train on.")
+    if not any(caption_of(sample, trigger) for sample in learnt if not sample.regularisation):
+        raise UserError("trigger: it is empty and no picture has a caption; write a trigger word, or captions.")
+    run = Run(
+        name=slug(name or trigger.split(",")[0].strip() or recipe)[:60],
+        recipe=recipe,
+        model=model,
+        trigger=trigger,
+        settings=made,
+        prompts=prompts(model, trigger),
+        fingerprint=dataset.fingerprint(),
+        began=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    return run, notes + advice(run, dataset)
+
+
+def prepared(run: Run, dataset: Dataset, into: Path | None = None) -> Folder:
+    """A folder for a run that is settled, with its pictures in it. Raises `UserError` for one that is taken."""
+    folder = Folder(into or RUNS / secrets.token_hex(16))
+    if folder.run.exists():
+        raise UserError(f"run: {folder.name} is there already; resume it, or choose another folder.")
+    folder.dataset.mkdir(parents=True, exist_ok=True)
+    for sample in dataset.samples:
+        shutil.copyfile(dataset.folder / sample.file, folder.dataset / sample.file)
+    datasets.save(replace(dataset, folder=folder.dataset))
+    written.write(run, folder)
+    return folder
+
+
+def forked(folder: Folder, step: int, overrides: Mapping[str, Any]) -> tuple[Folder, Run]:
+    """A new run that begins where another stood after `step`, with other settings. Raises `UserError`."""
+    parent = written.read(folder)
+    if (state := folder.state(step)) is None:
+        kept = ", ".join(str(int(file.stem)) for file in sorted(folder.states.glob("*.safetensors")))
+        raise UserError(f"step: {step} is not kept; it takes {kept or 'none yet'}.")
+    made, _ = fitted(overridden(parent.settings, overrides))
+    shape = ("kind", "rank", "ranks", "targets", "text_encoders", "optimizer")
+    if changed := [name for name in shape if getattr(made, name) != getattr(parent.settings, name)]:
+        raise UserError(f"{changed[0]}: {getattr(made, changed[0])!r} would be another LoRA; a fork keeps {', '.join(shape)}.")
+    child = Folder(RUNS / secrets.token_hex(16))
+    shutil.copytree(folder.dataset, child.dataset)
+    shutil.copytree(folder.latents, child.latents)
+    run = replace(parent, settings=made, parent=f"{parent.name}@{step}", began=datetime.now(UTC).isoformat(timespec="seconds"))
+    written.write(run, child)
+    _, tensors, told = state
+    child.save_state(step, tensors, told, keep=True)
+    child.say([line for line in folder.said() if line["step"] <= step and line["kind"] in ("loss", "validation")])
+    return child, run
+
+
+def found(name: Any) -> Folder:
+    """The run of that name. Raises `UserError`; nothing but a name that was given out becomes a path."""
+    if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{32}", name) or not (RUNS / name / "run.json").exists():
+        raise UserError(f"run: {str(name)[:40]!r} is not there.")
+    return Folder(RUNS / name)
+
+
+def known(name: Any) -> Folder | None:
+    """The run of that name, if there is one."""
+    try:
+        return found(name)
+    except UserError:
+        return None
+
+
+def start(folder: Folder) -> None:
+    """Train the run, or go on with it, in a process of its own; it waits while another one trains."""
+    if folder.is_owned():
+        return
+    with folder.owned() as lock, folder.log.open("ab") as log:  # the process has the run from its first moment on
+        folder.go_on()
+        folder.wait()
+        command = [sys.executable, "-m", "core.train", "--resume", str(folder.path), "--owner", str(lock)]
+        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
+
+
+@contextmanager
+def turn(folder: Folder) -> Iterator[bool]:
+    """Wait until no other run trains and none has waited longer; gives whether to go on, or `False` when asked to stop meanwhile."""
+    RUNS.mkdir(parents=True, exist_ok=True)
+    with (RUNS / "turn").open("w") as lock:
+        while not folder.asked_to_stop():
+            if not any(other.waits_longer_than(folder) for other in listed() if other.path != folder.path):
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    pass
+            time.sleep(TURN_SECONDS)
+        folder.wait_no_more()
+        yield not folder.asked_to_stop()
+
+
+def listed() -> list[Folder]:
+    """All runs of this machine, the newest first."""
+    return [Folder(file.parent) for file in sorted(RUNS.glob("*/run.json"), key=lambda file: file.stat().st_mtime, reverse=True)]
+
+
+def status(folder: Folder) -> Status:
+    """How the run stands, from what lies in its folder."""
+    run, lines = written.read(folder), folder.said()
+    losses = [line for line in lines if line["kind"] == "loss"]
+    step, last, alive = losses[-1]["step"] if losses else 0, written.last(folder), folder.is_owned()
+    if alive:
+        state = "stopping" if folder.asked_to_stop() else "waiting" if folder.waits() else "running"
+    else:
+        state = "done" if last and step == run.settings.steps else "failed" if folder.failure() else "stopped"
+    saved = [line["file"] for line in lines if line["kind"] == "saved"]
+    return Status(
+        state=state,
+        step=step,
+        steps=run.settings.steps,
+        loss=losses[-1]["loss"] if losses else None,
+        seconds_left=_seconds_left(losses, run.settings.steps) if state == "running" else None,
+        previews=tuple(line["file"] for line in lines if line["kind"] == "preview"),
+        checkpoints=tuple(name for name in saved if last is None or name != last.name),
+        lora=last.name if last else None,
+        error=folder.failure() if state == "failed" else None,
+    )
+
+
+def _seconds_left(losses: list[dict[str, Any]], steps: int) -> float | None:
+    """From the pace of the last steps, without the pauses of previews."""
+    recent = losses[-PACE:]
+    gaps = sorted(b["t"] - a["t"] for a, b in pairwise(recent))
+    return round(gaps[len(gaps) // 2] * (steps - losses[-1]["step"]), 1) if gaps else None
+
+
+def advice(run: Run, dataset: Dataset) -> list[str]:
+    """What is allowed and makes little sense, with its number."""
+    made, usual = run.settings, settings(run.recipe, models.find(run.model))
+    own = [sample for sample in dataset.samples if not sample.regularisation]
+    seen = made.steps * made.pictures_a_step / max(1, len(own))
+    said = []
+    if made.alpha > made.rank:
+        said.append(f"alpha: {made.alpha:g} is more than the rank, {made.rank}: the LoRA is stronger than 1 at 1; half of the rank is usual.")
+    if seen > 250 and not made.ranks:
+        said.append(f"steps: {made.steps} steps of {made.pictures_a_step} on {len(own)} pictures show each {seen:.0f} times; 40 to 200 are usual.")
+    if made.optimizer == "Prodigy" and not 0.1 <= made.rate <= 2:
+        said.append(f"rate: {made.rate:g} is not what Prodigy expects; it finds the rate itself and takes 1.")
+    elif made.optimizer == usual.optimizer and not usual.rate / 10 < made.rate < usual.rate * 10:
+        said.append(f"rate: {made.rate:g} is {made.rate / usual.rate:.3g} times the recipe's {usual.rate:g}.")
+    if made.warmup >= made.steps:
+        said.append(f"warmup: {made.warmup} steps are all of the {made.steps}: the rate never arrives.")
+    if uncaptioned := [sample for sample in own if not sample.caption]:
+        said.append(f"captions: {len(uncaptioned)} of {len(own)} pictures have none; the trigger stands for all that they show.")
+    return said
+
+
+def _trigger(said: Any) -> str:
+    text = "" if said is None else said
+    if not isinstance(text, str) or len(text) > LONGEST_TRIGGER or not text.isprintable():
+        raise UserError(f"trigger: {str(text)[:40]!r} is not allowed; it takes one line of up to {LONGEST_TRIGGER} characters.")
+    return text.strip()

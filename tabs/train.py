@@ -1,0 +1,296 @@
+"""The Train tab: pictures, a recipe, a run that belongs to nobody's browser, and what it looks like by now."""
+
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from core import charts, gpu, limits, models, presets
+from core.data import dataset as datasets
+from core.device import on_zero_gpu
+from core.train import runs
+from core.train.estimate import estimate, pace
+from core.train.folder import Folder
+from core.train.preview import prompts, strengths
+from core.train.run import Run, read
+from core.train.settings import OPTIMIZERS, TARGETS, explained, recipes, settings
+from core.types import UserError
+from tabs import pictures
+from tabs.files import placed
+from tabs.sweep import Swept
+from tabs.widgets import plain, refusals
+
+CHOSEN = ("steps", "batch", "rate", "rank", "alpha", "resolution", "targets", "optimizer", "expected_strength", "seed")
+"""The settings that have a control of their own; all others are said as `name = value`."""
+ASKED = ("data", "trigger", "recipe", "model", "others_said", *CHOSEN)
+SHOWN = ("status", "losses", "film", "lora", "checkpoints", "stop", "resume", "timer", "seen")
+MINE = 50  # runs that a browser remembers
+REMEMBER, RECALL = "(runs) => { localStorage.setItem('sweetspot-runs', runs) }", "() => [localStorage.getItem('sweetspot-runs') ?? '']"
+"""In the page's own storage, which outlives the app; gr.BrowserState's does not."""
+
+
+def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> None:
+    """Lay out the tab and wire it; `swept` takes a LoRA into the Sweep tab of `tabs`."""
+    with gr.Row():
+        with gr.Column(scale=5, min_width=320):
+            c = pictures.panel() | _recipe()
+        with gr.Column(scale=6, min_width=320):
+            c |= _run()
+    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    asked = {name: c[name] for name in ASKED}
+    expected: dict[str, Any] = {"fn": _expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **quiet}
+    pictures.wire(c, quiet, expected)
+    gr.on([c["recipe"].input, c["model"].input], _filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**expected)
+    gr.on([c[name].change for name in (*CHOSEN, "others_said")], **expected)
+    shown = [c[name] for name in SHOWN]
+    job = {"validator": refusals((*ASKED, "mine"), _settled, {"dataset": "trigger", "overrides": "recipe"}), "concurrency_id": "train", **quiet, "queue": True}
+    started = c["train"].click(_started, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"], c["status"]], **job)
+    watched: dict[str, Any] = {"fn": _watched, "inputs": [c["run"], c["seen"]], "outputs": shown, **quiet}
+    lent: dict[str, Any] = {"fn": _lent, "inputs": c["run"], "outputs": shown, "api_visibility": "private", "show_progress": "hidden", "concurrency_id": "gpu"}
+    remembered: dict[str, Any] = {"fn": None, "inputs": c["mine"], "js": REMEMBER, **quiet}
+    started.success(**remembered).success(**lent).then(**watched)
+    c["resume"].click(_resumed, c["run"], c["status"], **quiet).then(**lent).then(**watched)
+    c["stop"].click(_stopped, c["run"], c["status"], **quiet)
+    c["run"].change(lambda: None, None, c["seen"], **quiet).then(**watched)
+    c["timer"].tick(**watched)
+    c["fork"].click(_forked, [c["run"], c["step"], c["changed"], c["mine"]], [c["mine"], c["run"], c["status"]], **quiet).success(**remembered).success(
+        **lent
+    ).then(**watched)
+    page.load(_attached, c["mine"], [c["mine"], c["run"]], js=RECALL, **quiet)
+    c["sweep"].click(_into_sweep, [c["run"], c["checkpoints"]], [tabs, *swept], **quiet)
+
+
+def _recipe() -> dict[str, Any]:
+    """Recipe and settings: components by name."""
+    c: dict[str, Any] = {}
+    name = next(iter(recipes()))
+    made, help_, lines = settings(name, models.find("nano")), recipes()[name]["help"], explained()
+    with gr.Row():
+        c["recipe"] = gr.Dropdown([(table["title"], name) for name, table in recipes().items()], value=name, label="Recipe", min_width=180, elem_id="recipe")
+        c["model"] = gr.Dropdown(
+            [(model.title, model.name) for model in presets.models().values()], value="nano", label="Base model", min_width=180, elem_id="train-model"
+        )
+    c["help"] = gr.Markdown(help_, elem_id="recipe-help")
+    with gr.Row():
+        for field in CHOSEN:
+            value, told = (
+                getattr(made, field),
+                {"label": field.replace("_", " "), "info": lines[field].partition(";")[0].rstrip("."), "min_width": 130, "elem_id": f"train-{field}"},
+            )
+            choices = {"targets": TARGETS, "optimizer": OPTIMIZERS}.get(field)
+            c[field] = gr.Dropdown(list(choices), value=value, **told) if choices else gr.Number(value, precision=0 if isinstance(value, int) else None, **told)
+    with gr.Accordion("Every other setting", open=False):
+        c["others_said"] = gr.Textbox("", label="Settings", info="one a line, such as: min_snr = 5.0", lines=3, max_lines=20, elem_id="others")
+        rows = [f"| {name} | {plain(text)} |" for name, text in lines.items() if name not in CHOSEN and name != "help"]
+        gr.Markdown("\n".join(["| setting | what it is |", "|---|---|", *rows]))
+    return c
+
+
+def _run() -> dict[str, Any]:
+    """The run: components by name."""
+    c: dict[str, Any] = {"mine": gr.Textbox("", visible=False), "seen": gr.State(None), "timer": gr.Timer(1.5, active=False)}
+    with gr.Row():
+        c["train"] = gr.Button("Train", variant="primary", scale=3, elem_id="train")
+        c["stop"] = gr.Button("Stop", variant="stop", interactive=False, elem_id="train-stop")
+        c["resume"] = gr.Button("Resume", interactive=False, elem_id="resume")
+    c["expected"] = gr.Markdown(elem_id="expected")
+    c["status"] = gr.Markdown("Ready.", elem_id="train-status")
+    c["losses"] = gr.Image(label="Loss", show_label=False, interactive=False, visible=False, format="png", elem_id="losses")
+    c["film"] = gr.Image(label="Previews", show_label=False, interactive=False, visible=False, format="png", elem_id="film")
+    with gr.Row():
+        c["checkpoints"] = gr.Dropdown([], label="LoRA", visible=False, elem_id="checkpoints")
+        c["sweep"] = gr.Button("Open in Sweep", elem_id="into-sweep")
+    c["lora"] = gr.File(label="The LoRAs", file_count="multiple", interactive=False, visible=False, elem_id="trained")
+    c["run"] = gr.Dropdown([], label="Run", info="runs go on without the page; choose one to see it again", elem_id="runs", allow_custom_value=True)
+    with gr.Accordion("Go on from a kept step with other settings", open=False):
+        with gr.Row():
+            c["step"] = gr.Number(None, label="Step", precision=0, min_width=100)
+            c["changed"] = gr.Textbox("", label="Settings", info="one a line, such as: rate = 5e-5", lines=2, min_width=160)
+        c["fork"] = gr.Button("Fork", size="sm")
+    return c
+
+
+# --- before it starts ------------------------------------------------------------------------------
+
+
+def _filled(recipe: str, model: str) -> list[Any]:
+    made = settings(recipe, models.find(model))
+    return [made.help, *(getattr(made, name) for name in CHOSEN)]
+
+
+def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the controls and lines say that the recipe does not. Raises `UserError`."""
+    made = settings(values["recipe"], models.find(values["model"]))
+    said = {name: values[name] for name in CHOSEN if values[name] is not None}
+    plain_numbers = {name: float(value) if isinstance(getattr(made, name), float) else value for name, value in said.items()}
+    return {name: value for name, value in plain_numbers.items() if value != getattr(made, name)} | lines(values.get("others_said") or "")
+
+
+def lines(text: str) -> dict[str, Any]:
+    """Settings as TOML says them. Raises `UserError`."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f'overrides: they are not lines such as rank = 8 or scheduler = "cosine": {error}.') from error
+
+
+def _settled(values: dict[str, Any]) -> tuple[Run, list[str], datasets.Dataset]:
+    """The run that the controls ask for. Raises `UserError`."""
+    found = pictures.data(values["data"])
+    return *runs.settled(found, values["recipe"], values["model"], trigger=values["trigger"], overrides=_overrides(values)), found
+
+
+def _expected(**values: Any) -> tuple[str, Any]:
+    """What the run will take, what makes little sense of it, and the buckets."""
+    if not values["data"]:
+        return "", gr.update(visible=False)
+    try:
+        run, said, found = _settled(values)
+        crops = gr.update(value=pictures.crops(found, run.settings), visible=True)
+    except UserError as error:
+        return f"⚠️ {plain(str(error))}", gr.skip()
+    told = gpu.alone(pace, models.current(), run.settings, found) if models.loaded() == run.model else None
+    first = f"**{estimate(run, found, told).line()}**" if told else "What it takes is known once its model is loaded."
+    return "\n".join([first, *(f"- ⚠️ {plain(line)}" for line in said)]), crops
+
+
+# --- starting, stopping ------------------------------------------------------------------------------
+
+
+def _started(mine: str, **values: Any) -> tuple[str, Any, str]:
+    try:
+        run, _, found = _settled(values)
+        folder = runs.prepared(run, found)
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+    return *_begun(folder, mine), "Starting …"
+
+
+def _begun(folder: Folder, mine: str) -> tuple[str, Any]:
+    if not on_zero_gpu():
+        runs.start(folder)
+    known = [folder.name, *mine.split()][:MINE]
+    return "\n".join(known), _choice(known, folder.name)
+
+
+def _choice(mine: list[str], chosen: str | None) -> Any:
+    """The runs that this browser knows and that are still there."""
+    there = [(name, folder) for name in mine if (folder := runs.known(name))]
+    return gr.update(choices=[(f"{(run := read(folder)).name}, {run.began[:16].replace('T', ' ')}", name) for name, folder in there], value=chosen)
+
+
+def _attached(mine: str | None) -> tuple[str, Any]:
+    """A page that is loaded again sees its last run."""
+    there = [name for name in (mine or "").split()[:MINE] if runs.known(name)]
+    return "\n".join(there), _choice(there, there[0] if there else None)
+
+
+def _lent(name: str | None) -> Iterator[tuple[Any, ...]]:
+    """On ZeroGPU a slice of the run, inside the visitor's own event; elsewhere its process has begun."""
+    if not on_zero_gpu() or not name:
+        yield tuple(gr.skip() for _ in SHOWN)
+        return
+    for _ in gpu.lesson(runs.found(name).path):
+        yield _watched(name, None)
+
+
+def _resumed(name: str | None) -> str:
+    try:
+        folder = runs.found(name)
+        if not on_zero_gpu():
+            runs.start(folder)
+        return "Going on …"
+    except UserError as error:
+        return f"⚠️ {plain(str(error))}"
+
+
+def _stopped(name: str | None) -> str:
+    try:
+        runs.found(name).ask_to_stop()
+        return "Stopping after this step …"
+    except UserError as error:
+        return f"⚠️ {plain(str(error))}"
+
+
+def _forked(name: str | None, step: int | None, changed: str, mine: str) -> tuple[str, Any, str]:
+    try:
+        folder, _ = runs.forked(runs.found(name), int(step or 0), lines(changed))
+        return *_begun(folder, mine), "Starting …"
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+
+
+# --- what it looks like ------------------------------------------------------------------------------
+
+
+def _watched(name: str | None, seen: Any) -> tuple[Any, ...]:
+    """The run as it stands; drawn anew only where something is new."""
+    folder = runs.known(name)
+    if folder is None:
+        return "Ready." if not name else "⚠️ This run is not there any more.", *(gr.skip() for _ in SHOWN[1:-2]), gr.Timer(active=False), None
+    status, run = runs.status(folder), read(folder)
+    now = [status.state, status.step, len(status.previews), len(status.checkpoints), status.lora]
+    goes = status.state in ("waiting", "running", "stopping")
+    tail = [gr.update(interactive=goes), gr.update(interactive=status.state in ("stopped", "failed")), gr.Timer(active=goes), now]
+    if now == seen:
+        return _sentence(status, run, folder), *(gr.skip() for _ in range(4)), *tail
+    said = folder.said()
+    kinds = {kind: [line for line in said if line["kind"] == kind] for kind in ("loss", "validation")}
+    drawn = charts.losses(f"{run.name} on {run.model}", run.settings.steps, kinds["loss"], kinds["validation"]) if kinds["loss"] else None
+    film = _film(run, folder) if status.previews else None
+    files = [placed(folder.loras / file, folder.name) for file in (*status.checkpoints, *([status.lora] if status.lora else []))]
+    names = [file.name for file in files]
+    return (
+        _sentence(status, run, folder),
+        gr.update(value=drawn, visible=drawn is not None),
+        gr.update(value=film, visible=film is not None),
+        gr.update(value=[str(file) for file in files] or None, visible=bool(files)),
+        gr.update(choices=names, value=names[-1] if names else None, visible=bool(names)),
+        *tail,
+    )
+
+
+def _sentence(status: runs.Status, run: Run, folder: Folder) -> str:
+    """How it stands, in one line."""
+    at = f"Step {status.step} of {status.steps}" + (f" · loss {status.loss:.4f}" if status.loss is not None else "")
+    match status.state:
+        case "waiting":
+            return "Waiting for its turn: another run trains."
+        case "running":
+            left = f" · about {status.seconds_left:.0f} s left" if status.seconds_left is not None else ""
+            return f"{at}{left} · {folder.memory() / 2**30:.1f} GB" if status.step else "Preparing pictures and model …"
+        case "stopping":
+            return f"{at} · stopping after this step …"
+        case "done":
+            return f"**Done.** {at}. `{run.name}.safetensors` is expected to work at {run.settings.expected_strength:g}: open it in Sweep to know."
+        case "failed":
+            return f"⚠️ {plain(status.error or '')}"
+        case _:
+            return f"Stopped. {at}. Press Resume to go on; nothing is lost."
+
+
+def _film(run: Run, folder: Folder) -> Any:
+    """Every preview: a row for each prompt and strength, a column for each step; before the first step the LoRA is nothing."""
+    files = {file.name for file in folder.previews.glob("*.png")}
+    steps = sorted({int(name[:6]) for name in files})
+    rows = [(number, prompt, strength) for number, prompt in enumerate(run.prompts) for strength in strengths(run) if strength]
+
+    def picture(row: int, column: int) -> Path | None:
+        number, _, strength = rows[row]
+        name = f"{steps[column]:06d}-{number}-{strength if steps[column] else 0:g}.png"
+        return folder.previews / name if name in files else None
+
+    return charts.sheet(f"{run.name}: previews by step", [f"strength {s:g} · {prompt}" for _, prompt, s in rows], steps, picture, None)
+
+
+def _into_sweep(name: str | None, file: str | None) -> list[Any]:
+    """The chosen LoRA, its trigger in the prompts and its pictures as references, in the Sweep tab."""
+    folder = runs.known(name)
+    if folder is None or not file or not (folder.loras / Path(file).name).exists():
+        raise gr.Error("Choose a LoRA first.")
+    run, found = read(folder), datasets.load(folder.dataset)
+    own = [sample for sample in found.samples if not sample.regularisation][: limits.REFERENCES]
+    references = [str(placed(folder.dataset / sample.file, folder.name)) for sample in own]
+    return [gr.Tabs(selected="sweep"), str(placed(folder.loras / Path(file).name, folder.name)), "\n".join(prompts(run.model, run.trigger, many=4)), references]

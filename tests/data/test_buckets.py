@@ -1,0 +1,74 @@
+"""Buckets: the same as kohya's, of every picture."""
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.data.buckets import Buckets, Fit
+from core.types import UserError
+
+KOHYA = json.loads((Path(__file__).parent / "kohya_buckets.json").read_text())["tables"]
+
+
+def named(table: dict) -> str:
+    return "{resolution}-{least}-{most}-{step}-{upscale}".format(**table)
+
+
+@pytest.mark.parametrize("table", KOHYA, ids=named)
+def test_every_picture_goes_where_kohya_puts_it(table: dict) -> None:
+    buckets = Buckets(**{name: table[name] for name in ("resolution", "least", "most", "step", "upscale")})
+    if table["upscale"]:
+        assert buckets.sizes() == [tuple(size) for size in table["sizes"]]
+    for width, height, *numbers in table["rows"]:
+        if numbers:
+            bucket, resized, crop = zip(numbers[::2], numbers[1::2], strict=True)
+            assert buckets.fit(width, height) == Fit(bucket=bucket, resized=resized, crop=crop), (width, height)
+        else:
+            with pytest.raises(UserError, match=rf"^buckets\.upscale: a picture of {width} x {height} cannot fill {buckets.step} pixels"):
+                buckets.fit(width, height)
+
+
+def test_sdxl_has_193_sizes() -> None:
+    sizes = Buckets(resolution=1024, least=256, most=4096, step=32).sizes()
+    assert len(sizes) == 193
+    assert {(1024, 1024), (832, 1216), (1216, 832), (256, 4096)} <= set(sizes)
+
+
+@given(st.integers(1, 20_000), st.integers(1, 20_000), st.sampled_from([8, 16, 32, 64]), st.booleans())
+def test_the_bucket_lies_inside_the_resized_picture(width: int, height: int, step: int, upscale: bool) -> None:
+    try:
+        fit = Buckets(resolution=512, least=256, most=1024, step=step, upscale=upscale).fit(width, height)
+    except UserError:
+        assert not upscale
+        return
+    for side, resized, start in zip(fit.bucket, fit.resized, fit.crop, strict=True):
+        assert side > 0
+        assert side % step == 0
+        assert 0 <= start <= start + side <= resized
+        assert abs(resized - side - 2 * start) <= 1, "what is cut off is even"
+    assert fit.bucket[0] * fit.bucket[1] <= 512 * 512
+    if not upscale:
+        assert fit.resized[0] <= width
+        assert fit.resized[1] <= height
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"step": 12}, r"^buckets\.step: 12 is not allowed; it takes a multiple of 8"),
+        ({"step": 0}, r"^buckets\.step: 0 is not allowed"),
+        ({"least": 250}, r"^buckets\.least: 250 is not allowed; it takes a multiple of the step of 64\."),
+        ({"most": 1000}, r"^buckets\.most: 1000 is not allowed; it takes a multiple"),
+        ({"most": 2**40}, r"^buckets\.most: 1099511627776 is not allowed; it takes a whole number from 32 to 8192\."),
+        ({"resolution": float("nan")}, r"^buckets\.resolution: nan is not allowed; it takes a whole number"),
+        ({"resolution": True}, r"^buckets\.resolution: True is not allowed"),
+        ({"most": 960}, r"^buckets\.resolution: 1024 is not allowed; it takes a number from buckets\.least, 256, to most, 960\."),
+        ({"least": 1088}, r"^buckets\.resolution: 1024 is not allowed"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_a_sentence(change: dict, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        Buckets(**{"resolution": 1024, **change})

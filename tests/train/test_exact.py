@@ -1,0 +1,44 @@
+"""A run that is interrupted ends as one that is not: bit for bit, whatever the optimiser, however often."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.train.parts import assert_same, dataset, followed, losses, prepared
+
+OPTIMIZERS = ("AdamW", "AdamW8bit", "Lion8bit", "Adafactor", "Prodigy")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimiser_goes_on_exactly_twice(optimizer: str, tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    rate = 1.0 if optimizer == "Prodigy" else 1e-3
+    straight, broken = (prepared(data, tmp_path / name, optimizer=optimizer, rate=rate, save_every=4, shuffle=True, tag_dropout=0.2)[0] for name in "ab")
+    followed(straight)
+    for end in (6, 5):  # events: in the middle of a step's company, before the next state
+        followed(broken, end)
+    followed(broken)
+    assert len(losses(straight)) == 12
+    assert_same(straight, broken)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"kind": "DoRA"},
+        {"kind": "LoKr"},
+        {"ema": 0.9, "held_out": 1, "flip": True, "noise_offset": 0.05},
+        {"precision": "bfloat16", "accumulation": 2},
+        {"text_encoders": True, "dropout": 0.2, "caption_dropout": 0.3},
+        {"targets": "attention + feed-forward + convolution", "min_snr": 5.0, "scheduler": "cosine_with_restarts", "cycles": 2, "warmup": 3},
+    ],
+    ids=lambda settings: next(iter(settings)) + "=" + str(next(iter(settings.values()))),
+)
+def test_every_setting_goes_on_exactly(settings: dict, tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    straight, broken = (prepared(data, tmp_path / name, steps=6, save_every=3, **settings)[0] for name in "ab")
+    followed(straight)
+    followed(broken, 5)
+    followed(broken)
+    assert len(losses(straight)) == 6
+    assert_same(straight, broken)

@@ -1,0 +1,121 @@
+"""The file that a training leaves: read by diffusers and by the studio, it does at strength 1 what the training saw."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors import safe_open
+
+from core import gpu, lora, lorafile, models
+from core.data import dataset as datasets
+from core.train import export
+from core.train.adapter import Adapter
+from core.train.settings import recipes
+from core.types import LoraUse
+from tests.train.parts import dataset, prepared
+
+NANO = Path(__file__).parent.parent.parent / "core" / "nano" / "weights" / "nano"
+WORDS = ("1girl, flow, blue hair", "no humans, gradient")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> datasets.Dataset:
+    return dataset(tmp_path_factory.mktemp("data") / "pictures")
+
+
+def trained(data: datasets.Dataset, into: Path, recipe: str, **overrides) -> tuple[Adapter, Path]:
+    """An adapter whose every matrix has learnt something, and its file: what a training gives, without the waiting."""
+    folder, run = prepared(data, into, recipe, **overrides)
+
+    def make() -> Adapter:
+        adapter = Adapter(models.load("nano"), run.settings)
+        noise = torch.Generator().manual_seed(1)
+        adapter.values.add_(torch.randn(len(adapter.values), generator=noise) * 0.1)
+        export.export(adapter, run, data, 12, folder.loras / f"{run.name}.safetensors", {(128, 128): 4})
+        return adapter
+
+    return gpu.lane(make), folder.loras / f"{run.name}.safetensors"
+
+
+@torch.no_grad()
+def seen(pipeline: StableDiffusionXLPipeline) -> torch.Tensor:
+    """What the U-Net makes of noise under two prompts, text encoders and all."""
+    states, _, pooled, _ = pipeline.encode_prompt(list(WORDS), do_classifier_free_guidance=False)  # type: ignore[arg-type]
+    noise, ids = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(5)), torch.tensor([[128.0, 128, 0, 0, 128, 128]] * 2)
+    return pipeline.unet(noise, torch.tensor([300, 700]), states, added_cond_kwargs={"text_embeds": pooled, "time_ids": ids}).sample
+
+
+KINDS = [
+    *((name, {}) for name in recipes()),
+    ("nano-quick", {"text_encoders": True, "targets": "attention + feed-forward"}),
+    ("nano-quick", {"targets": "attention + feed-forward + convolution", "rank": 6, "alpha": 1.5}),
+    ("nano-quick", {"ranks": "OUT00=2, OUT01=8, M00=3"}),
+    ("nano-quick", {"layout": "diffusers", "rank": 4, "alpha": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("recipe", "overrides"), KINDS, ids=[f"{name} {' '.join(map(str, more.values()))}".strip() for name, more in KINDS])
+def test_diffusers_and_the_studio_see_what_the_training_saw(recipe: str, overrides: dict, data: datasets.Dataset, tmp_path: Path) -> None:
+    adapter, file = trained(data, tmp_path / "run", recipe, **overrides)
+    live, plain = gpu.lane(seen, adapter.pipeline), gpu.lane(seen, models.load("nano"))
+    effect = float((live - plain).abs().max())
+    assert effect > 0.002, "the adapter does nothing that could be lost"
+
+    theirs = StableDiffusionXLPipeline.from_pretrained(NANO)
+    theirs.load_lora_weights(str(file), adapter_name="it")
+    error = float((gpu.lane(seen, theirs) - live).abs().max())
+    assert error <= min(1e-4, effect / 50), f"diffusers, at strength 1: {error:.1e} from what was trained"
+
+    def ours() -> torch.Tensor:
+        pipeline = models.load("nano")
+        with lora.loaded(pipeline, [LoraUse(path=str(file))]):
+            return seen(pipeline)
+
+    error = float((gpu.lane(ours) - live).abs().max())
+    assert error <= min(1e-4, effect / 50), f"the studio, at strength 1: {error:.1e} from what was trained"
+    assert torch.equal(gpu.lane(seen, models.load("nano")), plain), "the model is not what it was"
+
+
+def test_what_the_file_says(data: datasets.Dataset, tmp_path: Path) -> None:
+    """Alpha, rank, trigger, tags and settings where programs look for them; no path, no name of a machine or user."""
+    _, file = trained(data, tmp_path / "run", "baxl-style")
+    found = lorafile.read(file)
+    assert (found.format, found.family, found.rank, found.scale, found.trigger) == ("kohya", "nano", 8, 0.5, "flow")
+    assert found.tags["1girl"] == 2
+    with safe_open(file, framework="pt") as opened:
+        told = opened.metadata()
+        assert {str(opened.get_tensor(key).dtype) for key in opened.keys() if "lora_" in key.rpartition("unet_")[2]} == {"torch.float32"}  # noqa: SIM118
+    wanted = {
+        "ss_network_dim": "8", "ss_network_alpha": "4.0", "ss_network_module": "networks.lora", "ss_min_snr_gamma": "5.0", "ss_caption_tag_dropout_rate": "0.1",
+        "ss_gradient_accumulation_steps": "4", "ss_optimizer": "Lion8bit(weight_decay=0.1,betas=(0.9, 0.95))", "ss_steps": "12", "ss_seed": "42",
+        "modelspec.sai_model_spec": "1.0.1", "modelspec.trigger_phrase": "flow", "modelspec.prediction_type": "epsilon",
+    }  # fmt: skip
+    assert {name: told[name] for name in wanted} == wanted
+    assert json.loads(told["ss_dataset_dirs"]) == {"2_flow": {"n_repeats": 2, "img_count": 4}}
+    assert json.loads(told["peft_adapter_config"])["unet.lora_alpha"] == 4.0
+    leaks = [key for key, value in told.items() if str(tmp_path) in value or str(Path.home()) in value or "/tmp" in value]
+    assert not leaks, f"a path of this machine stands in {leaks}"
+
+
+def test_small_numbers_survive_half_precision(data: datasets.Dataset, tmp_path: Path) -> None:
+    """A rate such as BAXL's leaves matrices of 1e-6, which float16 alone would round to nothing."""
+    _, run = prepared(data, tmp_path / "run", precision="bfloat16")
+
+    def written() -> dict[str, torch.Tensor]:
+        adapter = Adapter(models.load("nano"), run.settings)
+        for name, matrix in adapter.pipeline.unet.named_parameters():
+            if "lora_B" in name:
+                matrix.data.normal_(std=1e-7)
+        export.export(adapter, run, data, 1, tmp_path / "it.safetensors", {})
+        return {name: matrix.detach().clone() for name, matrix in adapter.pipeline.unet.named_parameters() if "lora_" in name}
+
+    truth = gpu.lane(written)
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    wanted = truth[f"{name}.lora_B.default.weight"] @ truth[f"{name}.lora_A.default.weight"]
+    found = lorafile.read(tmp_path / "it.safetensors")
+    module = next(module for module in found.modules if module.name == name.replace(".", "_"))
+    tensors = found.tensors()
+    got = tensors[module.up].float() @ tensors[module.down].float()
+    assert float((got - wanted).norm() / wanted.norm()) < 1e-3

@@ -1,0 +1,263 @@
+"""Runs as people have them: processes of their own that are killed, stopped, resumed, queued and forked; bad machines; bad choices."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from core.data import dataset as datasets
+from core.train import runs
+from core.train.folder import Folder
+from core.train.settings import recipes
+from core.types import UserError
+from tests.train.parts import CAPTIONS, assert_same, dataset, followed, losses, prepared
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KILLS = 20
+KILLED = """if True:
+    import os, random, signal, sys, time
+    from pathlib import Path
+    import torch
+    from core.train.folder import Folder
+    from core.train.loop import train
+    torch.set_num_threads(1)  # so that the forked ones have no threads to miss
+
+    def begun(folder):
+        child = os.fork()
+        if child:
+            return child
+        with folder.owned():
+            for _ in train(folder):
+                pass
+        os._exit(0)
+
+    kills, chance = int(sys.argv[1]), random.Random(7)
+    straight, *broken = [Folder(Path(path)) for path in sys.argv[2:]]
+    assert os.waitpid(begun(straight), 0)[1] == 0
+    for folder in broken:
+        killed = 0
+        for _ in range(kills):
+            said, child = len(folder.said()), begun(folder)
+            while len(folder.said()) < said + 2:  # it goes on, wherever it stood
+                time.sleep(0.002)
+            time.sleep(chance.random() * 0.15)
+            os.kill(child, signal.SIGKILL)
+            killed += os.WIFSIGNALED(os.waitpid(child, 0)[1])
+        print(killed)
+        assert os.waitpid(begun(folder), 0)[1] == 0
+"""
+"""Goes straight through the first run; kills the others again and again, then lets them end."""
+
+
+@pytest.fixture(autouse=True)
+def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the runs of a test lie, for its processes, too."""
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    monkeypatch.setenv("SWEETSPOT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path / "runs"
+
+
+def set_up(data: datasets.Dataset, **overrides) -> Folder:
+    folder, _ = prepared(data, runs.RUNS / os.urandom(16).hex(), **overrides)
+    return folder
+
+
+def command(folder: Folder) -> list[str]:
+    return [sys.executable, "-m", "core.train", "--resume", str(folder.path)]
+
+
+def ended(folder: Folder, states: tuple[str, ...] = ("done", "failed", "stopped"), seconds: float = 120) -> runs.Status:
+    """The run once it has come to one of these states."""
+    end = time.monotonic() + seconds
+    while (found := runs.status(folder)).state not in states:
+        assert time.monotonic() < end, f"{found} after {seconds} s; {folder.log.read_text() if folder.log.exists() else 'no log'}"
+        time.sleep(0.1)
+    return found
+
+
+def test_a_run_that_is_killed_at_random_points_ends_as_one_that_is_not(tmp_path: Path) -> None:
+    """SIGKILL at 20 moments, most of them while it saves, over two runs."""
+    data = dataset(tmp_path / "data")
+    steps = {"steps": 40, "batch": 1, "save_every": 1, "optimizer": "AdamW", "resolution": 64, "least_side": 32, "most_side": 128, "bucket_step": 8}
+    straight, *broken = (set_up(data, **steps) for _ in range(3))
+    script = [sys.executable, "-c", KILLED, str(KILLS // 2), straight.path, *(folder.path for folder in broken)]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(KILLS // 2)] * 2, f"processes that were killed before they were done: {done.stdout}"
+    for folder in broken:
+        assert_same(straight, folder)
+        assert (straight.loras / "flow.safetensors").read_bytes()[-1000:] == (folder.loras / "flow.safetensors").read_bytes()[-1000:]
+        assert not list(folder.path.rglob(".*.tmp"))
+
+
+def test_stop_resume_and_a_queue(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    first, second = set_up(data, steps=400), set_up(data, steps=3)
+    runs.start(first)
+    assert runs.status(first).state in ("waiting", "running"), "a run has an owner from the moment that it is started"
+    ended(first, ("running",))
+    runs.start(second)
+    while not losses(first):
+        time.sleep(0.1)
+    assert runs.status(second).state == "waiting"
+    first.ask_to_stop()
+    stopped = ended(first)
+    assert stopped.state == "stopped"
+    assert 0 < stopped.step < 400
+    assert ended(second).state == "done", "the next in the queue did not begin"
+    runs.start(first)
+    ended(first, ("running",))
+    while len(losses(first)) <= stopped.step:
+        time.sleep(0.1)
+    assert losses(first)[stopped.step][0] == stopped.step + 1, "it went on at another step"
+    first.ask_to_stop()
+    ended(first)
+
+
+def test_a_fork_goes_on_from_a_checkpoint_with_its_own_settings(tmp_path: Path) -> None:
+    parent = set_up(dataset(tmp_path / "data"), steps=8, save_every=4)
+    followed(parent)
+    child, run = runs.forked(parent, 4, {"rate": 2e-3, "steps": 10})
+    assert run.parent == "flow@4"
+    followed(child)
+    assert losses(child)[:4] == losses(parent)[:4]
+    assert losses(child)[4][1] == losses(parent)[4][1], "the step after the fork begins from the parent's weights"
+    assert losses(child)[4][2] > 1.5 * losses(parent)[4][2], "the new rate counts at once"
+    assert len(losses(child)) == 10
+    with pytest.raises(UserError, match=r"step: 5 is not kept; it takes 4, 8\."):
+        runs.forked(parent, 5, {})
+    with pytest.raises(UserError, match="rank: 2 would be another LoRA"):
+        runs.forked(parent, 4, {"rank": 2})
+
+
+def test_a_loss_that_is_no_number_is_said_and_the_last_state_stays(tmp_path: Path) -> None:
+    late = {"scheduler": "piecewise_constant", "step_rules": "0.0001:4,1", "rate": 10.0, "clip": 0}  # harmless up to step 4
+    folder = set_up(dataset(tmp_path / "data"), steps=50, save_every=4, **late)
+    followed(folder)
+    status = runs.status(folder)
+    assert status.state == "failed"
+    assert re.match(rf"The (loss|gradient) became (nan|inf) at step {status.step + 1}: lower rate \(10\)", status.error or ""), status.error
+    found = folder.state()
+    assert found is not None
+    assert found[1]["values"].isfinite().all(), "a state with NaN was kept"
+    child, _ = runs.forked(folder, 4, {"rate": 1e-4, "steps": 6, "scheduler": "constant", "step_rules": ""})
+    followed(child)
+    assert runs.status(child).state == "done"
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        folder, _ = prepared(dataset(tmp_path / "data"), disk / "run", steps=12, save_every=2)
+        followed(folder, 5)
+        ballast = disk / "ballast"
+        with pytest.raises(OSError, match="No space left"):
+            ballast.write_bytes(bytes(2**23))
+        followed(folder)
+        status = runs.status(folder)
+        assert (status.state, status.error) == ("failed", "The disk is full: make room and press Resume, which goes on from the last state.")
+        ballast.unlink()
+        followed(folder)
+        straight, _ = prepared(datasets.load(folder.dataset), tmp_path / "straight", steps=12, save_every=2)
+        followed(straight)
+        assert_same(straight, folder)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_the_example_run_from_a_terminal_and_what_a_terminal_gets_wrong(tmp_path: Path) -> None:
+    example = (ROOT / "presets" / "training" / "example_run.toml").read_text()
+    quick = tmp_path / "quick.toml"
+    quick.write_text(example + "steps = 2\npreview_every = 0\n")
+    out = tmp_path / "out"
+    done = subprocess.run([sys.executable, "-m", "core.train", quick, "--out", out], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "Saved step=2 file=airbrush.safetensors" in done.stdout
+    for said, sentence in (
+        ([quick, "--out", out], "is there already; resume it"),
+        (["--resume", tmp_path / "none"], "holds no run"),
+        ([tmp_path / "none.toml", "--out", tmp_path / "x"], "is not there"),
+    ):
+        done = subprocess.run([sys.executable, "-m", "core.train", *said], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert sentence in done.stderr, done.stderr
+        assert "Traceback" not in done.stderr
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    """`accelerate launch` on two CPUs: each has half of every batch."""
+    data = dataset(tmp_path / "data", sizes=((128, 128),))
+    alone, both = set_up(data, batch=4, steps=6), set_up(data, batch=4, steps=6)
+    followed(alone)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    launch += ["--main_process_port", "0", "-m", "core.train", "--resume", str(both.path)]
+    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    for mine, its in zip(losses(alone), losses(both), strict=True):
+        assert mine == pytest.approx(its, rel=1e-4)
+
+
+@pytest.mark.parametrize("recipe", [name for name in recipes() if name != "nano-quick"])
+def test_every_recipe_makes_its_first_steps(recipe: str, tmp_path: Path) -> None:
+    captions = CAPTIONS * 3
+    data = dataset(tmp_path / "data", captions)
+    run, _ = runs.settled(data, recipe, trigger="flow", overrides={"steps": 2, "preview_every": 0, "warmup": 0})
+    folder = runs.prepared(run, data, tmp_path / "run")
+    followed(folder)
+    assert runs.status(folder).state == "done"
+
+
+def test_what_makes_no_sense_is_said_with_its_number(tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data", CAPTIONS[:2])
+    _, said = runs.settled(data, "nano-quick", overrides={"steps": 600, "alpha": 9.0, "rate": 5e-3, "warmup": 700})
+    assert [line.partition(":")[0] for line in said] == ["alpha", "steps", "rate", "warmup"]
+    assert "600 steps of 4 on 2 pictures show each 1200 times" in said[1]
+    assert "0.005 is 10 times the recipe's 0.0005" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"recipe": "none"}, "recipe: 'none' is unknown; it takes nano-quick"),
+        ({"model": "none"}, "model: 'none' is unknown"),
+        ({"overrides": {"rank": 0}}, "overrides: rank: 0 is not allowed; it takes a whole number from 1 to 256."),
+        ({"overrides": {"rnk": 1}}, "overrides: 'rnk' is not a setting; the settings are accumulation,"),
+        ({"overrides": {"optimizer": "SGD"}}, "overrides: optimizer: 'SGD' is unknown; it takes AdamW, "),
+        ({"overrides": {"ranks": "OUT9=1"}}, "overrides: ranks: 'OUT9=1' is not allowed"),
+        ({"overrides": {"scheduler": "piecewise_constant"}}, "overrides: step_rules: '' is not allowed"),
+        ({"overrides": {"resolution": 4096}}, "overrides: resolution: 4096 is not allowed"),
+        ({"overrides": "rank"}, "overrides: it takes a table of settings"),
+        ({"trigger": "x\ny"}, "trigger: 'x\\ny' is not allowed; it takes one line"),
+    ],
+)
+def test_what_is_not_allowed_is_one_sentence(said: dict, sentence: str, tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    with pytest.raises(UserError) as refused:
+        runs.settled(data, said.pop("recipe", "nano-quick"), **{"trigger": "flow", **said})
+    assert sentence in str(refused.value)
+
+
+def test_no_captions_and_no_trigger_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="trigger: it is empty and no picture has a caption"):
+        runs.settled(dataset(tmp_path / "data", ("", "")), "nano-quick")
