@@ -146,11 +146,14 @@ def _expected(**values: Any) -> tuple[str, Any]:
     """What the run will take, what makes little sense of it, and the buckets."""
     if not values["data"]:
         return "", gr.update(visible=False)
+    crops = gr.skip()
     try:
-        run, said, found = _settled(values)
-        crops = gr.update(value=pictures.crops(found, run.settings), visible=True)
+        found = pictures.data(values["data"])
+        made = settings(values["recipe"], models.find(values["model"]), {**found.settings, **_overrides(values)})
+        crops = gr.update(value=pictures.crops(found, made), visible=True)  # also where a trigger or captions are still missing
+        run, said, _ = _settled(values)
     except UserError as error:
-        return f"⚠️ {plain(str(error))}", gr.skip()
+        return f"⚠️ {plain(str(error))}", crops
     told = gpu.alone(pace, models.current(), run.settings, found) if models.loaded() == run.model else None
     first = f"**{estimate(run, found, told).line()}**" if told else "What it takes is known once its model is loaded."
     return "\n".join([first, *(f"- ⚠️ {plain(line)}" for line in said)]), crops

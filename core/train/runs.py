@@ -148,7 +148,8 @@ def start(folder: Folder) -> None:
         folder.go_on()
         folder.wait()
         command = [sys.executable, "-m", "core.train", "--resume", str(folder.path), "--owner", str(lock)]
-        subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
+        beside = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}  # the page computes, too: threads that wait by spinning would starve it, and each other
+        subprocess.Popen(command, cwd=ROOT, env=beside, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
 
 
 @contextmanager

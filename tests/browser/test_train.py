@@ -36,7 +36,7 @@ def brought(page, files: list[Path]) -> None:
 
 def test_fifteen_pictures_become_a_style_that_is_measured(page, client: Client, soft: list[Path], screenshots: Path, tmp_path: Path) -> None:
     brought(page, soft)
-    page.locator("#crops").get_by_text("128 x 128: 15").first.wait_for()
+    page.locator("#crops img").first.wait_for()
     page.locator("#captions button").first.click()
     page.locator("#drop textarea").fill("airbrush\nflat color\nsketch\npixel art")
     page.get_by_role("button", name="Caption by tagger").click()
