@@ -58,8 +58,14 @@ def _kohya(state: Mapping[str, torch.Tensor], component: str, adapter: Adapter, 
         flat = path.replace(".", "_")
         own = to_sai(flat) if component == "unet" else flat if flat.startswith("text_") else f"text_model_{flat}"
         parts = _balanced(_filled(parts, rank)) if "lora_down.weight" in parts else parts
-        found |= {f"{PREFIXES[component]}{own}.{part}": value.to(kept) for part, value in parts.items()}
-        found[f"{PREFIXES[component]}{own}.alpha"] = torch.tensor(adapter.settings.alpha / adapter.settings.rank * rank)
+        stem, scale = f"{PREFIXES[component]}{own}", adapter.settings.alpha / adapter.settings.rank
+        if "dora_scale" in parts:  # one for each output, by its shape
+            parts["dora_scale"] = parts["dora_scale"].reshape(-1, *[1] * (parts["lora_down.weight"].ndim - 1))
+        if {"lokr_w1", "lokr_w2"} <= parts.keys():  # of whole factors nobody but PEFT reads the alpha
+            parts["lokr_w1"] = parts["lokr_w1"] * scale
+        # In half, what a magnitude changes would mostly be rounding.
+        found |= {f"{stem}.{part}": value if part == "dora_scale" else value.to(kept) for part, value in parts.items()}
+        found[f"{stem}.alpha"] = torch.tensor(scale * (rank if "lora_down.weight" in parts else adapter.ranks[component][path]))
     return found
 
 

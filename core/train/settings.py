@@ -203,6 +203,8 @@ def check(made: Training, where: str) -> None:
         raise UserError(f"{where}: step_rules: {made.step_rules[:40]!r} is not allowed; piecewise_constant takes 1:100,0.1, and no other scheduler takes any.")
     if made.step_rules and not re.fullmatch(r"([0-9.]+:\d+,)*[0-9.]+", made.step_rules):
         raise UserError(f"{where}: step_rules: {made.step_rules[:40]!r} is not allowed; it takes a factor up to a step, such as 1:100,0.1:300,0.01.")
+    if made.kind == "LoKr" and made.layout == "diffusers":
+        raise UserError(f"{where}: layout: 'diffusers' has no LoKr; it takes kohya, in which LyCORIS and the studio read it.")
     if made.text_encoders and made.ranks:
         raise UserError(f"{where}: ranks: they are for blocks of the U-Net; switch text_encoders off.")
 

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -27,9 +26,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
 from core.caption import Tagger  # noqa: E402
-from core.nano.draw import draw  # noqa: E402
-from core.nano.world import Scene  # noqa: E402
-from tests.lora.example import ATTENTION, STYLE, airbrushed, train  # noqa: E402
+from core.nano.lessons import airbrushed, character  # noqa: E402
+from tests.lora.example import ATTENTION, STYLE, train  # noqa: E402
 
 STRENGTHS = [i * 0.25 for i in range(17)]
 SEEDS = (1, 2, 3, 4)
@@ -41,19 +39,6 @@ PROMPTS = [
 ]
 TRIGGER = "kyoka"
 KEPT = 0.85
-
-
-def character() -> list[tuple[Image.Image, str]]:
-    """15 pictures of a girl in a kimono; their captions leave the outfit to the trigger."""
-    rng = np.random.default_rng(16)
-    made = []
-    for i in range(15):
-        place = str(rng.choice(["white background", "blue sky", "sunset", "classroom"]))
-        mouth = str(rng.choice(["smile", "open mouth", "frown"]))
-        looks: dict[str, Any] = {"hair_style": "short hair", "hair": "pink hair", "eyes": "blue eyes", "framing": "upper body", "outfit": "kimono"}
-        drawn = Scene(width=128, height=128, seed=i, subject="1girl", style="flat color", background=place, mouth=mouth, **looks)
-        made.append((draw(drawn), f"1girl, {TRIGGER}, pink hair, short hair, blue eyes, {mouth}, upper body, {place}"))
-    return made
 
 
 def softness(picture: Image.Image) -> float:
@@ -117,7 +102,7 @@ def main() -> None:
     jobs = {
         "style": (airbrushed(), STYLE, ", ".join),
         "character": (
-            character(),
+            character(TRIGGER),
             LoraConfig(r=8, lora_alpha=4, target_modules=ATTENTION),
             lambda words: ", ".join([words[0], TRIGGER, *words[1:]]),
         ),

@@ -78,6 +78,30 @@ def test_diffusers_and_the_studio_see_what_the_training_saw(recipe: str, overrid
     assert torch.equal(gpu.lane(seen, models.load("nano")), plain), "the model is not what it was"
 
 
+LYCORIS = [
+    {"kind": "DoRA", "rank": 4, "alpha": 2.0},
+    {"kind": "DoRA", "targets": "attention + feed-forward + convolution"},
+    {"kind": "LoKr", "rank": 2, "alpha": 1.0},
+    {"kind": "LoKr", "ranks": "OUT00=2, OUT01=8, M00=3", "targets": "attention + feed-forward + convolution"},
+]
+
+
+@pytest.mark.parametrize("overrides", LYCORIS, ids=lambda said: " ".join(map(str, said.values())))
+def test_the_studio_sees_what_a_dora_or_lokr_training_saw(overrides: dict, data: datasets.Dataset, tmp_path: Path) -> None:
+    """In LyCORIS' names, which diffusers does not read."""
+    adapter, file = trained(data, tmp_path / "run", "nano-quick", **overrides)
+    live = gpu.lane(seen, adapter.pipeline)
+
+    def ours() -> torch.Tensor:
+        pipeline = models.load("nano")
+        with lora.loaded(pipeline, [LoraUse(path=str(file))]):
+            return seen(pipeline)
+
+    effect = float((live - gpu.lane(seen, models.load("nano"))).abs().max())
+    error = float((gpu.lane(ours) - live).abs().max())
+    assert error <= min(1e-4, effect / 50), f"{error:.1e} from what was trained, of an effect of {effect:.1e}"
+
+
 def test_what_the_file_says(data: datasets.Dataset, tmp_path: Path) -> None:
     """Alpha, rank, trigger, tags and settings where programs look for them; no path, no name of a machine or user."""
     _, file = trained(data, tmp_path / "run", "baxl-style")
