@@ -23,6 +23,7 @@ bench: $(VENV)/.dev
 	$(PY) tests/bench/nano.py
 	$(PY) tests/bench/generate.py
 	$(PY) tests/bench/sweep.py
+	$(PY) tests/bench/train.py
 
 clean:
 	rm -rf $(VENV) build

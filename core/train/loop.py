@@ -81,7 +81,7 @@ class Session:
         self.step, self.checkpointing = 0, 0
         self.unseen: list[tuple[int, float, torch.Tensor]] = []
         """Step, rate, and (loss, norm) wherever they were computed."""
-        self.saved = time.monotonic()
+        self.saved, self.saved_step = time.monotonic(), -1
         self._resume()
 
     @property
@@ -222,9 +222,9 @@ class Session:
     def _kept(self, keep: bool = False) -> Iterator[Loss]:
         """Write the state, once all that led to it has been seen and said."""
         yield from self._seen()
-        self.saved = time.monotonic()
-        if not self.leads:
+        if not self.leads or self.saved_step == self.step:
             return
+        self.saved, self.saved_step = time.monotonic(), self.step
         tensors, told = remembered(self.optimizer)
         tensors = {f"optimizer.{name}": value for name, value in tensors.items()} | {"values": self.adapter.values}
         if self.mean is not None:
@@ -237,6 +237,7 @@ class Session:
         if found is None:
             return
         self.step, tensors, told = found
+        self.saved_step = self.step
         self.adapter.values.copy_(tensors["values"])
         if self.mean is not None:
             self.mean.copy_(tensors.get("mean", tensors["values"]))
