@@ -27,6 +27,7 @@ CHOSEN = ("steps", "batch", "rate", "rank", "alpha", "resolution", "targets", "o
 ASKED = ("data", "trigger", "recipe", "model", "others_said", *CHOSEN)
 SHOWN = ("status", "losses", "film", "lora", "checkpoints", "stop", "resume", "timer", "seen")
 MINE = 50  # runs that a browser remembers
+DRAWINGS = 40  # of the curves, in a run
 REMEMBER, RECALL = "(runs) => { localStorage.setItem('sweetspot-runs', runs) }", "() => [localStorage.getItem('sweetspot-runs') ?? '']"
 """In the page's own storage, which outlives the app; gr.BrowserState's does not."""
 
@@ -90,7 +91,7 @@ def _recipe() -> dict[str, Any]:
 
 def _run() -> dict[str, Any]:
     """The run: components by name."""
-    c: dict[str, Any] = {"mine": gr.Textbox("", visible=False), "seen": gr.State(None), "timer": gr.Timer(1.5, active=False)}
+    c: dict[str, Any] = {"mine": gr.Textbox("", visible=False), "seen": gr.State(None), "timer": gr.Timer(2, active=False)}
     with gr.Row():
         c["train"] = gr.Button("Train", variant="primary", scale=3, elem_id="train")
         c["stop"] = gr.Button("Stop", variant="stop", interactive=False, elem_id="train-stop")
@@ -234,7 +235,8 @@ def _watched(name: str | None, seen: Any) -> tuple[Any, ...]:
     if folder is None:
         return "Ready." if not name else "⚠️ This run is not there any more.", *(gr.skip() for _ in SHOWN[1:-2]), gr.Timer(active=False), None
     status, run = runs.status(folder), read(folder)
-    now = [status.state, status.step, len(status.previews), len(status.checkpoints), status.lora]
+    # A drawing costs what a step does: at most so many, and the film only with a new picture.
+    now = [status.state, status.step * DRAWINGS // status.steps, len(status.checkpoints), status.lora, len(status.previews)]
     goes = status.state in ("waiting", "running", "stopping")
     tail = [gr.update(interactive=goes), gr.update(interactive=status.state in ("stopped", "failed")), gr.Timer(active=goes), now]
     if now == seen:
@@ -242,13 +244,13 @@ def _watched(name: str | None, seen: Any) -> tuple[Any, ...]:
     said = folder.said()
     kinds = {kind: [line for line in said if line["kind"] == kind] for kind in ("loss", "validation")}
     drawn = charts.losses(f"{run.name} on {run.model}", run.settings.steps, kinds["loss"], kinds["validation"]) if kinds["loss"] else None
-    film = _film(run, folder) if status.previews else None
+    film = gr.skip() if seen and seen[-1] == now[-1] else gr.update(value=_film(run, folder), visible=True) if status.previews else gr.update(visible=False)
     files = [placed(folder.loras / file, folder.name) for file in (*status.checkpoints, *([status.lora] if status.lora else []))]
     names = [file.name for file in files]
     return (
         _sentence(status, run, folder),
         gr.update(value=drawn, visible=drawn is not None),
-        gr.update(value=film, visible=film is not None),
+        film,
         gr.update(value=[str(file) for file in files] or None, visible=bool(files)),
         gr.update(choices=names, value=names[-1] if names else None, visible=bool(names)),
         *tail,
