@@ -63,18 +63,19 @@ class Training:
         self.wait()
 
     def wait(self) -> None:
-        """Until its turn, or what comes before the first, is over. Ends the bench, with the last of what it printed, if it is gone."""
+        """Until its turn, or what comes before the first, is over."""
         if not os.read(self.done, 1):
-            sys.exit(f"{self.name} failed:\n{self.log.read_text(errors='replace')[-3000:]}")
+            self.end()
 
     def turn(self) -> None:
         os.write(self.go, b".")
         self.wait()
 
     def end(self) -> None:
+        """Let it come to its end. Ends the bench, with the last of what it printed, if that is a bad one."""
         os.close(self.go)
-        if self.process.wait():
-            sys.exit(f"{self.name} failed:\n{self.log.read_text(errors='replace')[-3000:]}")
+        if code := self.process.wait():
+            sys.exit(f"{self.name} failed ({code}):\n{self.log.read_text(errors='replace')[-3000:]}")
 
 
 class Bench:

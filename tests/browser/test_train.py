@@ -53,7 +53,7 @@ def test_fifteen_pictures_become_a_lora_while_the_page_is_away(page, soft: list[
     page.reload()
     page.get_by_role("tab", name="Train").click()
     status.get_by_text(re.compile(r"Step \d+ of 60")).wait_for(timeout=20_000)  # the page attached itself again
-    status.get_by_text("Done. Step 300 of 60").wait_for(timeout=240_000)
+    status.get_by_text("Done. Step 60 of 60").wait_for(timeout=240_000)
     page.locator("#film img").wait_for()
     page.locator("#losses img").wait_for()
     page.screenshot(path=screenshots / "train-1280.png", full_page=True)
