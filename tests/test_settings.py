@@ -28,7 +28,7 @@ def load(file: Path, name: str = "nano") -> tuple[dict[str, Any], str]:
 def test_every_recipe_is_written_and_read_back(name: str, tmp_path: Path) -> None:
     recipe = presets.recipes()[name]
     (tmp_path / "r.toml").write_text(presets.written(recipe), encoding="utf-8")
-    assert replace(presets.recipe(presets._table(tmp_path / "r.toml"), name), name=name) == recipe
+    assert replace(presets.recipe(presets.read_toml(tmp_path / "r.toml"), name), name=name) == recipe
 
 
 def test_settings_are_saved_and_loaded_back() -> None:

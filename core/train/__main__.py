@@ -39,6 +39,8 @@ def main() -> None:
         if asked.run and company.rank == 0:
             begin(asked.run, folder)
         company.wait()
+        if not folder.run.exists():
+            raise UserError(f"run: {folder.path} holds no run.")
         with folder.owned() if company.rank == 0 and asked.owner is None else nullcontext():
             follow(folder, company)
     except UserError as error:
@@ -47,8 +49,6 @@ def main() -> None:
 
 def follow(folder: Folder, company: Alone) -> None:
     """Train to the end, a line on the terminal now and then."""
-    if not folder.run.exists():
-        raise UserError(f"run: {folder.path} holds no run.")
     with runs.turn(folder) if company.rank == 0 else nullcontext(True) as goes_on:
         for event in train(folder, fellows=company) if goes_on else ():
             if isinstance(event, Failed):

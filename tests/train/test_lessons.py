@@ -91,7 +91,7 @@ def test_captions_through_the_cache_are_what_the_encoders_say(tmp_path: Path) ->
     cached, plain, last, plain_last = gpu.lane(made)
     assert cached.states.shape[1] > 77
     assert torch.equal(cached.states, plain.states)
-    assert torch.equal(cached.pooled, plain.pooled)
+    assert torch.allclose(cached.pooled, plain.pooled, rtol=1e-5, atol=1e-5), "of one chunk, or of two at once"
     assert torch.equal(last.states, plain_last.states)
     assert not torch.equal(last.states, cached.states), "clip_skip 1 is another layer"
 
