@@ -8,8 +8,9 @@ PY := $(VENV)/bin/python
 run: $(VENV)/.run
 	$(PY) app.py
 
+# Two workers of one thread each: teams of threads that share the cores wait for each other.
 test: $(VENV)/.dev
-	$(PY) -m pytest
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

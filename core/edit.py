@@ -10,11 +10,11 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import torch
 from safetensors.torch import save_file
 
+from core.atomic import replacing
 from core.blocks import CONTENT, STYLE, block_of, to_sai, weights
 from core.lorafile import LoraFile
 from core.lorakeys import Module
@@ -55,12 +55,8 @@ def edited(found: LoraFile, folder: Path, multiply: Any = None, blocks: str | No
         told["modelspec.usage_hint"] = hint
     named = "".join([f"-x{times:g}" if times != 1 else "", f"-{keep}" if keep in (*KEEP,)[1:] else "", "-blocks" if blocks else ""]) or "-kohya"
     file = folder / f"{found.path.stem[:100]}{named}.safetensors"
-    unfinished = file.with_name(f".{uuid4().hex}.tmp")
-    try:
+    with replacing(file) as unfinished:
         save_file({key: value.contiguous() for key, value in kept.items()}, unfinished, told)
-        unfinished.replace(file)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return file
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from diffusers import EulerAncestralDiscreteScheduler, StableDiffusionXLPipeline
 
-from core.nano import detector, expander, tagger, text, unet, upscaler, vae
+from core.nano import descend, detector, expander, tagger, text, unet, upscaler, vae
 from core.nano.stage import BUILD
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -23,6 +23,8 @@ def main() -> None:
     encoders = unet.Encoders(*text.train(BUILD / "tokenizer"))
     images = vae.train()
     save(images, encoders, unet.train(images, encoders), WEIGHTS / "nano")
+    for name in descend.DESCENDANTS:
+        descend.train(name, WEIGHTS / "nano", images, encoders).half().save_pretrained(WEIGHTS / f"nano-{name}")
 
 
 def save(images: vae.AutoencoderKL, encoders: unet.Encoders, denoiser: unet.UNet2DConditionModel, folder: Path) -> None:

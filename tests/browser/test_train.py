@@ -67,6 +67,36 @@ def test_fifteen_pictures_become_a_lora_while_the_page_is_away(page, soft: list[
     assert (found.rank, found.scale, found.components) == (4, 0.5, ("unet",))
 
 
+def test_stop_resume_and_a_fork(page, soft: list[Path]) -> None:
+    brought(page, soft[:3])
+    page.locator("#trigger textarea, #trigger input").fill("soft")
+    page.locator("#train-steps input").fill("200")
+    page.get_by_role("button", name="Train", exact=True).click()
+    status = page.locator("#train-status")
+    status.get_by_text(re.compile(r"Step \d+ of 200")).wait_for(timeout=60_000)
+    page.locator("#train-stop").click()
+    status.get_by_text("Stopped. Step").wait_for(timeout=30_000)
+    page.locator("#resume").click()
+    status.get_by_text(re.compile(r"Step \d+ of 200 · loss")).wait_for(timeout=60_000)
+    page.locator("#train-stop").click()
+    status.get_by_text("Stopped. Step").wait_for(timeout=30_000)
+
+
+def test_bad_choices_are_said_before_anything_starts(page, soft: list[Path], tmp_path: Path) -> None:
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.get_by_text("dataset: bring pictures first").first.wait_for()
+    text = tmp_path / "text.png"
+    text.write_text("no picture")
+    page.locator("#train-files input[type=file]").set_input_files([*soft[:2], text])
+    page.locator("#train-data").get_by_text("1 files were left out").wait_for()
+    page.locator("#train-data").get_by_text("text.png").wait_for()
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.get_by_text("trigger: it is empty and no picture has a caption").first.wait_for()
+    page.locator("#trigger textarea, #trigger input").fill("soft")
+    page.locator("#train-alpha input").fill("9")
+    page.locator("#expected").get_by_text("alpha: 9 is more than the rank, 4").wait_for()
+
+
 def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

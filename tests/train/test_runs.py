@@ -150,6 +150,29 @@ def test_a_loss_that_is_no_number_is_said_and_the_last_state_stays(tmp_path: Pat
     assert runs.status(child).state == "done"
 
 
+def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    try:
+        folder, _ = prepared(dataset(tmp_path / "data"), disk / "run", steps=12, save_every=2)
+        followed(folder, 5)
+        ballast = disk / "ballast"
+        with pytest.raises(OSError, match="No space left"):
+            ballast.write_bytes(bytes(2**23))
+        followed(folder)
+        status = runs.status(folder)
+        assert (status.state, status.error) == ("failed", "The disk is full: make room and press Resume, which goes on from the last state.")
+        ballast.unlink()
+        followed(folder)
+        straight, _ = prepared(datasets.load(folder.dataset), tmp_path / "straight", steps=12, save_every=2)
+        followed(straight)
+        assert_same(straight, folder)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
 def test_the_example_run_from_a_terminal_and_what_a_terminal_gets_wrong(tmp_path: Path) -> None:
     example = (ROOT / "presets" / "training" / "example_run.toml").read_text()
     quick = tmp_path / "quick.toml"
@@ -167,6 +190,32 @@ def test_the_example_run_from_a_terminal_and_what_a_terminal_gets_wrong(tmp_path
         assert done.returncode == 1
         assert sentence in done.stderr, done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_two_processes_give_the_losses_of_one(tmp_path: Path) -> None:
+    """`accelerate launch` on two CPUs: each has half of every batch."""
+    data = dataset(tmp_path / "data", sizes=((128, 128),))
+    alone, both = set_up(data, batch=4, steps=6), set_up(data, batch=4, steps=6)
+    followed(alone)
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--cpu",
+        "--num_processes",
+        "2",
+        "--num_machines",
+        "1",
+        "--mixed_precision",
+        "no",
+        "--dynamo_backend",
+        "no",
+    ]
+    launch += ["--main_process_port", "0", "-m", "core.train", "--resume", str(both.path)]
+    done = subprocess.run(launch, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr
+    for mine, its in zip(losses(alone), losses(both), strict=True):
+        assert mine == pytest.approx(its, rel=1e-4)
 
 
 @pytest.mark.parametrize("recipe", [name for name in recipes() if name != "nano-quick"])
