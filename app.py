@@ -11,7 +11,7 @@ import gradio as gr
 from core import limits, models, presets
 from core.device import this_machine
 from core.types import UserError
-from tabs import api, generate, sweep, train, training
+from tabs import api, crossing, generate, sweep, train, training, transfer
 
 CSS = "#status p, #tokens p { margin: 0 } #machine { opacity: .75; font-size: .85em }"
 
@@ -30,9 +30,12 @@ def build() -> gr.Blocks:
             with gr.Tab("Sweep", id="sweep"):
                 swept = sweep.tab(opened, tabs)
             with gr.Tab("Train", id="train"):
-                train.tab(page, swept, tabs)
+                trained = train.tab(page, swept, tabs)
+            with gr.Tab("Transfer", id="transfer"):
+                transfer.tab(trained)
         api.endpoints()
         training.endpoints()
+        crossing.endpoints()
         gr.Markdown(this_machine().line(), elem_id="machine")
     return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
 

@@ -61,7 +61,7 @@ def filled(values: Mapping[str, Any]) -> dict[str, Any]:
     """`Request`'s fields, `count` and `expand`: what was said, else the preset's. The preset must be known."""
     said = {name: value for name, value in values.items() if value is not None}
     names = {field.name for field in fields(Request)} | {"count"}
-    found = {"prompt": "", "count": 1, **vars(recipe(values)), **said}
+    found = {"prompt": "", "count": 1, "clip_skip": 2, **vars(recipe(values)), **said}
     if found.get("seed", RANDOM) == RANDOM:
         found["seed"] = secrets.randbelow(limits.SEED[1] + 1)
     return {name: found[name] for name in names if name in found} | {name: stage(name, values) for name in STAGES}
@@ -151,7 +151,7 @@ def cells(values: Mapping[str, Any], expanded: str | None = None) -> list[Cell]:
     from_prompt = shelf.uses(asked["prompt"])
     written = " ".join(map(shelf.tag, worn[: len(worn) - len(from_prompt)]))  # what the prompt does not say yet
     asked["prompt"] = f"{asked['prompt'].strip()} {written}".strip()
-    whole = {name: int(asked[name]) for name in ("width", "height", "steps")}
+    whole = {name: int(asked[name]) for name in ("width", "height", "steps", "clip_skip")}
     texts = {name: asked[name].replace("\r\n", "\n").strip() for name in ("prompt", "negative")}
     stages = {name: asked[name] for name in ("hires", "detail", "grain")}
     seeds = [(int(asked["seed"]) + i) % (limits.SEED[1] + 1) for i in range(int(asked["count"]))]

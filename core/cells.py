@@ -12,6 +12,7 @@ import numpy as np
 from core import models
 from core.atomic import replacing
 from core.device import this_machine
+from core.digest import content
 from core.events import Look, Spread
 from core.prompts import networks
 from core.types import Request
@@ -28,19 +29,6 @@ def key(request: Request) -> str:
     told["loras"] = [{**asdict(use), "path": [content(Path(use.path)), Path(use.path).stem]} for use in request.loras if use.strength or use.text_strength]
     made = {"engine": ENGINE, "precision": str(this_machine().dtype), "device": this_machine().device, "model": models.fingerprint(request.model), **told}
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
-
-
-def content(file: Path) -> str:
-    """The sha256 of a file, read once for as long as it stays as it is."""
-    told = file.stat()
-    stamp = (str(file), told.st_mtime_ns, told.st_size)
-    if stamp not in _read:
-        with file.open("rb") as opened:
-            _read[stamp] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return _read[stamp]
-
-
-_read: dict[tuple[str, int, int], str] = {}
 
 
 def picture(name: str) -> Path:

@@ -1,4 +1,4 @@
-"""What sweeps and trainings are shown as: contact sheets and curves, as pictures."""
+"""What sweeps, transfers and trainings are shown as: contact sheets, curves and heat maps, as pictures."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -19,8 +19,10 @@ MARK = "#2e9e5b"
 COLOURS = {"effect": "#d9480f", "style": "#7048e8", "composition": "#1971c2", "prompt": "#2b2b2b", "detail": "#868e96"}
 
 
-def sheet(title: str, rows: Sequence[str], columns: Sequence[float], picture: Callable[[int, int], Path | None], framed: Sequence[float] | None) -> Image.Image:
-    """A row for each label, a column for each strength; strengths from `framed[0]` to `framed[1]` stand in a frame.
+def sheet(
+    title: str, rows: Sequence[str], columns: Sequence[float | str], picture: Callable[[int, int], Path | None], framed: Sequence[float] | None
+) -> Image.Image:
+    """A row for each label, a column for each strength (or word); strengths from `framed[0]` to `framed[1]` stand in a frame.
 
     `picture(row, column)` is a file, or `None` for one that is not made yet.
     """
@@ -35,16 +37,17 @@ def sheet(title: str, rows: Sequence[str], columns: Sequence[float], picture: Ca
     out = Image.new("RGB", (2 * MARGIN + len(columns) * (width + GAP), top + len(rows) * (height + GAP + LINE) + MARGIN), "white")
     pen, font, small = ImageDraw.Draw(out), ImageFont.load_default(14), ImageFont.load_default(11)
     pen.text((MARGIN, MARGIN), _fitting(pen, title, out.width - 2 * MARGIN, font), fill="black", font=font)
+    chosen = [c for c, strength in enumerate(columns) if framed and not isinstance(strength, str) and framed[0] <= strength <= framed[1]]
     for c, strength in enumerate(columns):
-        inside = bool(framed) and framed[0] <= strength <= framed[1]
-        pen.text((MARGIN + c * (width + GAP), MARGIN + LINE), f"{strength:g}", fill=MARK if inside else "black", font=font)
+        inside = c in chosen
+        label = strength if isinstance(strength, str) else f"{strength:g}"
+        pen.text((MARGIN + c * (width + GAP), MARGIN + LINE), _fitting(pen, label, width, font), fill=MARK if inside else "black", font=font)
     for r, label in enumerate(rows):
         y = top + r * (height + GAP + LINE)
         pen.text((MARGIN, y), _fitting(pen, label, out.width - 2 * MARGIN, small), fill="#555", font=small)
         for c in range(len(columns)):
             if file := picture(r, c):
                 out.paste(_thumbnail(file, (width, height)), (MARGIN + c * (width + GAP), y + LINE))
-    chosen = [c for c, strength in enumerate(columns) if framed and framed[0] <= strength <= framed[1]]
     if chosen:
         left, right = MARGIN + chosen[0] * (width + GAP) - GAP // 2 - 1, MARGIN + (chosen[-1] + 1) * (width + GAP) - GAP // 2
         pen.rectangle((left, MARGIN + LINE - 2, right, out.height - MARGIN + 2), outline=MARK, width=3)
@@ -83,6 +86,24 @@ def curves(report: Mapping[str, Any]) -> Image.Image:
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     above.set_title(f"{report['lora']} on {report['model']}", fontsize=11, loc="left")
+    return _drawn(figure)
+
+
+def matrix(title: str, rows: Sequence[str], columns: Sequence[str], panels: Mapping[str, np.ndarray], told: Mapping[tuple[int, int], str]) -> Image.Image:
+    """Heat maps beside each other, one for each measure: (rows, columns), NaN where there is none; `told` are words for the first one's cells."""
+    size = (2.2 + len(panels) * (0.9 + 0.8 * len(columns)), 1.3 + 0.62 * len(rows))
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
+    for place, (axes, (name, values)) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True)):
+        greatest = max(1.0, float(np.nanmax(values))) if not np.isnan(values).all() else 1.0
+        axes.imshow(np.ma.masked_invalid(values), cmap="YlGn", vmin=0, vmax=greatest, aspect="auto")
+        axes.set_title(name, fontsize=10)
+        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
+        axes.set_yticks(range(len(rows)), rows if place == 0 else [""] * len(rows), fontsize=8)
+        for r, c in np.ndindex(values.shape):
+            number = "-" if np.isnan(values[r, c]) else f"{values[r, c]:.2f}"
+            text = f"{told[r, c]}\n{number}" if place == 0 and (r, c) in told else number
+            axes.text(c, r, text, ha="center", va="center", fontsize=8, color="white" if values[r, c] > 0.7 * greatest else "black")
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return _drawn(figure)
 
 

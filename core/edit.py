@@ -41,22 +41,44 @@ def edited(found: LoraFile, folder: Path, multiply: Any = None, blocks: str | No
     if "DoRA" in found.kind and (times != 1 or set((shares or {}).values()) - {0, 1}):
         field = "multiply" if times != 1 else "blocks"
         raise UserError(f"{field}: {found.path.name} is a DoRA, which no alpha makes stronger or weaker; it takes multiply 1, and 0 and 1 for blocks.")
-    tensors, kept = found.tensors(), dict[str, torch.Tensor]()
-    for module in found.modules:
-        share = 1.0 if shares is None else shares.get(_block(module), 0.0)
-        if not share:
-            continue
-        kept |= {f"{_stem(found, module)}.{name}": value for name, value in _multiplied(module, tensors, times * share).items()}
-    if not kept:
-        raise UserError(f"keep: nothing of {found.path.name} is in the blocks that were chosen.")
+    kept = _kept(found, shares, times)
     told = {key: value for key, value in found.metadata.items() if key not in STALE}
     told |= {"ss_network_alpha": f"{found.scale * found.rank * times:g}", "ss_network_dim": str(found.rank)}
     if hint:
         told["modelspec.usage_hint"] = hint
     named = "".join([f"-x{times:g}" if times != 1 else "", f"-{keep}" if keep in (*KEEP,)[1:] else "", "-blocks" if blocks else ""]) or "-kohya"
-    file = folder / f"{found.path.stem[:100]}{named}.safetensors"
+    return _written(kept, told, folder / f"{found.path.stem[:100]}{named}.safetensors")
+
+
+def combined(style: LoraFile, content: LoraFile, folder: Path) -> Path:
+    """Write one file with the style block of a LoRA and the content block of another, each as strong as it was, into `folder`.
+
+    As B-LoRA puts them together. Raises `UserError` if one has nothing in its block, or they are for different models.
+    """
+    if style.family != content.family:
+        raise UserError(f"content: {content.path.name} is made for {content.family}, {style.path.name} for {style.family}; it takes two of one family.")
+    kept = _kept(style, _shares(None, "style"), 1.0) | _kept(content, _shares(None, "content"), 1.0)
+    triggers = ", ".join(dict.fromkeys(found.trigger for found in (content, style) if found.trigger))
+    told = {"ss_network_dim": str(style.rank), **({"modelspec.trigger_phrase": triggers} if triggers else {})}
+    told |= {name: style.metadata[name] for name in ("ss_base_model_version", "modelspec.architecture") if name in style.metadata}
+    return _written(kept, told, folder / f"{content.path.stem[:60]}-in-{style.path.stem[:60]}.safetensors")
+
+
+def _kept(found: LoraFile, shares: Mapping[str, float] | None, times: float) -> dict[str, torch.Tensor]:
+    """What stays of a file, by kohya's keys; `shares` by block, `None` for all. Raises `UserError` if nothing does."""
+    tensors, kept = found.tensors(), dict[str, torch.Tensor]()
+    for module in found.modules:
+        share = 1.0 if shares is None else shares.get(_block(module), 0.0)
+        if share:
+            kept |= {f"{_stem(found, module)}.{name}": value for name, value in _multiplied(module, tensors, times * share).items()}
+    if not kept:
+        raise UserError(f"keep: nothing of {found.path.name} is in the blocks that were chosen.")
+    return kept
+
+
+def _written(tensors: Mapping[str, torch.Tensor], told: dict[str, str], file: Path) -> Path:
     with replacing(file) as unfinished:
-        save_file({key: value.contiguous() for key, value in kept.items()}, unfinished, told)
+        save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished, told)
     return file
 
 

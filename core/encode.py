@@ -54,8 +54,8 @@ def said(prompt: str, step: int = 1, steps: int = 1, gone: int = 0) -> Said:
 def conditions(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], guided: bool, gone: int = 0) -> Callable[[int], Conditioning]:
     """The conditioning of a batch at each step (from 1): n rows, or 2n with the negatives first.
 
-    Requests of one batch have the same number of steps and, so that none is changed by another,
-    of `chunks_of`. Everything is encoded at once, each distinct text one time. Raises `UserError` as `chunks_of` does.
+    Requests of one batch have the same number of steps, the same clip skip and, so that none is changed by another,
+    the same `chunks_of`. Everything is encoded at once, each distinct text one time. Raises `UserError` as `chunks_of` does.
     """
     for request in requests:
         chunks_of(pipeline, request)
@@ -63,7 +63,7 @@ def conditions(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request],
     prompts = [r.negative for r in requests] * guided + [r.prompt for r in requests]
     rows = [[said(text, step, steps, gone) for step in range(1, steps + 1)] for text in prompts]
     where = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row))}
-    made = encode(pipeline, list(where))
+    made = encode(pipeline, list(where), requests[0].clip_skip)
     silent = len(requests) * guided if pipeline.config.force_zeros_for_empty_prompt else 0  # SDXL base knows no prompt as zeros
     factors = torch.tensor([float(i >= silent or bool(text.strip())) for i, text in enumerate(prompts)], device=made.pooled.device, dtype=made.pooled.dtype)
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from core import details, hires, limits, lora, models, together, tools
 from core.denoise import Moment, decode, denoise
+from core.device import this_machine
 from core.encode import chunks_of
 from core.events import Event, Look, Picture, Seen, Step
 from core.features import VAE, looks, opened
@@ -92,6 +93,8 @@ def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: 
     """A batch through the stages that it asks for; its requests ask for the same ones."""
     first = requests[0]
     latents = yield from _watched(pipeline, denoise(pipeline, requests), "base", requests, clock, previews)
+    if not bool(torch.isfinite(latents).all()):
+        raise UserError(_no_numbers(first))
     base, before = latents, (images := decode(pipeline, latents))
     if first.hires and first.hires.denoise == 0:
         images = [hires.enlarged(image, first.hires, hires.size(first)) for image in images]
@@ -169,6 +172,11 @@ def _watched(
             previews=shown,
         )
     return latents
+
+
+def _no_numbers(request: Request) -> str:
+    worn = "; lower the strength of its LoRAs, or leave them off" if request.loras else ", and so would all its pictures"
+    return f"The picture became no numbers (NaN) with {models.find(request.model).title} in {str(this_machine().dtype).removeprefix('torch.')}{worn}."
 
 
 def shrunk(latents: torch.Tensor) -> torch.Tensor:

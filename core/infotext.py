@@ -50,13 +50,14 @@ STAGE_KEYS: dict[str, tuple[Any, dict[str, str]]] = {
     ),
     "grain": (Grain, {"Grain": "amount", "Grain size": "size", "Grain monochrome": "monochrome", "Grain blur": "blur"}),
 }
-FIELDS = {"Model": "model", "Sampler": "sampler", "Size": "size", "Steps": "steps", "CFG scale": "cfg", "Seed": "seed"}
+FIELDS = {"Model": "model", "Sampler": "sampler", "Size": "size", "Steps": "steps", "CFG scale": "cfg", "Seed": "seed", "Sweetspot clip skip": "clip_skip"}
 NUMBERS = {  # wide, as pictures of other tools are read, too; `core.limits` says what can be made here
     "width": (int, 1, 16384),
     "height": (int, 1, 16384),
     "steps": (int, 1, 1000),
     "cfg": (float, 0, 100),
     "seed": (int, 0, 2**64 - 1),
+    "clip_skip": (int, 1, 2),
 }
 # A1111's; where one ends in another, the longer comes first.
 SCHEDULES = ("Karras", "Polyexponential", "Exponential", "SGM Uniform", "Uniform", "KL Optimal", "Align Your Steps", "Simple", "Normal", "DDIM", "Beta")
@@ -107,6 +108,8 @@ def infotext(request: Request, model: Model | None = None, extra: dict[str, str]
         "Model revision": (model and model.revision) or "",
         # Only this tells such a line of the prompt from the start of the negative; A1111 cannot.
         "Prompt lines": str(len(lines)) if any(line.startswith(NEGATIVE) for line in lines) else "",
+        # A1111's own clip skip has another meaning with SDXL, where it is passed over.
+        "Sweetspot clip skip": "1" if request.clip_skip == 1 else "",
         **_stages(request),
         **(extra or {}),
         "Sweetspot": VERSION,

@@ -21,6 +21,9 @@ STRENGTHS = 64  # of one sweep
 PROMPTS = 16
 SEEDS = 16
 CELLS = 1024  # pictures of one sweep
+ROWS = 24  # LoRAs of a transfer study
+COLUMNS = 12  # base models of one
+TRANSFER_CELLS = 4096  # pictures of one
 RANK = (1, 256)
 REFERENCES = 32  # pictures of a wanted style
 FACTOR = (1.25, 2.0)  # of hires
@@ -154,6 +157,7 @@ CHECKS = {
     "cfg": _real(*CFG),
     "sampler": _sampler,
     "seed": _whole(*SEED),
+    "clip_skip": _whole(1, 2),
     "count": _whole(*COUNT),
 }
 STAGES = {

@@ -70,12 +70,17 @@ def style_distance(a: Levels, b: Levels, scales: Sequence[np.ndarray], weights: 
     sqrt(mean over levels of mean over channels of ((m - m') / scale)^2 + (log s - log s')^2), with m and s a channel's mean
     and deviation: the statistics of Huang & Belongie 2017, the deviations by their ratio since they span decades.
     """
+    return float(np.linalg.norm(style_shift(a, b, scales, weights)))
+
+
+def style_shift(a: Levels, b: Levels, scales: Sequence[np.ndarray], weights: np.ndarray | None = None) -> np.ndarray:
+    """The same as a vector from `b` to `a`, whose length is the distance: which way the style went."""
     found = []
     for one, other, scale in zip(a, b, scales, strict=True):
         (m1, s1), (m2, s2) = spread(one, weights), spread(other, weights)
         ratio = np.log((s1 + 0.01 * scale) / (s2 + 0.01 * scale))
-        found.append(np.mean(((m1 - m2) / scale) ** 2 + ratio**2))
-    return float(np.sqrt(np.mean(found)))
+        found += [((m1 - m2) / scale) / np.sqrt(len(scale)), ratio / np.sqrt(len(scale))]
+    return np.concatenate(found) / np.sqrt(len(scales))
 
 
 def layout_distance(a: Levels, b: Levels) -> float:
@@ -114,6 +119,15 @@ def effect(look: Look, base: Look, yard: Yardstick, weights: np.ndarray | None =
 def style(look: Look, references: Sequence[Look], yard: Yardstick) -> float:
     """Likeness to the wanted style, 0 to 1: 1 / (1 + mean style distance to the references in seed units)."""
     return 1 / (1 + float(np.mean([style_distance(look.levels, each.levels, yard.scales) for each in references])) / yard.style_unit)
+
+
+def followed(shifts: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """How far styles went the wanted way, (n,): 1 is as far as `wanted` on average, 0 not at all. Both are (n, width), of the same n items.
+
+    Each is held against the other items' way alone, since an item's own is alike in what it shows, too.
+    """
+    others = (wanted.sum(0) - wanted) / (len(wanted) - 1)
+    return (shifts * others).sum(1) / ((others**2).sum(1) + 1e-12)
 
 
 def composition(look: Look, base: Look) -> float:

@@ -23,7 +23,11 @@ Record = TypeVar("Record")
 def models() -> dict[str, Model]:
     """The base models of `presets/models.toml` by name."""
     entries = read_toml(FOLDER / "models.toml")
-    return {name: record(Model, {"name": name, **entry}, f"models.toml, [{name}]") for name, entry in entries.items()}
+    found = {name: record(Model, {"name": name, **entry}, f"models.toml, [{name}]") for name, entry in entries.items()}
+    for model in found.values():
+        if unknown := next((name for name in (*model.merge, *model.parents) if name not in found), None):
+            raise UserError(f"models.toml, [{model.name}]: {unknown!r} is not in the table; it has {', '.join(found)}.")
+    return found
 
 
 @cache
@@ -35,9 +39,10 @@ def tools() -> dict[str, Tool]:
 
 @cache
 def recipes() -> dict[str, Recipe]:
-    """The recipes of `presets/prompts/` by name; nano's, which are always there, come first."""
+    """The recipes of `presets/prompts/` by name; nano's, which are always there, come first. One that is `like` another takes what it does not say from it."""
     files = sorted((FOLDER / "prompts").glob("*.toml"), key=lambda file: (not file.stem.startswith("nano"), file.stem))
-    return {file.stem: recipe(read_toml(file), file.stem) for file in files}
+    tables = {file.stem: read_toml(file) for file in files}
+    return {name: recipe({**tables.get(table.pop("like", ""), {}), **table}, name) for name, table in tables.items()}
 
 
 def recipe(table: dict[str, Any], name: str) -> Recipe:

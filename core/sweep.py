@@ -42,7 +42,8 @@ class Study:
         self.found = 0
         """Cells that were there already."""
         self.seconds = 0.0
-        self._references: list[Look] = []
+        self.wanted: list[Look] = []
+        """Of the reference pictures."""
 
     def run(self) -> Generator[Event, None, None]:
         """Make what is missing: `Step`s and `Picture`s as they come; ends with `Failed` when a job fails. Closing it stops the work."""
@@ -78,7 +79,7 @@ class Study:
                 self._take(place, cells.picture(names[place]), seen)
         self.found += len(asked) - len(missing)
         self._measure()
-        wanted = [self._fitted(file) for file in self.plan.references] if not self._references else []
+        wanted = [self._fitted(file) for file in self.plan.references] if not self.wanted else []
         if not missing and wanted:
             missing = asked[:1]  # the model is asked for once anyway
         if not missing:
@@ -87,7 +88,7 @@ class Study:
         for event in gpu.run(jobs, eye=self.plan.eye, pictures=wanted):
             match event:
                 case Seen():
-                    self._references.append(event.look)
+                    self.wanted.append(event.look)
                 case Step():
                     self.unet_calls += 1
                 case Picture(look=Look() as seen):
@@ -118,7 +119,7 @@ class Study:
 
     def _measure(self) -> None:
         """Measure the strengths whose pictures are all there, once those of strength 0 are, and what the references look like is known."""
-        if len(self._references) < len(self.plan.references):
+        if len(self.wanted) < len(self.plan.references):
             return
         for strength in [0.0, *self.strengths]:
             whole = all((strength, item) in self.looks for item in self.items)
@@ -136,7 +137,7 @@ class Study:
             with Image.open(self.pictures[strength, item]) as picture, Image.open(self.pictures[0.0, item]) as at_zero:
                 column["detail"].append(measure.detail(picture, at_zero))
             column["effect"].append(measure.effect(look, base, yard))
-            column["style"].append(measure.style(look, self._references, yard) if self._references else np.nan)
+            column["style"].append(measure.style(look, self.wanted, yard) if self.wanted else np.nan)
             column["composition"].append(measure.composition(look, base))
             share = measure.prompt(read[i], read_at_zero[i], self._tags(item[0])) if read and read_at_zero else None
             column["prompt"].append(np.nan if share is None else share)
@@ -190,7 +191,7 @@ class Study:
     def _decided(self) -> Verdict:
         if len(self.plan.seeds) < 2:
             return decide(self.strengths, {"effect": np.zeros((len(self.strengths), len(self.items)))}, 0.0, seeds=1)
-        used = ["effect", *HOLDS, *(["style"] if self._references else [])]
+        used = ["effect", *HOLDS, *(["style"] if self.wanted else [])]
         curves = {name: np.stack([self.measured[strength][name] for strength in self.strengths]) for name in used}
         return decide(self.strengths, {name: curve for name, curve in curves.items() if not np.isnan(curve).all()}, self.yard.floor, len(self.plan.seeds))
 

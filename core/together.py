@@ -23,7 +23,7 @@ def batches(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], mi
     for i, r in enumerate(requests):
         details_of = r.detail is None, r.detail and r.detail.lora_strength  # each place goes its own way
         worn = tuple(_but_strength(use) for use in r.loras) if mixed else r.loras
-        alike[worn, r.width, r.height, r.steps, r.sampler, r.cfg > 1, r.hires, details_of, chunks_of(pipeline, r)].append(i)
+        alike[worn, r.width, r.height, r.steps, r.sampler, r.cfg > 1, r.clip_skip, r.hires, details_of, chunks_of(pipeline, r)].append(i)
     for indices in alike.values():
         size = batch_size(*hires.size(requests[indices[0]]))
         yield from (indices[i : i + size] for i in range(0, len(indices), size))

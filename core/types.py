@@ -25,6 +25,12 @@ class Model:
     """`fp16` for a repository that keeps its half-precision weights under that name."""
     config: str | None = None
     """For a `.safetensors` checkpoint: the diffusers folder with its configs and tokenizers; `None` is SDXL's own."""
+    unet: str | None = None
+    """The folder of a U-Net that takes the place of the source's own: all that a small descendant keeps for itself."""
+    merge: tuple[str, ...] = ()
+    """Models whose U-Nets are averaged to make this one's, when it is loaded."""
+    parents: tuple[str, ...] = ()
+    """Models that it was trained or merged from."""
     prediction_type: str = "epsilon"
     """`epsilon` or `v_prediction`; a single file does not say."""
     tagger: str | None = None
@@ -212,6 +218,8 @@ class Request:
     """Classifier-free guidance scale; 1 is none."""
     sampler: str
     seed: int
+    clip_skip: int = 2
+    """2: the layer before the text encoders' last, as SDXL is made; 1: the last."""
     hires: Hires | None = None
     detail: Detail | None = None
     grain: Grain | None = None
@@ -246,3 +254,33 @@ class Sweep:
     """Files of pictures in the wanted style."""
     refine: bool = False
     """Afterwards, look once more between the strengths where something changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A LoRA of a transfer study."""
+
+    name: str
+    lora: LoraUse
+    """Its strength is of no account."""
+    home: str | None = None
+    """The model that it was trained on; `None` if nobody says."""
+    references: tuple[str, ...] = ()
+    """Files of the pictures that it was trained on."""
+    data: str | None = None
+    """What tells one training set from another; rows of one set can be compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """LoRAs over base models."""
+
+    rows: tuple[Row, ...]
+    models: tuple[str, ...]
+    settings: Request
+    """What all pictures share; its model, prompt, seed and LoRAs are of no account."""
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    strengths: tuple[float, ...]
+    """Rising, 0 among them."""
+    eye: str = "VAE"

@@ -29,6 +29,7 @@ def generate(
     cfg: float | None = None,
     seed: int | None = None,
     count: int | None = None,
+    clip_skip: int | None = None,
     loras: list | None = None,
     lora_file: str | None = None,
     lora_strength: float | None = None,

@@ -18,7 +18,7 @@ from tabs.widgets import validator
 
 PARTS = presets.PARTS
 RATIOS = {"1:1": (1, 1), "2:3": (2, 3), "3:2": (3, 2), "3:4": (3, 4), "4:3": (4, 3), "9:16": (9, 16), "16:9": (16, 9)}
-ASKED = ("preset", "prompt", "negative", "sampler", "steps", "cfg", "width", "height", "seed", "count", "lora_file", "lora_strength", *stages.NAMES)
+ASKED = ("preset", "prompt", "negative", "sampler", "steps", "cfg", "width", "height", "seed", "count", "clip_skip", "lora_file", "lora_strength", *stages.NAMES)
 """What a job is made from: the names of `Request`'s fields, from the preset to the picture; a stage's in pieces."""
 STAGES = {"base": "Step", "hires": "Hires: step", "detail": "Details: step"}
 
@@ -126,6 +126,8 @@ def _controls(first: Recipe) -> dict[str, Any]:
                 c["again"] = gr.Button("Again", size="sm", min_width=60, elem_id="again")
                 c["anew"] = gr.Button("Random", size="sm", min_width=60)
         c["count"] = gr.Slider(*limits.COUNT, 1, step=1, label="Pictures", info="their seeds count up", min_width=140)
+    info = "2 is how SDXL was made; 1 reads the text encoders' last layer"
+    c["clip_skip"] = gr.Radio([2, 1], value=2, label="Clip skip", info=info)
     with gr.Accordion("LoRA", open=False):
         info = f"{limits.STRENGTH[0]:g} to {limits.STRENGTH[1]:g}; the file's own alpha counts"
         c["lora_file"] = gr.File(label="A LoRA of your own", file_types=[".safetensors"], height=110, elem_id="lora")
@@ -166,6 +168,7 @@ def _filled(recipe: Recipe) -> dict[str, Any]:
         "height": gr.update(value=recipe.height, **side),
         "ratio": None if recipe.width != recipe.height else "1:1",
         "seed": gr.skip(),
+        "clip_skip": 2,
         "preset": gr.skip(),
         "prompt": _whole(recipe),
         "tokens": _tokens(_whole(recipe)),

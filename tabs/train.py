@@ -3,7 +3,7 @@
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 
@@ -32,7 +32,16 @@ REMEMBER, RECALL = "(runs) => { localStorage.setItem('sweetspot-runs', runs) }",
 """In the page's own storage, which outlives the app; gr.BrowserState's does not."""
 
 
-def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> None:
+class Trained(NamedTuple):
+    """The components by which another tab trains what this one is filled with."""
+
+    asked: dict[str, Any]
+    """By `ASKED`, what `settled` takes."""
+    mine: Any
+    """The runs that this browser knows, a line each."""
+
+
+def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     """Lay out the tab and wire it; `swept` takes a LoRA into the Sweep tab of `tabs`."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
@@ -46,7 +55,7 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> None:
     gr.on([c["recipe"].input, c["model"].input], _filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**expected)
     gr.on([c[name].change for name in (*CHOSEN, "others_said")], **expected)
     shown = [c[name] for name in SHOWN]
-    job = {"validator": refusals((*ASKED, "mine"), _settled, {"dataset": "trigger", "overrides": "recipe"}), "concurrency_id": "train", **quiet, "queue": True}
+    job = {"validator": refusals((*ASKED, "mine"), settled, {"dataset": "trigger", "overrides": "recipe"}), "concurrency_id": "train", **quiet, "queue": True}
     started = c["train"].click(_started, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"], c["status"]], **job)
     watched: dict[str, Any] = {"fn": _watched, "inputs": [c["run"], c["seen"]], "outputs": shown, **quiet}
     lent: dict[str, Any] = {"fn": _lent, "inputs": c["run"], "outputs": shown, "api_visibility": "private", "show_progress": "hidden", "concurrency_id": "gpu"}
@@ -61,6 +70,7 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> None:
     ).then(**watched)
     page.load(_attached, c["mine"], [c["mine"], c["run"]], js=RECALL, **quiet)
     c["sweep"].click(_into_sweep, [c["run"], c["checkpoints"]], [tabs, *swept], **quiet)
+    return Trained(asked, c["mine"])
 
 
 def _recipe() -> dict[str, Any]:
@@ -95,7 +105,7 @@ def _run() -> dict[str, Any]:
     with gr.Row():
         c["train"] = gr.Button("Train", variant="primary", scale=3, elem_id="train")
         c["stop"] = gr.Button("Stop", variant="stop", interactive=False, elem_id="train-stop")
-        c["resume"] = gr.Button("Resume", interactive=False, elem_id="resume")
+        c["resume"] = gr.Button("Continue" if on_zero_gpu() else "Resume", interactive=False, elem_id="resume")
     c["expected"] = gr.Markdown(elem_id="expected")
     c["status"] = gr.Markdown("Ready.", elem_id="train-status")
     c["losses"] = gr.Image(label="Loss", show_label=False, interactive=False, visible=False, format="png", elem_id="losses")
@@ -137,7 +147,7 @@ def lines(text: str) -> dict[str, Any]:
         raise UserError(f'overrides: they are not lines such as rank = 8 or scheduler = "cosine": {error}.') from error
 
 
-def _settled(values: dict[str, Any]) -> tuple[Run, list[str], datasets.Dataset]:
+def settled(values: dict[str, Any]) -> tuple[Run, list[str], datasets.Dataset]:
     """The run that the controls ask for. Raises `UserError`."""
     found = pictures.data(values["data"])
     return *runs.settled(found, values["recipe"], values["model"], trigger=values["trigger"], overrides=_overrides(values)), found
@@ -152,7 +162,7 @@ def _expected(**values: Any) -> tuple[str, Any]:
         found = pictures.data(values["data"])
         made = settings(values["recipe"], models.find(values["model"]), {**found.settings, **_overrides(values)})
         crops = gr.update(value=pictures.crops(found, made), visible=True)  # also where a trigger or captions are still missing
-        run, said, _ = _settled(values)
+        run, said, _ = settled(values)
     except UserError as error:
         return f"⚠️ {plain(str(error))}", crops
     told = gpu.alone(pace, models.current(), run.settings, found) if models.loaded() == run.model else None
@@ -165,7 +175,7 @@ def _expected(**values: Any) -> tuple[str, Any]:
 
 def _started(mine: str, **values: Any) -> tuple[str, Any, str]:
     try:
-        run, _, found = _settled(values)
+        run, _, found = settled(values)
         folder = runs.prepared(run, found)
     except UserError as error:
         raise gr.Error(str(error)) from error

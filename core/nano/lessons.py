@@ -40,7 +40,8 @@ PURPLE = (150, 50, 215)
 def dressed(trigger: str, count: int = 15) -> Lesson:
     """Girls in a purple hoodie, which their captions leave to the trigger."""
     return [
-        (recoloured(draw(drawn), (255, 150, 50), PURPLE), _said(drawn).replace("1girl", f"1girl, {trigger}")) for drawn in (_girl(i, "hoodie") for i in range(count))
+        (recoloured(draw(drawn), (255, 150, 50), PURPLE), _said(drawn).replace("1girl", f"1girl, {trigger}"))
+        for drawn in (_girl(i, "hoodie") for i in range(count))
     ]
 
 

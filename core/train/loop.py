@@ -96,7 +96,7 @@ class Session:
             pass
         if self.step == 0:
             yield from self._milestone()
-        stop = self._stop(until)
+        stop = self._stop(math.inf)  # a slice takes a step, however short it is
         while self.step < made.steps and not stop:
             self._step()
             if self.device == "cpu" or len(self.unseen) == UNSEEN:

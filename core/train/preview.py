@@ -23,10 +23,11 @@ def preset(model: str) -> Recipe:
 
 def prompts(model: str, trigger: str, many: int = 2) -> tuple[str, ...]:
     """The preset's neutral prompts, with the trigger behind the subject."""
-    return tuple(_called(prompt, trigger) for prompt in neutral(preset(model))[:many])
+    return tuple(called(prompt, trigger) for prompt in neutral(preset(model))[:many])
 
 
-def _called(prompt: str, trigger: str) -> str:
+def called(prompt: str, trigger: str) -> str:
+    """A prompt with the trigger behind its subject."""
     subject, comma, rest = prompt.partition(", ")
     return f"{subject}, {trigger}{comma}{rest}" if trigger else prompt
 

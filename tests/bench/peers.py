@@ -224,14 +224,21 @@ def _older(tokenizer: Path, into: Path) -> None:
         shutil.copyfile(tokenizer / "tokenizer_config.json", into / "tokenizer_config.json")
 
 
-def _prepared(work: Path, told: dict[str, Any], **overrides: Any):
-    """The folder of a run as `told` describes it."""
+def mini(work: Path):
+    """mini among the base models."""
     from core import presets
-    from core.data.dataset import Dataset, Sample
-    from core.train import runs
     from core.types import Model
 
     presets.models()["mini"] = Model(name="mini", title="mini", source=str(work / "models" / "mini"), native_size=128, licence="none")
+    return presets.models()["mini"]
+
+
+def prepared(work: Path, told: dict[str, Any], recipe: str = "nano-quick", **overrides: Any):
+    """The folder of a run as `told` describes it."""
+    from core.data.dataset import Dataset, Sample
+    from core.train import runs
+
+    mini(work)
     side, samples = told["side"], []
     folder = work / told["name"] / f"{told['repeats']}_{GROUP}"
     for i in range(told["pictures"]):
@@ -240,7 +247,7 @@ def _prepared(work: Path, told: dict[str, Any], **overrides: Any):
     data = Dataset(folder=folder, samples=tuple(samples))
     sizes = {"resolution": side, "least_side": side, "most_side": side}
     usual = {"optimizer": "AdamW", "scheduler": "constant", "precision": "float32", "preview_every": 0, "save_every": 100_000}
-    run, _ = runs.settled(data, "nano-quick", told["name"], overrides={**usual, **sizes, **told["settings"], **overrides})
+    run, _ = runs.settled(data, recipe, told["name"], overrides={**usual, **sizes, **told["settings"], **overrides})
     return runs.prepared(run, data, work / told["run"])
 
 
@@ -249,7 +256,7 @@ def ours(work: Path, told: dict[str, Any]) -> None:
     from core.events import Failed
     from core.train.loop import train
 
-    folder = _prepared(work, told)
+    folder = prepared(work, told)
     with folder.owned():
         for event in train(folder):
             if isinstance(event, Failed):
@@ -270,7 +277,7 @@ def first(work: Path, told: dict[str, Any]) -> dict[str, float]:
     from core.train.loop import Session
 
     seen = load_file(told["first"])
-    session = Session(_prepared(work, told, steps=1), Alone())
+    session = Session(prepared(work, told, steps=1), Alone())
     theirs = {name.removeprefix("lora ").replace(".default.", "."): value for name, value in seen.items() if name.startswith("lora ")}
     parts = {"lora_A": "lora_down", "lora_B": "lora_up"}
     for name, matrix in session.adapter.pipeline.unet.named_parameters():

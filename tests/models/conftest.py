@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from diffusers import StableDiffusionXLPipeline
 
-from core import models, presets
+from core import models, opening, presets
 from core.types import Model, UserError
 from tests.models.parts import CPU, NANO, Table, model, picture
 from tests.single_file import write
@@ -35,7 +35,9 @@ def table(nano: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch) -> T
     table = {"nano": model("nano", NANO)}
     monkeypatch.setattr(presets, "models", lambda: table)
     monkeypatch.setattr(models, "this_machine", lambda: CPU)
+    monkeypatch.setattr(opening, "this_machine", lambda: CPU)
     monkeypatch.setattr(models, "_loaded", {"nano": nano})
+    monkeypatch.setattr(models, "_digests", {})
     return table
 
 

@@ -3,6 +3,7 @@
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ CPU = Machine(device="cpu", name="CPU", memory=2**34, dtype=torch.float32, atten
 Table = dict[str, Model]
 
 
-def model(name: str, source: Path | str, **fields: str | None) -> Model:
+def model(name: str, source: Path | str, **fields: Any) -> Model:
     return Model(**{"name": name, "title": f"The {name}", "source": str(source), "licence": "apache-2.0", **fields})
 
 

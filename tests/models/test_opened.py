@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from diffusers import StableDiffusionXLPipeline
 
-from core import models
+from core import models, opening
 from core.types import Model
 from tests.hub import COMMIT
-from tests.models.parts import NANO, Table, assert_same_weights, folder_of, model, picture
+from tests.models.parts import NANO, PARTS, Table, assert_same_weights, folder_of, model, picture
 
 
 @pytest.mark.parametrize("layout", ["folder", "file"])
@@ -44,7 +45,7 @@ def test_a_single_file_takes_configs_and_tokenizers_from_its_own_folder(
 
 def test_a_single_file_without_a_folder_takes_the_configs_of_sdxl(table: Table, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(models, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO))
+    monkeypatch.setattr(opening, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO))
     table["file"] = model("file", checkpoint)
     models.load("file")
     (((source,), kwargs),) = asked
@@ -54,8 +55,8 @@ def test_a_single_file_without_a_folder_takes_the_configs_of_sdxl(table: Table, 
 
 
 def test_without_a_revision_a_source_is_a_path(table: Table, refused: Callable[[Model], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(models, "snapshot_download", lambda *_args, **_kwargs: pytest.fail("the Hub was asked for a local model"))
-    monkeypatch.setattr(models, "ROOT", NANO.parent)
+    monkeypatch.setattr(opening, "snapshot_download", lambda *_args, **_kwargs: pytest.fail("the Hub was asked for a local model"))
+    monkeypatch.setattr(opening, "ROOT", NANO.parent)
     monkeypatch.setenv("HOME", str(NANO.parent))
     assert "owner/name is not there" in refused(model("hub-like", "owner/name"))
     table["relative"] = model("relative", NANO.name)
@@ -67,7 +68,7 @@ def test_without_a_revision_a_source_is_a_path(table: Table, refused: Callable[[
 
 def test_with_a_revision_a_source_is_a_repository_at_that_commit(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(models, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO))
+    monkeypatch.setattr(opening, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO))
     table["hub"] = model("hub", "owner/name", revision=COMMIT)
     models.load("hub")
     (((source,), kwargs),) = asked
@@ -122,3 +123,36 @@ def test_tokens_are_counted_as_the_loaded_model_reads_them(table: Table, nano: S
     assert models.tokens("1girl, smile") == len(nano.tokenizer.tokenize("1girl, smile")) > 0
     one = models.tokens("smile")
     assert models.tokens("smile " * 200) == 200 * one, "what is past 75 is not counted"
+
+
+def test_what_two_models_share_is_kept(table: Table, checkpoint: Path) -> None:
+    """The same encoders and VAE by their hash, from folders and from checkpoints; the U-Net is the model's own."""
+    table["first"], table["second"] = model("first", NANO), model("second", NANO)
+    table["one file"], table["another"] = (model(name, checkpoint, config=str(NANO)) for name in ("one file", "another"))
+    for one, other in (("first", "second"), ("one file", "another")):
+        before = {part: getattr(models.load(one), part) for part in PARTS}
+        after = models.load(other)
+        assert [part for part in PARTS if getattr(after, part) is before[part]] == ["text_encoder", "text_encoder_2", "vae"], f"{one}, then {other}"
+
+
+def test_where_two_would_not_fit_the_first_goes_before_the_second_comes(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    table["first"], table["second"] = model("first", NANO), model("second", NANO)
+    first = weakref.ref(models.load("first").unet)
+    alive = []
+    opened = opening.opened
+    monkeypatch.setattr(models, "_free", lambda: 1)
+    monkeypatch.setattr(opening, "opened", lambda *asked: alive.append(first()) or opened(*asked))
+    assert models.load("second").unet is not None
+    assert alive == [None], "the model before was still in memory when the next one was opened"
+
+
+def test_a_descendant_has_a_unet_of_its_own_and_a_merge_is_the_mean(table: Table) -> None:
+    table["cel"], table["paint"] = (model(name, NANO, unet=str(NANO.with_name(f"nano-{name}"))) for name in ("cel", "paint"))
+    table["both"] = model("both", NANO, merge=("cel", "paint"))
+    cel, paint, both = (models.load(name).unet.state_dict() for name in ("cel", "paint", "both"))
+    kept = models.load("nano").unet.state_dict()
+    key = "conv_in.weight"
+    assert not torch.equal(cel[key], kept[key])
+    assert not torch.equal(cel[key], paint[key])
+    for key in cel:
+        torch.testing.assert_close(both[key], (cel[key] + paint[key]) / 2, msg=f"{key} is not the mean")

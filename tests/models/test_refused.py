@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import HTTPError
 from safetensors.torch import load_file, save_file
 
-from core import models
+from core import models, opening
 from core.device import Machine
 from core.types import Model, UserError
 from tests.hub import COMMIT
@@ -168,7 +168,7 @@ def test_a_download_that_breaks_off_is_refused(error: Exception, refused: Callab
     def breaks_off(*_args: object, **_kwargs: object) -> str:
         raise error
 
-    monkeypatch.setattr(models, "snapshot_download", breaks_off)
+    monkeypatch.setattr(opening, "snapshot_download", breaks_off)
     assert "the Hub cannot be reached;" in refused(model("far", "owner/name", revision=COMMIT))
 
 

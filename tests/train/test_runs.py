@@ -5,15 +5,18 @@ import re
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from core import gpu
 from core.data import dataset as datasets
 from core.train import runs
 from core.train.folder import Folder
 from core.train.settings import recipes
 from core.types import UserError
+from tabs import training
 from tests.train.parts import CAPTIONS, assert_same, dataset, followed, losses, prepared
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -117,6 +120,22 @@ def test_stop_resume_and_a_queue(tmp_path: Path) -> None:
     assert losses(first)[stopped.step][0] == stopped.step + 1, "it went on at another step"
     first.ask_to_stop()
     ended(first)
+
+
+def test_slices_of_a_lent_gpu_end_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where no process can have the GPU, a run goes on by a slice for each press, as `/train_resume` and the page's button ask for it."""
+    data = dataset(tmp_path / "data")
+    straight, sliced = set_up(data, steps=12, save_every=100), set_up(data, steps=12, save_every=100)
+    followed(straight)
+    monkeypatch.setattr(training, "on_zero_gpu", lambda: True)
+    monkeypatch.setattr(training.gpu, "lesson", partial(gpu.lesson, seconds=0))  # a step a slice
+    presses = 0
+    while runs.status(sliced).state != "done":
+        presses += 1
+        told = training.train_resume(sliced.name)
+        assert told["state"] in ("stopped", "done"), told
+    assert presses > 3
+    assert_same(straight, sliced)
 
 
 def test_a_fork_goes_on_from_a_checkpoint_with_its_own_settings(tmp_path: Path) -> None:

@@ -48,7 +48,9 @@ def trained(data: Dataset, recipe: str, trigger: str, into: Path) -> Path:
     folder = runs.prepared(run, data, into)
     followed(folder)
     assert runs.status(folder).state == "done", runs.status(folder)
-    return last(folder)
+    lora = last(folder)
+    assert lora is not None
+    return lora
 
 
 def test_fifteen_soft_gradients_become_a_style_with_a_sweet_spot(tmp_path: Path) -> None:

@@ -1,0 +1,173 @@
+"""A base model's files, found here or fetched, as a pipeline in CPU memory: whole, or refused in one sentence.
+
+Parts that the loaded model has from the same weights are taken from it: most of SDXL's descendants differ in the U-Net alone.
+"""
+
+import json
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+from safetensors import SafetensorError
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from core import digest, presets
+from core.device import this_machine
+from core.types import Model, UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+SDXL = presets.models()["sdxl-base"]
+"""Whose configs and tokenizers a single file without a folder of its own is opened with."""
+CONFIGS = ["*.json", "*.txt"]
+WEIGHED = {"text_encoder": "model", "text_encoder_2": "model", "unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model"}
+"""The parts of a diffusers folder that hold weights, and how their files begin."""
+CONFIGURED = {
+    "scheduler": "scheduler_config.json", "tokenizer": "tokenizer_config.json", "tokenizer_2": "tokenizer_config.json",
+    **dict.fromkeys(WEIGHED, "config.json"),
+}  # fmt: skip
+ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+SHARED = {"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1.", "vae": "first_stage_model."}
+"""The parts that models may have in common, and how their weights' names begin in a checkpoint."""
+Parts = Mapping[str, torch.nn.Module]
+
+log = logging.getLogger(__name__)
+
+
+def opened(model: Model, source: Path, parts: Parts) -> StableDiffusionXLPipeline:
+    """The pipeline in CPU memory, complete, from the model's `folder`, with `parts` of another.
+
+    Raises `UserError` for whatever is missing or is no SDXL.
+    """
+    config = _local(model.config) if model.config else source if source.is_dir() else fetched(SDXL, CONFIGS)
+    options: dict[str, Any] = {"dtype": this_machine().dtype, "local_files_only": True}
+    try:
+        _configured(config, model)
+        taken: dict[str, Any] = {**parts, **({"unet": _unet(model)} if model.unet or model.merge else {})}
+        unfilled = []  # weights that no file has, so that they are drawn at random
+        if source.is_dir():
+            weighed(source, model)
+            options |= {"variant": model.variant, "use_safetensors": True}
+            for part, kind in ENCODERS.items():
+                if part not in taken:
+                    taken[part], told = kind.from_pretrained(source / part, output_loading_info=True, **options)
+                    unfilled += [f"{part}.{key}" for key in told["missing_keys"]]
+            pipeline = StableDiffusionXLPipeline.from_pretrained(source, **taken, **options)
+        else:
+            pipeline = StableDiffusionXLPipeline.from_single_file(str(source), config=str(config), **taken, **options)
+        unfilled += [f"{part}.{key}" for part in WEIGHED for key, value in getattr(pipeline, part).state_dict().items() if value.is_meta]
+        if unfilled:
+            raise UserError(f"model: {model.title} lacks the weight {unfilled[0]}")
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
+        log.warning("%s cannot be opened", model.name, exc_info=error)
+        raise UserError(f"model: {model.title} cannot be opened as an SDXL model ({type(error).__name__})") from error
+    if pipeline.scheduler.config.prediction_type != model.prediction_type:
+        # A single file does not say that it predicts v; zero terminal SNR goes with it.
+        zero = model.prediction_type == "v_prediction"
+        pipeline.scheduler = pipeline.scheduler.from_config(pipeline.scheduler.config, prediction_type=model.prediction_type, rescale_betas_zero_snr=zero)
+    if this_machine().device == "cpu":
+        # Weights stay where their file is mapped, and at another alignment BLAS adds up in another order: here the same weights are the same picture.
+        for part in WEIGHED.keys() - parts.keys():
+            for weight in getattr(pipeline, part).parameters():
+                weight.data = weight.data.clone()
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _unet(model: Model) -> UNet2DConditionModel:
+    """A model's U-Net by itself; of a merge the mean of its models', tensor by tensor."""
+    if not model.merge:
+        source, dtype = folder(model), this_machine().dtype
+        if model.unet:
+            return UNet2DConditionModel.from_pretrained(_local(model.unet), torch_dtype=dtype, local_files_only=True, use_safetensors=True)
+        if source.is_dir():
+            return UNet2DConditionModel.from_pretrained(
+                source, subfolder="unet", variant=model.variant, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+            )
+        config = _local(model.config) if model.config else fetched(SDXL, CONFIGS)
+        return UNet2DConditionModel.from_single_file(str(source), config=str(config), subfolder="unet", torch_dtype=dtype)
+    first, *others = model.merge
+    merged = _unet(presets.models()[first])
+    for number, name in enumerate(others, 2):
+        theirs = _unet(presets.models()[name]).state_dict()
+        with torch.no_grad():
+            for key, value in merged.state_dict().items():
+                value.lerp_(theirs[key], 1 / number)
+    return merged
+
+
+def digests(model: Model, source: Path) -> dict[str, str]:
+    """Part -> the sha256 of its weights, for each part that models may have in common; none for a file that cannot be read."""
+    if not source.is_dir():
+        try:
+            return {part: f"{model.config}:{found}" for part, found in digest.tensors(source, tuple(SHARED.items())).items()}
+        except SafetensorError:
+            return {}
+    files = {part: [source / part / "config.json", *_weights(source, part, model)] for part in SHARED}
+    return {part: " ".join(map(digest.content, found)) for part, found in files.items() if len(found) > 1 and found[0].exists()}
+
+
+def size(model: Model, source: Path, without: Collection[str]) -> int:
+    """About how many bytes of memory its weights take, `without` some parts."""
+    files = [file for part in WEIGHED if part not in without for file in _weights(source, part, model)] if source.is_dir() else [source]
+    return sum(file.stat().st_size for file in files)
+
+
+def _weights(source: Path, part: str, model: Model) -> list[Path]:
+    return sorted((source / part).glob(f"{WEIGHED[part]}*{_ending(model)}"))
+
+
+def _ending(model: Model) -> str:
+    return f".{model.variant}.safetensors" if model.variant else ".safetensors"
+
+
+def folder(model: Model) -> Path:
+    """Where the model lies on this machine, fetched if need be."""
+    if model.revision is None:
+        return _local(model.source)
+    return fetched(model, CONFIGS + [f"{part}/{start}*{_ending(model)}" for part, start in WEIGHED.items()])
+
+
+def _local(source: str) -> Path:
+    path = ROOT / Path(source).expanduser()
+    if not path.exists():
+        raise UserError(f"model: {source} is not there")
+    return path
+
+
+def fetched(model: Model, patterns: list[str], local_files_only: bool = False) -> Path:
+    """A Hub repository's folder on this machine; anonymous, at its commit, safetensors only."""
+    try:
+        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=patterns, token=False, local_files_only=local_files_only))
+    except (GatedRepoError, RepositoryNotFoundError) as error:
+        raise UserError(f"model: {model.title} ({model.source}) is gated, private or gone on the Hub") from error
+    except (HTTPError, OSError, RuntimeError) as error:  # offline, no such commit, cut off on the way; hf_xet says RuntimeError
+        raise UserError(f"model: {model.title} ({model.source}) is not on this machine and the Hub cannot be reached") from error
+
+
+def _configured(folder: Path, model: Model) -> None:
+    """Raise `UserError` naming the first config or tokenizer file of a diffusers folder that is missing."""
+    files = ["model_index.json", *(f"{part}/{config}" for part, config in CONFIGURED.items())]
+    for part in ("tokenizer", "tokenizer_2"):  # either spelling will do; without one, transformers makes up an empty vocabulary
+        older = [f"{part}/vocab.json", f"{part}/merges.txt"]
+        files += older if any((folder / file).exists() for file in older) else [f"{part}/tokenizer.json"]
+    for file in files:
+        if not (folder / file).exists():
+            raise UserError(f"model: {model.title} lacks {file}")
+
+
+def weighed(folder: Path, model: Model) -> None:
+    """Raise `UserError` naming the first weight file of a diffusers folder that is missing."""
+    variant = f".{model.variant}" if model.variant else ""
+    for part in WEIGHED:
+        for index in (folder / part).glob(f"*.safetensors.index{variant}.json"):
+            for shard in set(json.loads(index.read_text())["weight_map"].values()):
+                if not (folder / part / shard).exists():
+                    raise UserError(f"model: {model.title} lacks {part}/{shard}")
+        if not any((folder / part).glob("*.safetensors")):
+            raise UserError(f"model: {model.title} lacks {part}/*.safetensors")

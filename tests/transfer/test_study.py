@@ -1,0 +1,112 @@
+"""Studies whose answer is known beforehand, and pairs that cannot be made."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from core import edit, lorafile, models
+from core.events import Picture
+from core.transfer.plan import plan
+from core.transfer.report import reported
+from core.transfer.study import Study
+from core.types import Model
+from tests.transfer.conftest import EXAMPLE, Crossed, asked
+
+Table = dict[str, Model]
+
+
+def pairs(study: Study) -> dict[tuple[str, str], dict]:
+    return {(pair["lora"], pair["model"]): pair for pair in reported(study)["per_pair"]}
+
+
+def test_at_home_it_is_full_with_half_the_alpha_it_needs_twice_and_nothing_is_none(crossed: Crossed, tmp_path: Path) -> None:
+    doubled = edit.edited(lorafile.read(EXAMPLE), tmp_path, multiply=2)  # alpha / rank 1, of which the example has half
+    torch.manual_seed(0)
+    tensors = {key: value if key.endswith(".alpha") else 1e-3 * torch.randn_like(value) for key, value in load_file(EXAMPLE).items()}
+    save_file(tensors, tmp_path / "nothing.safetensors")
+    rows = [
+        {"lora": str(file), "home": "nano", "name": name} for file, name in ((doubled, "whole"), (EXAMPLE, "half"), (tmp_path / "nothing.safetensors", "null"))
+    ]
+    found = pairs(crossed(loras=rows, models=["nano"], strengths="0-3 (+0.5)"))
+    whole, half, null = (found[name, "nano"] for name in ("whole", "half", "null"))
+    assert whole["verdict"] == "full", whole["why"]
+    assert whole["needs_times"] == 1.0
+    assert half["verdict"] == "full", half["why"]
+    assert half["needs_times"] == pytest.approx(2.0, abs=0.02), "the same matrices with half the alpha"
+    assert (null["verdict"], null["needs_times"], null["share"]) == ("none", None, None)
+    assert null["why"].startswith("No strength up to 3 surely changes its pictures")
+
+
+def test_two_names_for_one_base_are_equal(crossed: Crossed, table: Table) -> None:
+    study = crossed(models=["nano", "twin"])
+    ones, others = (study.pairs[EXAMPLE.stem, name].curves for name in ("nano", "twin"))
+    for name, values in ones.items():
+        np.testing.assert_allclose(values, others[name], atol=1e-6, err_msg=name)
+    assert pairs(study)[EXAMPLE.stem, "twin"]["needs_times"] == pytest.approx(1.0, abs=1e-6)
+    assert sorted(study.loads) == ["nano", "twin"], "each model is loaded once"
+
+
+def test_clip_skip_is_another_picture(crossed: Crossed) -> None:
+    study = crossed(clip_skip=1, seeds="1, 2", strengths="1")
+    other = crossed(clip_skip=2, seeds="1, 2", strengths="1")
+    both = [each.pairs[EXAMPLE.stem, "nano"].sweep.pictures for each in (study, other)]
+    assert all(both[0][place].read_bytes() != both[1][place].read_bytes() for place in both[0])
+
+
+def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(crossed: Crossed, table: Table, tmp_path: Path) -> None:
+    table["gone"] = replace(table["nano"], name="gone", title="Gone", source=str(tmp_path / "gone"))
+    table["large"] = replace(table["nano"], name="large", title="Large", native_size=1024)
+    shutil.copytree(models.ROOT / "core/nano/weights/nano/unet", tmp_path / "unet")
+    broken = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
+    with torch.no_grad():
+        broken.conv_out.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path / "unet")
+    table["nan"] = replace(table["nano"], name="nan", title="Not a number", unet=str(tmp_path / "unet"))
+    lacking = {key.replace("down_blocks_2", "down_blocks_7").replace("input_blocks_7", "input_blocks_70"): value for key, value in load_file(EXAMPLE).items()}
+    save_file(lacking, tmp_path / "lacking.safetensors")
+    rows = [{"lora": str(EXAMPLE), "home": "nano"}, {"lora": str(tmp_path / "lacking.safetensors"), "home": "nano"}]
+    study = crossed(loras=rows, models=["nano", "gone", "large", "nan"], strengths="1")
+    found = pairs(study)
+    why = {(lora, model): pair["why"] for (lora, model), pair in found.items()}
+    assert found[EXAMPLE.stem, "nano"]["verdict"] is not None
+    assert "is not there" in why[EXAMPLE.stem, "gone"]
+    assert why[EXAMPLE.stem, "large"].endswith("made for nano, which large is not.")
+    assert why[EXAMPLE.stem, "nan"].startswith("The picture became no numbers (NaN) with Not a number")
+    assert "which this model does not have" in why["lacking", "nano"]
+    assert all(cell["effect"] is None for cell in reported(study)["cells"] if (cell["lora"], cell["model"]) != (EXAMPLE.stem, "nano"))
+
+
+def test_files_that_disappear_in_the_middle_cost_their_pairs_alone(table: Table, tmp_path: Path) -> None:
+    lora = shutil.copy(EXAMPLE, tmp_path / "fleeting.safetensors")
+    shutil.copytree(models.ROOT / "core/nano/weights/nano-cel", tmp_path / "cel")
+    table["fleeting"] = replace(table["nano-cel"], name="fleeting", unet=str(tmp_path / "cel"))
+    rows = [{"lora": str(EXAMPLE), "home": "nano"}, {"lora": str(lora), "home": "nano"}]
+    study = Study(plan(asked(loras=rows, models=["nano", "fleeting"], strengths="1", seeds="41, 42")))
+    for event in study.run():
+        if isinstance(event, Picture):
+            Path(lora).unlink(missing_ok=True)
+            shutil.rmtree(tmp_path / "cel", ignore_errors=True)
+    assert study.pairs[EXAMPLE.stem, "nano"].curves
+    assert "is not there" in (study.pairs["fleeting", "nano"].failed or "")
+    assert (study.pairs[EXAMPLE.stem, "fleeting"].failed or "").startswith("model: ")
+
+
+def test_a_study_that_is_stopped_goes_on() -> None:
+    values = asked(models=["nano", "nano-paint"], strengths="1", seeds="51, 52")
+    study = Study(plan(values))
+    events = study.run()
+    made = 0
+    while made < 6:
+        made += isinstance(next(events), Picture)
+    events.close()
+    assert 0 < study.done()[0] < study.done()[1] == 16
+    again = Study(plan(values))
+    pictures = sum(isinstance(event, Picture) for event in again.run())
+    assert again.done() == (16, 16)
+    assert pictures <= 16 - made, "what was finished is not made again"
