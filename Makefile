@@ -25,6 +25,9 @@ bench: $(VENV)/.dev
 	$(PY) tests/bench/generate.py
 	$(PY) tests/bench/sweep.py
 	$(PY) tests/bench/train.py
+	$(PY) tests/bench/lessons.py
+	$(PY) tests/bench/transfer.py
+	$(PY) tests/bench/across.py
 
 clean:
 	rm -rf $(VENV) build

@@ -90,19 +90,21 @@ def curves(report: Mapping[str, Any]) -> Image.Image:
 
 
 def matrix(title: str, rows: Sequence[str], columns: Sequence[str], panels: Mapping[str, np.ndarray], told: Mapping[tuple[int, int], str]) -> Image.Image:
-    """Heat maps beside each other, one for each measure: (rows, columns), NaN where there is none; `told` are words for the first one's cells."""
-    size = (2.2 + len(panels) * (0.9 + 0.8 * len(columns)), 1.3 + 0.62 * len(rows))
+    """Heat maps above each other, one for each measure: (rows, columns), NaN where there is none; `told` are words for the first one's cells."""
+    heights = [1.0 if place == 0 else 0.7 for place in range(len(panels))]
+    size = (2.2 + 1.15 * len(columns), 1.2 + sum(0.35 + 0.5 * height * len(rows) for height in heights))
     figure = Figure(figsize=size, dpi=100, layout="constrained")
-    for place, (axes, (name, values)) in enumerate(zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True)):
+    drawn = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
+    for place, (axes, (name, values)) in enumerate(zip(drawn, panels.items(), strict=True)):
         greatest = max(1.0, float(np.nanmax(values))) if not np.isnan(values).all() else 1.0
         axes.imshow(np.ma.masked_invalid(values), cmap="YlGn", vmin=0, vmax=greatest, aspect="auto")
-        axes.set_title(name, fontsize=10)
-        axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right", fontsize=8)
-        axes.set_yticks(range(len(rows)), rows if place == 0 else [""] * len(rows), fontsize=8)
+        axes.set_title(name, fontsize=10, loc="left")
+        axes.set_xticks(range(len(columns)), columns, rotation=20, ha="right", fontsize=9)
+        axes.set_yticks(range(len(rows)), rows, fontsize=9)
         for r, c in np.ndindex(values.shape):
             number = "-" if np.isnan(values[r, c]) else f"{values[r, c]:.2f}"
             text = f"{told[r, c]}\n{number}" if place == 0 and (r, c) in told else number
-            axes.text(c, r, text, ha="center", va="center", fontsize=8, color="white" if values[r, c] > 0.7 * greatest else "black")
+            axes.text(c, r, text, ha="center", va="center", fontsize=9, color="white" if values[r, c] > 0.7 * greatest else "black")
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     return _drawn(figure)
 

@@ -7,7 +7,7 @@ every sample of a batch has a strength of its own, the weight stays W0 and the c
 
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -53,6 +53,11 @@ class Loaded:
             for module, layer, change in _changes(pipeline, found):
                 self.changes.setdefault(layer, []).append((number, module, change))
         self.pristine = {layer: layer.weight.detach().clone() for layer in self.changes}
+
+    @property
+    def shape(self) -> Hashable:
+        """What the time that it takes depends on: kinds and sizes of all changes, whatever is in them."""
+        return tuple(sorted((module.kind, module.rank, module.shape) for changes in self.changes.values() for _, module, _ in changes))
 
     @property
     def changes_text(self) -> bool:

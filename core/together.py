@@ -25,8 +25,14 @@ def batches(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], mi
         worn = tuple(_but_strength(use) for use in r.loras) if mixed else r.loras
         alike[worn, r.width, r.height, r.steps, r.sampler, r.cfg > 1, r.clip_skip, r.hires, details_of, chunks_of(pipeline, r)].append(i)
     for indices in alike.values():
-        size = batch_size(*hires.size(requests[indices[0]]))
-        yield from (indices[i : i + size] for i in range(0, len(indices), size))
+        yield from evenly(indices, batch_size(*hires.size(requests[indices[0]])))
+
+
+def evenly(indices: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Parts of nearly one size: 9 by at most 8 are 5 and 4, since one left over would take a pass of its own."""
+    parts = -(-len(indices) // most)
+    size = -(-len(indices) // parts)
+    yield from (list(indices[i : i + size]) for i in range(0, len(indices), size))
 
 
 def batch_size(width: int, height: int) -> int:
@@ -48,7 +54,7 @@ def is_faster(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], 
         return False
     first = requests[0]
     plain = replace(first, steps=1 + TIMED_STEPS, hires=None)
-    kind = (first.model, tuple(use.path for use in first.loras), first.width, first.height, first.cfg > 1)
+    kind = (worn.shape, tuple(pipeline.unet.config.block_out_channels), first.width, first.height, first.cfg > 1)
 
     def seconds(size: int, each: bool) -> float:
         key = (*kind, size, each)
@@ -61,7 +67,7 @@ def is_faster(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], 
     return sum(seconds(size, True) for size in mixed) < sum(seconds(size, False) for size in apart)
 
 
-_timed: dict[tuple, float] = {}  # seconds of a step by model, LoRAs, size and kind of batch
+_timed: dict[tuple, float] = {}  # seconds of a step by shapes, size and kind of batch
 
 
 def _but_strength(use: LoraUse) -> tuple:

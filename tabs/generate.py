@@ -18,7 +18,22 @@ from tabs.widgets import validator
 
 PARTS = presets.PARTS
 RATIOS = {"1:1": (1, 1), "2:3": (2, 3), "3:2": (3, 2), "3:4": (3, 4), "4:3": (4, 3), "9:16": (9, 16), "16:9": (16, 9)}
-ASKED = ("preset", "prompt", "negative", "sampler", "steps", "cfg", "width", "height", "seed", "count", "clip_skip", "lora_file", "lora_strength", *stages.NAMES)
+ASKED = (
+    "preset",
+    "prompt",
+    "negative",
+    "sampler",
+    "steps",
+    "cfg",
+    "width",
+    "height",
+    "seed",
+    "count",
+    "clip_skip",
+    "lora_file",
+    "lora_strength",
+    *stages.NAMES,
+)
 """What a job is made from: the names of `Request`'s fields, from the preset to the picture; a stage's in pieces."""
 STAGES = {"base": "Step", "hires": "Hires: step", "detail": "Details: step"}
 

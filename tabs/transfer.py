@@ -25,7 +25,7 @@ ASKED = ("files", "shelf", "runs", "home", "models", "strengths", "seeds", "prom
 SHOWN = ("status", "answer", "heat", "matrix", "sheet", "out", "result", "chosen")
 DEPTHS = {"0.65 and 1": STRENGTHS, "each pair's own sweep": OWN_SWEEP}
 BY_FILE = "as the files say"
-DRAWN = 3.0  # seconds between two drawings of a table that fills
+DRAWN, SAID = 3.0, 0.7  # seconds between two drawings of a table that fills, and two words: each costs the model a share of a step
 
 
 def tab(trained: train.Trained) -> None:
@@ -70,8 +70,10 @@ def _controls() -> dict[str, Any]:
     names, nano = [(model.title, model.name) for model in presets.models().values()], ["nano", "nano-cel", "nano-paint", "nano-merge"]
     c["files"] = gr.File(label="LoRAs", file_count="multiple", file_types=[".safetensors"], height=110, elem_id="transfer-files")
     with gr.Row():
-        c["shelf"] = gr.Dropdown(shelf.names(), value=[], multiselect=True, label="From the shelf", min_width=140, elem_id="transfer-shelf")
-        c["runs"] = gr.Dropdown([], value=[], multiselect=True, label="From your runs", min_width=140, elem_id="transfer-runs")
+        c["shelf"] = gr.Dropdown(
+            shelf.names(), value=[], multiselect=True, allow_custom_value=True, label="Shelf, or Hub", info="a name, or owner/name", elem_id="transfer-shelf"
+        )
+        c["runs"] = gr.Dropdown([], value=[], multiselect=True, label="Your runs", info="of this browser", elem_id="transfer-runs")
     c["home"] = gr.Dropdown([BY_FILE, *(name for _, name in names)], value=BY_FILE, label="Trained on", info="their home, against which all is held")
     c["models"] = gr.CheckboxGroup(names, value=nano, label="Base models", elem_id="transfer-models")
     c["depth"] = gr.Radio(list(DEPTHS), value="0.65 and 1", label="Depth", elem_id="depth")
@@ -113,7 +115,13 @@ def _results() -> dict[str, Any]:
     c["answer"] = gr.Markdown(elem_id="transfer-answer")
     c["heat"] = gr.Image(label="Heat map", show_label=False, interactive=False, visible=False, format="png", elem_id="heat")
     c["matrix"] = gr.Dataframe(
-        label="Choose a cell to see its pictures", show_label=True, interactive=False, visible=False, wrap=True, type="array", elem_id="matrix"
+        label="Verdict, strength over that at home, share of the style at home, sweet spot; choose a cell to see its pictures",
+        show_label=True,
+        interactive=False,
+        visible=False,
+        wrap=True,
+        type="array",
+        elem_id="matrix",
     )
     c["chosen"] = gr.Gallery(
         label="Pictures of the chosen pair",
@@ -138,7 +146,7 @@ def _said(values: dict[str, Any]) -> dict[str, Any]:
     """The tab's values as `core.transfer.plan` takes them."""
     told = {} if values["home"] in (None, BY_FILE) else {"home": values["home"]}
     tables: list[dict[str, Any]] = [{"lora": str(file), **told} for file in values["files"] or []]
-    tables += [{"lora": str(shelf.path(name)), **told} for name in values["shelf"] or []]
+    tables += [{"lora": str(shelf.found(str(name))), **told} for name in values["shelf"] or []]
     for name in values["runs"] or []:
         run, _, kept = name.partition(":")
         made = of_run(runs.found(run))
@@ -169,10 +177,11 @@ def _study(**values: Any) -> Iterator[tuple[Any, ...]]:
     skip, folder, hidden = gr.skip(), new_folder(), gr.update(visible=False)
     study = Study(plan(_said(values)))
     yield "Waiting for the model …", "", hidden, hidden, hidden, hidden, None, hidden
-    drawn, pairs = time.monotonic(), 0
+    drawn, pairs, told = time.monotonic(), 0, 0.0
     for event in study.run():
         done, total = study.done()
-        if isinstance(event, Step):
+        if isinstance(event, Step) and time.monotonic() - told > SAID:
+            told = time.monotonic()
             yield f"Picture {done + 1} of {total} · {event.stage} step {event.step} of {event.steps}", *[skip] * (len(SHOWN) - 1)
         if time.monotonic() - drawn > DRAWN and (made := sum(pair.is_whole for pair in study.pairs.values())) > pairs:
             drawn, pairs = time.monotonic(), made
@@ -210,9 +219,9 @@ def _matrix(report: dict[str, Any]) -> Any:
 
 def _cell(pair: dict[str, Any]) -> str:
     words = [pair["verdict"] or "?"]
-    words += [f"needs x{pair['needs_times']:.2g}"] if pair["needs_times"] else []
-    words += [f"{100 * pair['share']:.0f} % of home"] if pair["share"] else []
-    words += [f"works {pair['sweet_spot'][0]:g} to {pair['sweet_spot'][1]:g}"] if pair["sweet_spot"] else []
+    words += [f"x{pair['needs_times']:.2g}"] if pair["needs_times"] else []
+    words += [f"{100 * pair['share']:.0f} %"] if pair["share"] else []
+    words += [f"{pair['sweet_spot'][0]:g} to {pair['sweet_spot'][1]:g}"] if pair["sweet_spot"] else []
     return ("⌂ " if pair["relation"] == "home" else "") + " · ".join(words)
 
 

@@ -1,6 +1,8 @@
 """The embedded family: its files, what it knows, and the world it was drawn from."""
 
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,12 +10,15 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
-from core import models
+from core import gpu, measure, models
 from core.caption import Tagger
+from core.events import Picture
+from core.features import VAE
 from core.nano.draw import draw
 from core.nano.pictures import HELD_OUT, scene
 from core.nano.stage import fit
 from core.nano.world import GROUPS, SIZES, TAGS, caption, tags
+from core.types import Cell, Request
 from tests.bench import nano as bench
 
 WEIGHTS = models.ROOT / "core" / "nano" / "weights"
@@ -64,6 +69,27 @@ def test_pictures_show_what_the_prompt_says() -> None:
     missing = bench.shown(Tagger(), asked, bench.pictures(asked, seed=1))
     share = 1 - sum(map(len, missing)) / sum(len(words) for words, _ in asked)
     assert share >= 0.92, f"{share:.3f} of the tags asked for are read; missing {missing}"
+
+
+def test_the_descendants_know_the_words_and_paint_each_in_its_own_way() -> None:
+    """Prompts are read from their pictures as from nano's, and their styles lie farther apart than another seed's."""
+    prompts = [", ".join(words) for words, size in bench.prompts(40) if size == (128, 128)][:6]
+    told: dict[str, Any] = {"negative": "low quality", "width": 128, "height": 128, "steps": 25, "cfg": 5.0, "sampler": "Euler a"}
+    family = ("nano", "nano-cel", "nano-paint", "nano-merge")
+    cells = {
+        name: [Cell(label=prompt, request=Request(model=name, prompt=prompt, seed=seed, **told)) for prompt in prompts for seed in (1, 2)] for name in family
+    }
+    found = {name: [event for event in gpu.run(own, eye=VAE) if isinstance(event, Picture)] for name, own in cells.items()}
+    tagger = Tagger()
+    for name, events in found.items():
+        read = tagger.read([event.image for event in events])
+        shown = [tags[word] >= 0.5 for event, tags in zip(events, read, strict=True) for word in event.cell.label.split(", ")]
+        assert np.mean(shown) >= 0.85, f"{name}: {np.mean(shown):.3f} of the tags asked for are read"
+    looks = {name: {(event.cell.label, event.cell.request.seed): event.look for event in events if event.look} for name, events in found.items()}
+    yard = measure.yardstick(looks["nano"])
+    for one, other in combinations(("nano", "nano-cel", "nano-paint"), 2):
+        apart = [measure.style_distance(looks[one][item].levels, looks[other][item].levels, yard.scales) / yard.style_unit for item in looks[one]]
+        assert np.median(apart) > 1, f"{one} and {other} are {np.median(apart):.2f} seed units apart in style"
 
 
 def test_the_same_scene_is_the_same_drawing() -> None:

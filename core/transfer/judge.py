@@ -77,7 +77,7 @@ def judged(strengths: Sequence[float], curves: Curves, floor: float, seeds: int,
         return Judged(verdict="none", share=None, share_interval=None, needs_times=None, needs_interval=None, sweep=sweep, why=why)
     if not len(usable):
         first = tried[int(np.argmax(sure))]
-        why = f"Where it surely changes the pictures, from {first:g} on, something of prompt, composition, detail and colours is lost."
+        why = f"From {first:g} on it surely changes the pictures, but something of prompt, composition, detail and colours is lost there."
         return Judged(verdict="none", share=None, share_interval=None, needs_times=times, needs_interval=times_interval, sweep=sweep, why=why)
     what, added, at_home = "style", curves["style"] - curves["style"][:1], home.gain
     if np.isnan(at_home).any() or float(at_home.mean()) < STYLED or np.isnan(added).any():
@@ -87,7 +87,8 @@ def judged(strengths: Sequence[float], curves: Curves, floor: float, seeds: int,
     each = added[best][picks].mean(1) / np.maximum(at_home[picks].mean(1), 1e-9)
     low, high = (float(end) for end in np.percentile(each, INTERVAL))
     verdict = "full" if share >= FULL else "partial" if share >= PARTIAL else "none"
-    why = f"At {tried[best]:g} it adds {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f}) of the {what} that it adds at home at {home.strength:g}; {needs}."
+    adds = f"At {tried[best]:g} it adds {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+    why = f"{adds} of the {what} that it adds at home at {home.strength:g}; {needs}."
     return Judged(verdict=verdict, share=share, share_interval=(low, high), needs_times=times, needs_interval=times_interval, sweep=sweep, why=why)
 
 

@@ -1,6 +1,7 @@
 """A transfer study's files in one folder and one zip: every picture at full size, the heat map, the sheet, table, report and page."""
 
 import json
+import textwrap
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,7 +71,7 @@ def heat(study: Study, report: dict[str, Any]) -> Image.Image:
 
 
 def _named(name: str, home: str | None) -> str:
-    return f"{name[:28]}" + (f"\n(home: {home})" if home and home not in name else "")
+    return textwrap.fill(name[:60], 22) + (f"\n(home: {home})" if home and home not in name else "")
 
 
 def _told(pair: dict[str, Any]) -> str:

@@ -91,6 +91,7 @@ class Study:
 
     def _column(self, model: str) -> Generator[Event, None, None]:
         before, missing = models.loaded(), ""
+        seen: dict[tuple[str, ...], list[Look]] = {}
         for row in self.plan.rows:
             pair = self.pairs[row.name, model]
             if missing:  # the model cannot be had: it is not asked for again
@@ -98,6 +99,7 @@ class Study:
                 continue
             try:
                 _check_family(row, model)
+                pair.sweep.wanted = seen.setdefault(row.references, pair.sweep.wanted)  # pictures are looked at once a model
                 for event in pair.sweep.run():
                     if isinstance(event, Failed):
                         pair.failed = event.message
@@ -110,6 +112,8 @@ class Study:
                 pair.failed = str(error)
             except FileNotFoundError as error:
                 pair.failed = f"lora: {Path(str(error.filename)).name} is no longer there."
+            if pair.failed:
+                seen.pop(row.references, None)
             if pair.failed and pair.failed.startswith("model:"):
                 missing = pair.failed
 

@@ -10,13 +10,14 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from core import edit, lorafile, models
+from core import edit, lorafile, models, sweep
 from core.events import Picture
+from core.plan import plan as sweep_plan
 from core.transfer.plan import plan
 from core.transfer.report import reported
 from core.transfer.study import Study
 from core.types import Model
-from tests.transfer.conftest import EXAMPLE, Crossed, asked
+from tests.transfer.conftest import EXAMPLE, PROMPTS, Crossed, asked
 
 Table = dict[str, Model]
 
@@ -52,6 +53,14 @@ def test_two_names_for_one_base_are_equal(crossed: Crossed, table: Table) -> Non
     assert sorted(study.loads) == ["nano", "twin"], "each model is loaded once"
 
 
+def test_what_a_sweep_has_made_is_not_made_again(crossed: Crossed) -> None:
+    swept = sweep.Study(sweep_plan({"lora": str(EXAMPLE), "strengths": "0, 1", "seeds": "1, 2", "prompts": PROMPTS}))
+    for _ in swept.run():
+        pass
+    study = crossed(strengths="1")
+    assert (study.pairs[EXAMPLE.stem, "nano"].sweep.found, study.unet_calls) == (8, 0)
+
+
 def test_clip_skip_is_another_picture(crossed: Crossed) -> None:
     study = crossed(clip_skip=1, seeds="1, 2", strengths="1")
     other = crossed(clip_skip=2, seeds="1, 2", strengths="1")
@@ -61,6 +70,7 @@ def test_clip_skip_is_another_picture(crossed: Crossed) -> None:
 
 def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(crossed: Crossed, table: Table, tmp_path: Path) -> None:
     table["gone"] = replace(table["nano"], name="gone", title="Gone", source=str(tmp_path / "gone"))
+    table["far"] = replace(table["nano"], name="far", title="Far", source="nobody/nothing", revision="0" * 40)
     table["large"] = replace(table["nano"], name="large", title="Large", native_size=1024)
     shutil.copytree(models.ROOT / "core/nano/weights/nano/unet", tmp_path / "unet")
     broken = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
@@ -71,11 +81,12 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(crossed: Cros
     lacking = {key.replace("down_blocks_2", "down_blocks_7").replace("input_blocks_7", "input_blocks_70"): value for key, value in load_file(EXAMPLE).items()}
     save_file(lacking, tmp_path / "lacking.safetensors")
     rows = [{"lora": str(EXAMPLE), "home": "nano"}, {"lora": str(tmp_path / "lacking.safetensors"), "home": "nano"}]
-    study = crossed(loras=rows, models=["nano", "gone", "large", "nan"], strengths="1")
+    study = crossed(loras=rows, models=["nano", "gone", "far", "large", "nan"], strengths="1")
     found = pairs(study)
     why = {(lora, model): pair["why"] for (lora, model), pair in found.items()}
     assert found[EXAMPLE.stem, "nano"]["verdict"] is not None
     assert "is not there" in why[EXAMPLE.stem, "gone"]
+    assert "is not on this machine and the Hub cannot be reached" in why[EXAMPLE.stem, "far"]
     assert why[EXAMPLE.stem, "large"].endswith("made for nano, which large is not.")
     assert why[EXAMPLE.stem, "nan"].startswith("The picture became no numbers (NaN) with Not a number")
     assert "which this model does not have" in why["lacking", "nano"]
