@@ -111,9 +111,11 @@ def main() -> None:
     options.add_argument("--work", type=Path, help=argparse.SUPPRESS)
     asked = options.parse_args()
     if asked.part == "ours":
-        return ours(asked.work)
+        ours(asked.work)
+        return
     if asked.part == "kohyas":
-        return kohyas(asked.work, asked.kohya_dir)
+        kohyas(asked.work, asked.kohya_dir)
+        return
     if not asked.kohya_dir:
         sys.exit("skipped, no --kohya-dir")
     with TemporaryDirectory() as work:
