@@ -11,7 +11,7 @@ import gradio as gr
 from core import limits, models, presets
 from core.device import this_machine
 from core.types import UserError
-from tabs import api, crossing, generate, sweep, train, training, transfer
+from tabs import api, crossing, generate, publish, sweep, train, training, transfer
 
 CSS = "#status p, #tokens p { margin: 0 } #machine { opacity: .75; font-size: .85em }"
 
@@ -33,9 +33,12 @@ def build() -> gr.Blocks:
                 trained = train.tab(page, swept, tabs)
             with gr.Tab("Transfer", id="transfer"):
                 transfer.tab(trained)
+            with gr.Tab("Publish", id="publish"):
+                publish.tab(trained)
         api.endpoints()
         training.endpoints()
         crossing.endpoints()
+        publish.endpoints()
         gr.Markdown(this_machine().line(), elem_id="machine")
     return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
 

@@ -29,11 +29,20 @@ STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_a
 """Metadata that does not hold for the new file."""
 
 
-def edited(found: LoraFile, folder: Path, multiply: Any = None, blocks: str | None = None, keep: str | None = None, hint: str | None = None) -> Path:
+def edited(
+    found: LoraFile,
+    folder: Path,
+    multiply: Any = None,
+    blocks: str | None = None,
+    keep: str | None = None,
+    hint: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Path:
     """Write the LoRA anew into `folder` and return its path.
 
     `multiply`: the old strength that becomes 1.0. `blocks`: block weights as `lbw=` has them, a block of 0 is left out.
-    `keep`: `all`, or the blocks of `content` or `style`. `hint` becomes modelspec's usage hint.
+    `keep`: `all`, or the blocks of `content` or `style`. `hint` becomes modelspec's usage hint, `metadata` takes the
+    place of the file's own.
     Raises `UserError` for what is not allowed, and where nothing would be left.
     """
     times = _times(multiply)
@@ -42,7 +51,7 @@ def edited(found: LoraFile, folder: Path, multiply: Any = None, blocks: str | No
         field = "multiply" if times != 1 else "blocks"
         raise UserError(f"{field}: {found.path.name} is a DoRA, which no alpha makes stronger or weaker; it takes multiply 1, and 0 and 1 for blocks.")
     kept = _kept(found, shares, times)
-    told = {key: value for key, value in found.metadata.items() if key not in STALE}
+    told = {key: value for key, value in (found.metadata if metadata is None else metadata).items() if key not in STALE}
     told |= {"ss_network_alpha": f"{found.scale * found.rank * times:g}", "ss_network_dim": str(found.rank)}
     if hint:
         told["modelspec.usage_hint"] = hint

@@ -38,7 +38,7 @@ def outcome(study: Study, folder: Path) -> Outcome:
         name = f"cells/{strength:g}/prompt{number}-seed{seed}.png"
         placed(file, folder / name)
         cells.append((folder / name, f"{strength:g} · {seed}"))
-        named.append({"strength": strength, "seed": seed, "prompt": prompt, "picture": name})
+        named.append({"strength": strength, "seed": seed, "prompt": prompt, "picture": name, "key": file.stem})
     report["cells"] = named
     stem = shelf.slug(Path(study.plan.lora.path).stem)
     drawn = {"sheet": folder / "sheet.png", "curves": folder / "curves.png"}

@@ -31,9 +31,13 @@ def reported(study: Study) -> dict[str, Any]:
     unmeasured = dict(study.unmeasured)
     if not study.plan.references:
         unmeasured["style"] = "No reference pictures were given."
-    cells_of = [{"strength": strength, "seed": item[1], "prompt": item[0], "picture": str(file)} for (strength, item), file in sorted(study.pictures.items())]
+    cells_of = [
+        {"strength": strength, "seed": item[1], "prompt": item[0], "picture": str(file), "key": file.stem}
+        for (strength, item), file in sorted(study.pictures.items())
+    ]
     return {
         "lora": Path(study.plan.lora.path).stem,
+        "sha256": study.sha256,
         "model": study.plan.settings.model,
         "noise_floor": round(study.yard.floor, 4) if 0.0 in study.measured else None,
         "strengths": study.strengths,

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from core import cells, details, gpu, limits, measure, models, presets, record, shelf, tools
 from core.caption import Tagger
 from core.decide import HOLDS, Verdict, decide
+from core.digest import content
 from core.encode import said
 from core.events import Event, Failed, Look, Picture, Seen, Step
 from core.features import PARTS
@@ -29,6 +30,8 @@ class Study:
 
     def __init__(self, plan: Sweep):
         self.plan = plan
+        self.sha256 = content(Path(plan.lora.path))
+        """Of the LoRA, so that what was measured stays with it."""
         self.items: list[Item] = [(prompt, seed) for prompt in plan.prompts for seed in plan.seeds]
         self.strengths = list(plan.strengths)
         self.pictures: dict[tuple[float, Item], Path] = {}

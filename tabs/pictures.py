@@ -11,12 +11,12 @@ from core.data import dataset as datasets
 from core.data.dataset import Dataset
 from core.data.intake import imported, written
 from core.data.tagging import advice, counts, replaced, tagged
+from core.markdown import plain
 from core.train.caches import cropped
 from core.train.lesson import buckets
 from core.train.settings import Training
 from core.types import UserError
 from tabs.files import new_folder
-from tabs.widgets import plain
 
 KINDS = [".zip", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".txt", ".caption", ".toml"]
 SHOWN_TAGS, SHOWN_SKIPPED = 30, 20

@@ -10,6 +10,7 @@ from core import charts, edit, gpu, limits, lora, models, presets, shelf
 from core.blocks import BLOCKS
 from core.events import Failed, Step
 from core.features import VAE
+from core.markdown import plain
 from core.outcome import outcome, sheet
 from core.plan import SEEDS, STRENGTHS, eyes, neutral, plan
 from core.report import reported
@@ -17,7 +18,7 @@ from core.sweep import Study
 from core.types import UserError
 from tabs.files import new_folder
 from tabs.generate import Opened
-from tabs.widgets import plain, refusals
+from tabs.widgets import refusals
 
 ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
 SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next", "open")

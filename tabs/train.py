@@ -10,6 +10,7 @@ import gradio as gr
 from core import charts, gpu, limits, models, presets
 from core.data import dataset as datasets
 from core.device import on_zero_gpu
+from core.markdown import plain
 from core.train import runs
 from core.train.estimate import estimate, pace
 from core.train.folder import Folder
@@ -20,7 +21,7 @@ from core.types import UserError
 from tabs import pictures
 from tabs.files import placed
 from tabs.sweep import Swept
-from tabs.widgets import plain, refusals
+from tabs.widgets import refusals
 
 CHOSEN = ("steps", "batch", "rate", "rank", "alpha", "resolution", "targets", "optimizer", "expected_strength", "seed")
 """The settings that have a control of their own; all others are said as `name = value`."""

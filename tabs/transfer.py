@@ -10,6 +10,7 @@ import gradio as gr
 from core import edit, limits, lora, models, presets, shelf
 from core.events import Step
 from core.features import VAE
+from core.markdown import plain
 from core.plan import eyes
 from core.train import runs
 from core.train.run import read
@@ -19,7 +20,7 @@ from core.transfer.study import Study
 from core.types import UserError
 from tabs import train
 from tabs.files import new_folder
-from tabs.widgets import plain, refusals
+from tabs.widgets import refusals
 
 ASKED = ("files", "shelf", "runs", "home", "models", "strengths", "seeds", "prompts", "clip_skip", "references", "eye", "blocks")
 SHOWN = ("status", "answer", "heat", "matrix", "sheet", "out", "result", "chosen")
@@ -37,7 +38,7 @@ def tab(trained: train.Trained) -> None:
             c |= _results()
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     c["depth"].input(lambda name: DEPTHS[name], c["depth"], c["strengths"], **quiet)
-    trained.mine.change(_known, [trained.mine, c["runs"]], c["runs"], **quiet)
+    trained.mine.change(known, [trained.mine, c["runs"]], c["runs"], **quiet)
     job: dict[str, Any] = {
         "fn": _study,
         "inputs_kwargs": {name: c[name] for name in ASKED},
@@ -157,16 +158,17 @@ def _said(values: dict[str, Any]) -> dict[str, Any]:
     return {**{name: values[name] for name in ("models", "strengths", "seeds", "clip_skip", "references", "eye")}, "prompts": prompts, "loras": tables}
 
 
-def _known(mine: str, chosen: Sequence[str]) -> Any:
-    """This browser's runs that have a LoRA: the last one of each, or all that it kept."""
+def known(mine: str, chosen: Sequence[str], several: bool = True) -> Any:
+    """This browser's runs that have a LoRA: the last one of each, or, where `several` are taken, all that it kept."""
     choices = []
     for name in mine.split()[: train.MINE]:
         if (folder := runs.known(name)) and any(folder.loras.glob("*.safetensors")):
             run = read(folder)
             said = f"{run.name} on {run.model}, {run.began[5:16].replace('T', ' ')}"
-            choices += [(said, name), (f"{said}: every kept step", f"{name}:all")]
+            choices += [(said, name), *([(f"{said}: every kept step", f"{name}:all")] if several else [])]
     there = {name for _, name in choices}
-    return gr.update(choices=choices, value=[name for name in chosen or [] if name in there])
+    left = [name for name in chosen or [] if name in there]
+    return gr.update(choices=choices, value=left if several else next(iter(left), None))
 
 
 # --- the study -------------------------------------------------------------------------------------
@@ -262,7 +264,7 @@ def _across(bases: Sequence[str], kept: bool, mine: str, **values: Any) -> Itera
         if (told := runs.status(folder)).state != "done":
             raise gr.Error(f"The run on {model} is {told.state}: {told.error or 'resume it in the Train tab'}")
     chosen = [f"{folder.name}{':all' if kept else ''}" for folder in folders]
-    choices = _known(mine, chosen)
+    choices = known(mine, chosen)
     yield "Trained; crossing them …", skip, choices, gr.update(value=list(dict.fromkeys([*bases, *models_around(bases)])))
 
 

@@ -42,8 +42,3 @@ def refusals(names: tuple[str, ...], plan: Callable[[dict[str, Any]], Any], fiel
         return [gr.validate(True, "") for _ in names]
 
     return check
-
-
-def plain(text: str) -> str:
-    """A file's or a visitor's own words, as text and not as Markdown."""
-    return "".join(f"\\{character}" if character in r"\`*_{}[]()#+!<>|~$&" else character for character in text)

@@ -23,10 +23,13 @@ FLOORS = [
         "core.masks",
         "core.blocks",
         "core.digest",
+        "core.markdown",
+        "core.publish",
         "core.transfer",
         "core.transfer.page",
     },
     {
+        "core.publish.measured",
         "core.transfer.lineage",
         "core.transfer.judge",
         "core.lorachange",
@@ -89,7 +92,9 @@ FLOORS = [
     {"core.sweep", "core.train.__main__"},
     {"core.report"},
     {"core.outcome", "core.transfer.study", "core.transfer.plan"},
-    {"core.transfer.claims", "core.transfer.blocks"},
+    {"core.transfer.claims", "core.transfer.blocks", "core.publish.plan"},
+    {"core.publish.card"},
+    {"core.publish.bundle", "core.publish.push"},
     {"core.transfer.report"},
     {"core.transfer.outcome"},
     {"tabs.files", "tabs.widgets", "tabs.stages"},
@@ -98,6 +103,7 @@ FLOORS = [
     {"tabs.sweep"},
     {"tabs.train", "tabs.crossing"},
     {"tabs.transfer"},
+    {"tabs.publish"},
     {"app"},
 ]
 

@@ -12,6 +12,8 @@ from core.decide import FEWEST, HOLDS, INTERVAL, RESAMPLES, STYLED, Range, Verdi
 
 FULL, PARTIAL = 0.8, 0.33
 """Least share of what a LoRA adds at home (in style; in effect where no style is known) at a strength where the picture holds."""
+REACHED = 1e-3
+"""Share of a change that may be missing where it counts as reached: the same pictures are not the same to the last digit."""
 RULE = (
     f"full: at a strength where prompt, composition, detail and colours hold, it adds at least {100 * FULL:.0f} % of the style that it adds at home "
     f"(of the effect, where no style is known); partial: at least {100 * PARTIAL:.0f} %; none: less, or no sure change of the pictures."
@@ -109,7 +111,7 @@ def _needs(tried: Sequence[float], effect: np.ndarray, home: Home, picks: np.nda
 def crossing(tried: Sequence[float], values: np.ndarray, target: float) -> float | None:
     """The least strength at which a curve comes to `target`, straight between those tried; `None` if it does not."""
     for i in range(1, len(tried)):
-        if values[i] >= target * (1 - 1e-9):
+        if values[i] >= target * (1 - REACHED):
             rise = values[i] - values[i - 1]
             share = 1.0 if rise <= 0 else (target - values[i - 1]) / rise
             return float(tried[i - 1] + min(max(share, 0.0), 1.0) * (tried[i] - tried[i - 1]))

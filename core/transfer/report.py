@@ -39,6 +39,7 @@ def reported(study: Study) -> dict[str, Any]:
     return {
         "models": list(plan.models),
         "loras": [row.name for row in plan.rows],
+        "sha256": {row.name: study.pairs[row.name, plan.models[0]].sweep.sha256 for row in plan.rows},
         "homes": {row.name: row.home for row in plan.rows},
         "strengths": study.strengths,
         "prompts": list(plan.prompts),

@@ -1,0 +1,103 @@
+"""Reports as a client gives them back -> reports that can be printed: their own fields alone, numbers that are numbers, short texts."""
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from core.types import UserError
+
+TEXT = 2000  # characters of one text
+ROWS = 4096  # of one list
+CURVE = ("strength", "effect", "effect_low", "effect_high", "style", "composition", "prompt", "detail", "saturation")
+KNEES = ("onset", "sweet_spot_low", "sweet_spot_high", "breakdown")
+PAIR = ("sweet_spot", "recommended", "needs_times", "share")
+VERDICTS = ("full", "partial", "none", None)
+
+
+def sweep(said: Any, sha256: str) -> dict[str, Any]:
+    """A sweep's report of the file with this hash. Raises `UserError` for anything else: figures of another file are worse than none."""
+    try:
+        own = said["sha256"] == sha256
+        found = {
+            "lora": _text(said["lora"]),
+            "sha256": sha256,
+            "model": _text(said["model"]),
+            "why": _text(said["why"]),
+            "noise_floor": _number(said["noise_floor"]),
+            **{name: _number(said[name]) for name in ("onset", "breakdown", "recommended")},
+            "sweet_spot": _range(said["sweet_spot"]),
+            "confidence": _number(said["confidence"]) or 0.0,
+            "intervals": {name: _range(said["intervals"][name]) for name in KNEES if said["intervals"].get(name)},
+            "curve": [{name: _number(row.get(name)) for name in CURVE} for row in _rows(said["curve"])],
+            "prompts": [_text(prompt) for prompt in _rows(said["prompts"])],
+            "seeds": [int(_number(seed) or 0) for seed in _rows(said["seeds"])],
+            "eye": _text(said["eye"]),
+            "cells": [_cell(cell) for cell in _rows(said.get("cells", []))],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError("sweep: it takes the report of a sweep, as the Sweep tab or /sweep gives it.") from error
+    if not own:
+        raise UserError(f"sweep: {found['lora'][:60]} was measured, which is another file than the one to publish; measure this one.")
+    return found
+
+
+def transfer(said: Any, sha256: str) -> dict[str, Any]:
+    """A transfer study's report that has the file with this hash in it: its rows. Raises `UserError` as `sweep`."""
+    try:
+        names = [name for name, hashed in said["sha256"].items() if hashed == sha256]
+        found = {
+            "rule": _text(said["rule"]),
+            "models": [_text(model) for model in _rows(said["models"])],
+            "seeds": [int(_number(seed) or 0) for seed in _rows(said["seeds"])],
+            "prompts": [_text(prompt) for prompt in _rows(said["prompts"])],
+            "per_pair": [_pair(pair) for pair in _rows(said["per_pair"]) if pair["lora"] in names],
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserError("transfer: it takes the report of a transfer study, as the Transfer tab or /transfer gives it.") from error
+    if not names:
+        raise UserError("transfer: the file to publish is not among those that were measured; measure this one.")
+    return found
+
+
+def _cell(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A picture's place, and the key by which it is kept here."""
+    key = _text(said.get("key", ""))
+    told = {"strength": _number(said["strength"]), "seed": int(_number(said["seed"]) or 0), "prompt": _text(said["prompt"])}
+    return {**told, "key": key if re.fullmatch(r"[0-9a-f]{64}", key) else ""}
+
+
+def _pair(said: Mapping[str, Any]) -> dict[str, Any]:
+    if said["verdict"] not in VERDICTS:
+        raise ValueError("no verdict")
+    numbers = {name: _range(said[name]) if name == "sweet_spot" else _number(said[name]) for name in PAIR}
+    return {"lora": _text(said["lora"]), "model": _text(said["model"]), "verdict": said["verdict"], "why": _text(said["why"]), **numbers}
+
+
+def _text(said: Any) -> str:
+    if not isinstance(said, str):
+        raise TypeError("no text")
+    return said[:TEXT]
+
+
+def _number(said: Any) -> float | None:
+    if said is None:
+        return None
+    if isinstance(said, bool) or not isinstance(said, int | float) or not math.isfinite(said):
+        raise TypeError("no number")
+    return said
+
+
+def _range(said: Any) -> list[float] | None:
+    if said is None:
+        return None
+    low, high = (_number(end) for end in said)
+    if low is None or high is None:
+        raise ValueError("half a range")
+    return [low, high]
+
+
+def _rows(said: Any) -> list[Any]:
+    if not isinstance(said, list) or len(said) > ROWS:
+        raise TypeError("no list")
+    return said

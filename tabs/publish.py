@@ -1,0 +1,225 @@
+"""The Publish tab: a LoRA with its card, seen whole before anything is sent, then one commit to the Hub."""
+
+import json
+import os
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from huggingface_hub import get_token
+
+from core import charts, presets, shelf
+from core.markdown import plain
+from core.publish.bundle import bundle
+from core.publish.plan import LICENCES, plan
+from core.publish.push import compared, pushed
+from core.train import runs
+from core.types import UserError
+from tabs.files import chosen, new_folder, uploaded
+from tabs.train import Trained
+from tabs.transfer import known
+from tabs.widgets import refusals
+
+TOLD = ("repo", "title", "trigger", "description", "license", "private")
+ASKED = ("file", "shelf", "run", "home", *TOLD, "reports", "pictures")
+INHERIT = "the base's"
+LARGEST_REPORT = 20_000_000  # bytes
+
+
+def tab(trained: Trained) -> None:
+    """Lay out the tab and wire it; `trained` knows this browser's runs."""
+    with gr.Row():
+        with gr.Column(scale=4, min_width=320):
+            c = _controls()
+        with gr.Column(scale=7, min_width=320):
+            c["preview"] = gr.Button("Show what would be sent", variant="primary", elem_id="publish-preview")
+            c["status"] = gr.Markdown("Nothing is sent before you press Publish.", elem_id="publish-status")
+            c["changes"] = gr.Dataframe(headers=["file", "bytes", ""], interactive=False, visible=False, label="Files", elem_id="publish-files")
+            c["card"] = gr.Markdown(visible=False, container=True, elem_id="card")
+            c["curves"] = gr.Image(visible=False, interactive=False, show_label=False, format="png", elem_id="card-curves")
+            with gr.Accordion("The card as it is written", open=False):
+                c["text"] = gr.Code(language="markdown", interactive=False, elem_id="card-text")
+            c["login"] = gr.Checkbox(False, label="Use this computer's Hugging Face login", visible=not on_space(), elem_id="use-login")
+            if on_space():
+                gr.LoginButton()
+            c["over"] = gr.Checkbox(False, label="Write into a repository that was not made here", elem_id="write-over")
+            c["publish"] = gr.Button("Publish", variant="stop", elem_id="publish")
+    quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+    trained.mine.change(lambda mine, run: known(mine, [run] if run else [], several=False), [trained.mine, c["run"]], c["run"], queue=False, **quiet)
+    asked = {name: c[name] for name in (*ASKED, "login")}
+    shown = [c[name] for name in ("status", "changes", "card", "text", "curves")]
+    c["preview"].click(_previewed, inputs_kwargs=asked, outputs=shown, **quiet)
+    c["publish"].click(_published, inputs_kwargs={**asked, "over": c["over"]}, outputs=c["status"], **quiet)
+
+
+def _controls() -> dict[str, Any]:
+    """The left side: components by name."""
+    c: dict[str, Any] = {}
+    c["file"] = gr.File(label="LoRA", file_types=[".safetensors"], height=110, elem_id="publish-file")
+    with gr.Row():
+        c["shelf"] = gr.Dropdown(shelf.names(), value=None, label="Or from the shelf", min_width=140)
+        c["run"] = gr.Dropdown([], value=None, label="Or a run of yours", min_width=140, elem_id="publish-run")
+    c["repo"] = gr.Textbox("", label="Repository", placeholder="owner/name", elem_id="repo")
+    c["title"] = gr.Textbox("", label="Title", info="empty for the file's name", elem_id="publish-title")
+    c["trigger"] = gr.Textbox(None, label="Trigger words", info="empty for those in the file", elem_id="publish-trigger")
+    c["description"] = gr.Textbox("", label="Description", lines=4, elem_id="description")
+    with gr.Row():
+        c["home"] = gr.Dropdown(["as the file says", *presets.models()], value="as the file says", label="Trained on", min_width=140)
+        c["license"] = gr.Dropdown([INHERIT, *LICENCES], value=INHERIT, allow_custom_value=True, label="Licence", min_width=140, elem_id="licence")
+    c["private"] = gr.Checkbox(True, label="Private")
+    c["reports"] = gr.File(
+        label="What was measured: zips of Sweep and Transfer, or their reports", file_count="multiple", file_types=[".zip", ".json"], height=110,
+        elem_id="publish-reports",
+    )  # fmt: skip
+    c["pictures"] = gr.File(label="Pictures made here, for the gallery", file_count="multiple", file_types=[".png"], height=110)
+    return c
+
+
+def on_space() -> bool:
+    """Whether visitors log in for themselves."""
+    return bool(os.environ.get("SPACE_ID"))
+
+
+def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any) -> tuple[Any, ...]:
+    hidden = gr.update(visible=False)
+    try:
+        publication = plan(_said(values))
+        files = bundle(publication, new_folder())
+        there = compared(publication.repo, files, token(login, visitor) or False)
+    except UserError as error:
+        return f"⚠️ {plain(str(error))}", hidden, hidden, "", hidden
+    card = files["README.md"].read_text()
+    rows = [[change.path, change.size, change.what] for change in there.changes]
+    said = "It is new." if there.commit is None else f"It is there, at {there.commit[:8]}."
+    said += "" if there.ours else " **It was not made here**: tick below that it may be written over."
+    body = re.sub(r"<Gallery />|!\[[^\n]*\]\(reports/[^)]*\)", "", card.split("\n---\n", 1)[1])  # pictures are not there yet
+    curves = charts.curves(publication.sweeps[0]) if publication.sweeps else None
+    return (
+        f"{plain(publication.repo)}: {len(rows)} files, {sum(row[1] for row in rows):,} bytes. {said}",
+        gr.update(value=rows, visible=True),
+        gr.update(value=body, visible=True),
+        card,
+        gr.update(value=curves, visible=curves is not None),
+    )
+
+
+def _published(visitor: gr.OAuthToken | None, login: bool = False, over: bool = False, **values: Any) -> str:
+    try:
+        publication = plan(_said(values))
+        own = token(login, visitor)
+        if own is None:
+            raise UserError("login: log in first." if on_space() else "login: tick that this computer's login may be used, after `hf auth login`.")
+        files = bundle(publication, new_folder())
+        url = pushed(publication.repo, files, own, private=publication.private, message=f"Publish {publication.name}", over=over)
+    except UserError as error:
+        return f"⚠️ {plain(str(error))}"
+    return f"**Published**: {url}"
+
+
+def token(login: bool, visitor: gr.OAuthToken | None) -> str | None:
+    """The visitor's own on a Space; at home the machine's, once that was ticked."""
+    if on_space():
+        return visitor.token if visitor else None
+    return get_token() if login else None
+
+
+def _said(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The tab's values as `core.publish.plan` takes them."""
+    told = {name: values[name] for name in TOLD} | {"pictures": values["pictures"], "trigger": values["trigger"] or None}
+    told["license"] = "" if values["license"] in (None, INHERIT) else values["license"]
+    told["home"] = None if values["home"] in (None, "as the file says") else values["home"]
+    told |= reports([Path(file) for file in values["reports"] or []])
+    if values["run"]:
+        return told | {"run": str(runs.found(values["run"]).path)}
+    return told | {"lora": values["file"] or (str(shelf.path(values["shelf"])) if values["shelf"] else None)}
+
+
+def reports(files: list[Path]) -> dict[str, Any]:
+    """Sweeps' and a transfer's report from zips and JSON files. Raises `UserError`."""
+    found: dict[str, Any] = {"sweep": []}
+    for file in files:
+        try:
+            if file.suffix == ".zip":
+                with zipfile.ZipFile(file) as archive, archive.open("report.json") as opened:
+                    text = opened.read(LARGEST_REPORT + 1)
+            else:
+                with file.open("rb") as opened:
+                    text = opened.read(LARGEST_REPORT + 1)
+            report = json.loads(text) if len(text) <= LARGEST_REPORT else None
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile, RecursionError) as error:
+            raise UserError(f"sweep: {file.name} holds no report.json that can be read.") from error
+        if not isinstance(report, dict):
+            raise UserError(f"sweep: {file.name} holds no report.")
+        if "per_pair" in report:
+            found["transfer"] = report
+        else:
+            found["sweep"].append(report)
+    return found
+
+
+# --- the endpoint ----------------------------------------------------------------------------------
+
+
+def publish(
+    visitor: gr.OAuthToken | None,
+    lora: str | dict | None = None,
+    run: str | None = None,
+    repo: str = "",
+    title: str | None = None,
+    license: str | None = None,
+    private: bool = True,
+    sweep: dict | list | None = None,
+    dry_run: bool = False,
+    trigger: str | None = None,
+    description: str | None = None,
+    transfer: dict | None = None,
+    pictures: list | None = None,
+    use_login: bool = False,
+) -> dict[str, Any]:
+    """Publish a LoRA, or a run's, to the Hub in one commit. `sweep` and `transfer` are reports of this very file.
+
+    With `dry_run` nothing is sent, and the card's text and the files with what they change come back. Returns url, commit, files.
+    """
+    told = {"repo": repo, "title": title, "license": license, "private": private, "sweep": sweep, "trigger": trigger, "description": description}
+    try:
+        publication = plan(_asked(lora=lora, run=run, pictures=pictures, **told, transfer=transfer))
+        files = bundle(publication, new_folder())
+        own = token(use_login, visitor)
+        there = compared(publication.repo, files, own or False)
+        listed = [{"file": change.path, "size": change.size, "what": change.what} for change in there.changes]
+        if dry_run:
+            return {"url": None, "commit": there.commit, "files": listed, "card": files["README.md"].read_text(encoding="utf-8")}
+        if own is None:
+            raise UserError("login: nobody is logged in; at home set use_login to true, after `hf auth login`.")
+        url = pushed(publication.repo, files, own, private=publication.private, message=f"Publish {publication.name}")
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+    return {"url": url, "commit": url.rpartition("/")[2], "files": listed}
+
+
+def _asked(lora: Any, run: str | None, pictures: list | None = None, **told: Any) -> dict[str, Any]:
+    """What `/publish` takes as `core.publish.plan` takes it."""
+    said = {name: told.get(name) for name in (*TOLD, "sweep", "transfer")} | {"pictures": [uploaded(each, "pictures") for each in pictures or []]}
+    return said | ({"run": str(runs.found(run).path)} if run else {"lora": chosen(lora) if lora else None})
+
+
+def endpoints() -> None:
+    """Wire the endpoint, on components that no page shows."""
+
+    def hidden(kind: Any, value: Any = None) -> Any:
+        return kind(value, visible=False)
+
+    asked = {name: hidden(gr.Textbox) for name in ("run", "repo", "title", "license", "trigger", "description")}
+    asked |= {name: hidden(gr.JSON) for name in ("lora", "sweep", "transfer", "pictures")}
+    asked |= {name: hidden(gr.Checkbox, name == "private") for name in ("private", "dry_run", "use_login")}
+    gr.Button(visible=False).click(
+        publish,
+        inputs_kwargs=asked,
+        outputs=gr.JSON(visible=False),
+        validator=refusals(tuple(asked), lambda values: plan(_asked(**values)), {"home": "lora"}),
+        concurrency_id="publish",
+        api_name="publish",
+    )

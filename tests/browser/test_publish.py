@@ -1,0 +1,63 @@
+"""The Publish tab as a person uses it, in Chromium: the card with its table and curve, the files, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
+from tests.publish.hub import Hub
+from tests.publish.test_card import EXAMPLE, REPORT
+
+
+@pytest.fixture
+def page(studio: str, chromium, hub_server: Hub):  # noqa: F811
+    context = chromium.new_context(viewport={"width": 1280, "height": 960})
+    page = context.new_page()
+    page.goto(studio)
+    page.get_by_role("tab", name="Publish").click()
+    page.locator("#publish-preview").wait_for()
+    yield page
+    context.close()
+
+
+def filled(page, tmp_path: Path) -> None:
+    curve = [{"strength": s / 2, "effect": s * 0.4, "effect_low": s * 0.3, "effect_high": s * 0.5, "style": None, "composition": 1 - s / 12} for s in range(10)]
+    (tmp_path / "report.json").write_text(json.dumps({**REPORT, "curve": curve}))
+    page.locator("#publish-file input[type=file]").set_input_files(EXAMPLE)
+    page.locator("#publish-file").get_by_text("nano-airbrush").wait_for()
+    page.locator("#publish-reports input[type=file]").set_input_files(tmp_path / "report.json")
+    page.locator("#publish-reports").get_by_text("report").first.wait_for()
+    page.locator("#repo input, #repo textarea").first.fill("ann/soft")
+    page.locator("#publish-title input, #publish-title textarea").first.fill("Soft <b>light</b>")
+    page.locator("#description textarea").fill("Gradients <script>document.title = 'taken'</script> without a line.")
+
+
+def test_the_card_is_seen_before_anything_is_sent(page, hub_server: Hub, tmp_path: Path, screenshots: Path) -> None:  # noqa: F811
+    filled(page, tmp_path)
+    page.locator("#publish-preview").click()
+    page.locator("#publish-status").get_by_text(re.compile(r"ann/soft: 5 files, [\d,]+ bytes\. It is new\.")).wait_for()
+    card = page.locator("#card")
+    card.get_by_role("cell", name="2.75", exact=True).wait_for()
+    card.get_by_role("heading", name="Soft <b>light</b>").wait_for()
+    assert page.title() == "Sweetspot", "a script of the description ran"
+    page.locator("#card-curves img").wait_for()
+    page.screenshot(path=screenshots / "publish-1280.png", full_page=True)
+    assert not [one for one in hub_server.asked if one.method in ("POST", "PUT")]
+    page.locator("#publish").click()
+    page.locator("#publish-status").get_by_text("login: tick that this computer's login may be used").wait_for()
+    assert not hub_server.repos
+
+
+def test_what_is_not_allowed_is_said(page, tmp_path: Path) -> None:
+    filled(page, tmp_path)
+    page.locator("#repo input, #repo textarea").first.fill("my lora")
+    page.locator("#publish-preview").click()
+    page.locator("#publish-status").get_by_text("repo: 'my lora' is not allowed").wait_for()
+
+
+def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:
+    page.set_viewport_size({"width": 390, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.screenshot(path=screenshots / "publish-390.png", full_page=True)

@@ -1,0 +1,37 @@
+"""A Hub on this machine that the real client is online with; it neither waits between attempts nor knows a token that is not handed to it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from huggingface_hub import close_session, constants, file_download, hf_api
+from huggingface_hub.utils import _http
+
+from tests.publish.hub import Hub, hub
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Ann's and Bob's Hub, the client's default one while it runs."""
+    with hub({"hf_ann": "ann", "hf_bob": "bob"}) as server:
+        for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+            monkeypatch.delenv(variable, raising=False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        here = {
+            "ENDPOINT": server.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_CACHE": str(tmp_path / "cache"),
+            "HF_TOKEN_PATH": str(tmp_path / "token"),
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_DISABLE_XET": True,  # the client asks no server whether to: where hf_xet is installed it uploads a path or bytes by nothing else
+            "HF_HUB_DISABLE_TELEMETRY": True,  # it would ask for a list of agents first
+        }
+        for constant, value in here.items():
+            monkeypatch.setattr(constants, constant, value)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.url)
+        for module in (_http, file_download):
+            monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _seconds: None))
+        close_session()
+        yield server
+        close_session()

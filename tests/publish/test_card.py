@@ -1,0 +1,93 @@
+"""The card: YAML that says the same whatever words are in it, a body in which words stay words, figures of this file alone."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core import presets
+from core.digest import content
+from core.publish.card import card
+from core.publish.plan import Publication, plan
+from core.types import UserError
+
+EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc"), include_characters="\n"), max_size=60).map(str.strip)
+REPORT: dict[str, Any] = {
+    "lora": "nano-airbrush", "sha256": content(EXAMPLE), "model": "nano", "noise_floor": 0.3, "onset": 1.0, "breakdown": 4.5, "recommended": 2.75,
+    "sweet_spot": [2.0, 3.5], "confidence": 0.94, "intervals": {"onset": [0.5, 1.0], "sweet_spot_low": [1.5, 2.5]}, "why": "Works from 2 to 3.5.",
+    "curve": [{"strength": 0.0, "effect": 0.0, "effect_low": 0.0, "effect_high": 0.0, "style": None}], "prompts": ["1girl"], "seeds": [1, 2], "eye": "VAE",
+}  # fmt: skip
+
+
+def asked(**values: Any) -> Publication:
+    return plan({"lora": str(EXAMPLE), "repo": "ann/soft", "license": "apache-2.0", **values})
+
+
+@settings(max_examples=60, deadline=None)
+@given(title=TEXT, trigger=TEXT, description=TEXT, prompts=st.lists(TEXT, max_size=3))
+def test_yaml_says_what_was_said(title: str, trigger: str, description: str, prompts: list[str]) -> None:
+    publication = asked(title=title, trigger=trigger, description=description)
+    shown = {f"images/{i}.png": prompt for i, prompt in enumerate(prompts)}
+    told = ModelCard(card(publication, shown)).data.to_dict()
+    assert told.get("instance_prompt", "") == publication.trigger
+    assert [(each["output"]["url"], each["text"]) for each in told.get("widget", [])] == list(shown.items())
+    assert told["license"] == "apache-2.0"
+    assert told["library_name"] == "diffusers"
+
+
+def test_an_evil_trigger_changes_nothing() -> None:
+    evil = "x\nlicense: mit\n---\n<script>alert(1)</script>"
+    text = card(asked(trigger=evil, title=evil, description=f"{evil} [x](javascript:alert(1)) ![](http://a/b.png)"), {})
+    told = ModelCard(text)
+    assert told.data.license == "apache-2.0"
+    assert told.data.to_dict()["instance_prompt"] == evil
+    body = told.text
+    outside = "".join(part for i, part in enumerate(body.split("`")) if i % 2 == 0)
+    assert "<script" not in outside.replace("\\<", ""), "HTML stands outside of code"
+    assert "](javascript" not in outside
+    assert "![](http" not in outside
+
+
+def test_what_was_measured_stands_in_the_table() -> None:
+    text = card(asked(sweep=REPORT, home="nano"), {})
+    assert "| nano | 2 (1.5 to 2.5) | 2.75 | 3.5 | 1 (0.5 to 1) | 4.5 | 94 % | prompts: 1, seeds: 1, 2 |" in text
+    assert "Strength **2.75** (measured)" in text
+    assert "Not measured" not in text
+    assert "Not measured." in card(asked(), {})
+
+
+def test_the_licence_is_the_bases_with_its_notice() -> None:
+    publication = replace(asked(), base=presets.models()["baxl-v3"], licence=presets.models()["baxl-v3"].licence)
+    told = ModelCard(card(publication, {}))
+    assert (told.data.license, told.data.license_name) == ("other", "faipl-1.0-sd")
+    assert "fan-art guidelines" in told.text
+    assert told.data.to_dict().get("base_model") is None, "a file of one's own has no name on the Hub"
+    hosted = replace(publication, base=presets.models()["illustrious-xl"])
+    assert ModelCard(card(hosted, {})).data.base_model == "OnomaAIResearch/Illustrious-xl-early-release-v0"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"repo": "ann/../bob"}, "repo: "),
+        ({"repo": "ann/my lora"}, "repo: "),
+        ({"repo": "soft"}, "repo: "),
+        ({"description": "x" * 5001}, "description: 5,001 characters are too many"),
+        ({"private": "yes"}, "private: "),
+        ({"sweep": {**REPORT, "sha256": "0" * 64}}, "sweep: nano-airbrush was measured, which is another file"),
+        ({"sweep": {"lora": "x"}}, "sweep: it takes the report of a sweep"),
+        ({"sweep": {**REPORT, "recommended": "<b>2</b>"}}, "sweep: it takes the report of a sweep"),
+        ({"transfer": {"per_pair": []}}, "transfer: it takes the report"),
+        ({"lora": None}, "lora: choose one"),
+        ({"lora": "/nowhere.safetensors"}, "lora: nowhere.safetensors is not there"),
+    ],
+)
+def test_what_is_not_allowed_is_one_sentence(values: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        asked(**values)
+    assert str(error.value).startswith(sentence), str(error.value)

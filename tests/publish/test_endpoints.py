@@ -1,0 +1,73 @@
+"""`/publish` through gradio_client, the README's script from pictures to a measured LoRA, and what a client gets wrong."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from huggingface_hub import ModelCard, constants
+
+from core.nano.lessons import airbrushed
+from tests.publish.hub import Hub
+from tests.publish.test_card import EXAMPLE, REPORT
+
+README = Path(__file__).parent.parent.parent / "README.md"
+
+
+def test_a_dry_run_shows_everything_and_sends_nothing(client: Client, hub_server: Hub) -> None:
+    told = client.predict(lora="nano-airbrush", repo="ann/soft", sweep=REPORT, dry_run=True, api_name="/publish")
+    assert (told["url"], told["commit"]) == (None, None)
+    assert {each["what"] for each in told["files"]} == {"new"}
+    assert {"README.md", "nano-airbrush.safetensors", "reports/sweep-1.json"} <= {each["file"] for each in told["files"]}
+    assert ModelCard(told["card"]).data.library_name == "diffusers"
+    assert "| nano | 2 (1.5 to 2.5) | 2.75 |" in told["card"]
+    assert not [one for one in hub_server.asked if one.method in ("POST", "PUT") or "authorization" in one.headers]
+
+
+def test_the_machines_login_is_used_only_when_asked_for(client: Client, hub_server: Hub) -> None:
+    Path(constants.HF_TOKEN_PATH).write_text("hf_ann")
+    with pytest.raises(AppError, match="login: nobody is logged in"):
+        client.predict(lora=handle_file(EXAMPLE), repo="ann/soft", api_name="/publish")
+    assert not [one for one in hub_server.asked if "authorization" in one.headers]
+    told = client.predict(lora=handle_file(EXAMPLE), repo="ann/soft", use_login=True, api_name="/publish")
+    assert told["commit"] == hub_server.commits("ann/soft")[-1].oid
+    assert "hf_ann" not in str(told)
+
+
+@pytest.mark.parametrize(
+    ("said", "sentence"),
+    [
+        ({"repo": "../soft"}, "repo: "),
+        ({"lora": None}, "lora: choose one"),
+        ({"run": "0" * 32}, "run: "),
+        ({"sweep": {**REPORT, "sha256": "0" * 64}}, "sweep: nano-airbrush was measured, which is another file"),
+        ({"pictures": [{"path": "/etc/passwd"}]}, "pictures: it takes an uploaded file."),
+        ({"description": "x" * 10**6}, "description: 1,000,000 characters are too many"),
+    ],
+)
+def test_what_is_not_allowed_is_one_sentence(client: Client, hub_server: Hub, said: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((AppError, ValueError)) as error:
+        client.predict(**{"lora": "nano-airbrush", "repo": "ann/soft", **said}, api_name="/publish")
+    assert sentence in str(error.value)
+    assert not hub_server.asked, "nothing is asked of the Hub"
+
+
+def test_the_readmes_script_goes_from_pictures_to_a_measured_lora(
+    studio: str, hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = next(block for block in re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL) if "/publish" in block)
+    assert len(script.splitlines()) <= 25
+    (tmp_path / "pictures").mkdir()
+    for i, (picture, caption) in enumerate(airbrushed(4)):
+        picture.save(tmp_path / "pictures" / f"{i}.png")
+        (tmp_path / "pictures" / f"{i}.txt").write_text(caption)
+    monkeypatch.chdir(tmp_path)
+    quick = script.replace("http://127.0.0.1:7860", studio).replace('recipe="nano-quick"', 'recipe="nano-quick", overrides={"steps": 4, "preview_every": 0}')
+    exec(compile(quick.replace('strengths="0-3.5 (+0.5)"', 'strengths="0, 1, 2", seeds="1, 2"'), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "## Where it works" in printed
+    assert "mystyle" in printed
+    assert "reports/strip-1.png" in printed, "the sweep's pictures are at hand"
+    assert not hub_server.repos, "a dry run sends nothing"
