@@ -29,6 +29,7 @@ def test_the_files_keep_their_budgets() -> None:
     sizes = {file.relative_to(WEIGHTS): file.stat().st_size for file in WEIGHTS.rglob("*") if file.is_file()}
     assert max(sizes.values()) <= 10 * MIB
     assert sum(sizes.values()) <= 32 * MIB
+    assert not [file for file in WEIGHTS.rglob("*.json") if "_name_or_path" in file.read_text()], "a config says where it was made"
     assert not [name for name in sizes if name.suffix in (".bin", ".pt", ".pkl", ".ckpt")], "safetensors and ONNX only"
 
 

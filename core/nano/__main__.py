@@ -25,6 +25,7 @@ def main() -> None:
     save(images, encoders, unet.train(images, encoders), WEIGHTS / "nano")
     for name in descend.DESCENDANTS:
         descend.train(name, WEIGHTS / "nano", images, encoders).half().save_pretrained(WEIGHTS / f"nano-{name}")
+        anonymous(WEIGHTS / f"nano-{name}")
 
 
 def save(images: vae.AutoencoderKL, encoders: unet.Encoders, denoiser: unet.UNet2DConditionModel, folder: Path) -> None:
@@ -44,7 +45,12 @@ def save(images: vae.AutoencoderKL, encoders: unet.Encoders, denoiser: unet.UNet
     pipeline.unet.half()  # diffusers opens either precision as float32; transformers keeps what it finds,
     pipeline.vae.half()  # so the small text encoders stay float32
     pipeline.save_pretrained(folder)
-    for file in folder.rglob("*.json"):  # where a part was opened from is nobody's business
+    anonymous(folder)
+
+
+def anonymous(folder: Path) -> None:
+    """Take out of a folder's configs where its parts were opened from, which is nobody's business."""
+    for file in folder.rglob("*.json"):
         file.write_text(re.sub(r'\n *"_name_or_path": ".*?",', "", file.read_text()))
 
 
