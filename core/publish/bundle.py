@@ -11,6 +11,7 @@ from PIL import Image
 
 from core import cells, charts, edit, record
 from core.atomic import placed
+from core.digest import content
 from core.publish.card import card
 from core.publish.plan import Publication
 
@@ -47,7 +48,7 @@ def bundle(publication: Publication, folder: Path) -> dict[str, Path]:
         record.read_picture(files[path])  # it still says how it was made
         shown[path] = prompt
     files["README.md"] = _at(folder, "README.md")
-    files["README.md"].write_text(card(p, shown, strips=[path for path in files if "/strip-" in path]), encoding="utf-8")
+    files["README.md"].write_text(card(p, shown, strips=[path for path in files if "/strip-" in path], sha256=content(files[p.name])), encoding="utf-8")
     return files
 
 

@@ -17,8 +17,8 @@ TAGS = (MARK, "text-to-image", "diffusers", "lora", "stable-diffusion-xl", "temp
 MOST_TAGS = 30  # of the captions
 
 
-def card(publication: Publication, pictures: Mapping[str, str], strips: Sequence[str] = ()) -> str:
-    """README.md. `pictures`: path in the repository -> prompt; `strips`: paths of pictures from strength 0 to breakdown."""
+def card(publication: Publication, pictures: Mapping[str, str], strips: Sequence[str] = (), sha256: str = "") -> str:
+    """README.md. `pictures`: path in the repository -> prompt; `strips`: paths of pictures from strength 0 to breakdown; `sha256` is the file's."""
     p = publication
     parts = [
         f"---\n{_data(p, pictures)}\n---",
@@ -28,7 +28,7 @@ def card(publication: Publication, pictures: Mapping[str, str], strips: Sequence
         _trigger(p),
         _measured(p, strips),
     ]
-    parts += [_transfer(p.transfer) if p.transfer else "", _use(p), _training(p), _licence(p)]
+    parts += [_transfer(p.transfer) if p.transfer else "", _use(p), _training(p, sha256), _licence(p)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -111,8 +111,10 @@ pipeline.set_adapters(["it"], [{strength:g}])
 ```"""
 
 
-def _training(p: Publication) -> str:
+def _training(p: Publication, sha256: str) -> str:
     rows = [f"- rank {p.file.rank}, alpha {p.file.rank * p.file.scale:g}, {' and '.join(p.file.components)}, {p.file.kind}"]
+    rows += [f"- `{p.name}`, sha256 `{sha256}`"] if sha256 else []
+    rows += [f"- {p.images} pictures"] if p.images else []
     if p.run:
         made = p.run.settings
         rows += [f"- recipe {cell(p.run.recipe)} on {cell(p.run.model)}: {made.steps} steps of {made.pictures_a_step} pictures at {made.resolution} pixels"]

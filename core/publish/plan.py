@@ -47,6 +47,8 @@ class Publication:
     run: Run | None = None
     tags: Mapping[str, int]
     """How often each tag stood in the captions."""
+    images: int | None = None
+    """Pictures that it was trained on."""
     pictures: tuple[tuple[Path, str], ...] = ()
     """Files and their prompts."""
 
@@ -95,21 +97,22 @@ def plan(values: Mapping[str, Any]) -> Publication:
         sweeps=sweeps,
         transfer=transfer,
         run=run,
-        tags=data or found.tags,
+        tags=counts(data) if data else found.tags,
+        images=sum(not sample.regularisation for sample in data.samples) if data else None,
         pictures=_pictures(values.get("pictures")),
     )
 
 
-def _source(values: Mapping[str, Any]) -> tuple[Path, Run | None, Mapping[str, int]]:
-    """The file, and what its run knows of it."""
+def _source(values: Mapping[str, Any]) -> tuple[Path, Run | None, datasets.Dataset | None]:
+    """The file, and the run and the pictures that it comes from."""
     if values.get("run"):
         folder = Folder(Path(str(values["run"])))
         if (file := runs.last(folder)) is None:
             raise UserError("run: it has no LoRA yet.")
-        return file, runs.read(folder), counts(datasets.load(folder.dataset))
+        return file, runs.read(folder), datasets.load(folder.dataset)
     if not values.get("lora"):
         raise UserError("lora: choose one, or a run.")
-    return Path(str(values["lora"])), None, {}
+    return Path(str(values["lora"])), None, None
 
 
 def _text(field: str, value: Any, most: int) -> str:

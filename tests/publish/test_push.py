@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from huggingface_hub import HfApi, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, hf_hub_download
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from core import gpu, lorafile, models
+from core.digest import content
 from core.events import Picture
 from core.infotext import infotext
 from core.publish.bundle import bundle
@@ -22,6 +23,7 @@ from core.record import save_png
 from core.types import Cell, Request, UserError
 from tests.publish.hub import Hub
 from tests.publish.test_card import EXAMPLE, REPORT
+from tests.train.parts import CAPTIONS, dataset, followed, prepared
 
 ANN = "hf_ann"
 SIZE = {"width": 64, "height": 64, "steps": 2}
@@ -135,6 +137,19 @@ def test_without_a_login_nothing_is_asked_with_one(hub_server: Hub, tmp_path: Pa
     compared("ann/soft", files(tmp_path), False)
     assert hub_server.asked
     assert not [one for one in hub_server.asked if "authorization" in one.headers]
+
+
+def test_a_run_tells_how_it_was_made(tmp_path: Path) -> None:
+    folder, run = prepared(dataset(tmp_path / "data"), tmp_path / "run", steps=2, preview_every=0)
+    followed(folder)
+    made = bundle(plan({"run": str(folder.path), "repo": "ann/flow"}), tmp_path / "out")
+    text = made["README.md"].read_text()
+    assert "Say `flow` in the prompt." in text
+    assert f"- {len(CAPTIONS)} pictures" in text
+    assert "- recipe nano-quick on nano: 2 steps of 2 pictures at 128 pixels" in text
+    assert f"sha256 `{content(made['flow.safetensors'])}`" in text
+    assert f"Strength **{run.settings.expected_strength:g}** (as the recipe expects, not measured)" in text
+    assert ModelCard(text).data.license == "apache-2.0", "the base's"
 
 
 def test_a_licence_is_not_guessed(tmp_path: Path) -> None:
