@@ -9,7 +9,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -104,10 +104,7 @@ def read(path: Path) -> LoraFile:
             alphas = {key: file.get_tensor(key) for key in shapes if key.endswith(".alpha") and math.prod(shapes[key]) == 1}
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(f"{said} is not a whole safetensors file ({type(error).__name__}).") from error
-    for key in shapes:
-        for mark, kind in {**UNKNOWN, **FOREIGN}.items():
-            if mark in key:
-                raise UserError(f"{said} is {'made for ' + kind if mark in FOREIGN else kind}; it takes LoRA, LoCon, DoRA and LoKr for SDXL.")
+    check_kind(shapes, said)
     adapter = _json(metadata.get("lora_adapter_metadata"))
     changes = tuple(modules(shapes, alphas, adapter, said))
     if not changes:
@@ -122,6 +119,14 @@ def read(path: Path) -> LoraFile:
         raise UserError(f"{said} is made for {found.family}; it takes LoRAs for SDXL.")
     _sound(found, said)
     return found
+
+
+def check_kind(keys: Iterable[str], said: str) -> None:
+    """Raise `UserError` for the tensors of another kind of file, by their names alone; `said` begins the sentence."""
+    for key in keys:
+        for mark, kind in {**UNKNOWN, **FOREIGN}.items():
+            if mark in key:
+                raise UserError(f"{said} is {'made for ' + kind if mark in FOREIGN else kind}; it takes LoRA, LoCon, DoRA and LoKr for SDXL.")
 
 
 def _opens(path: Path, said: str) -> None:
