@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from core import edit, limits, lora, models, presets, shelf
+from core.device import on_zero_gpu
 from core.events import Step
 from core.features import VAE
 from core.markdown import plain
@@ -248,6 +249,8 @@ def _across(bases: Sequence[str], kept: bool, mine: str, **values: Any) -> Itera
     try:
         if not bases:
             raise UserError("models: choose the bases to train on.")
+        if on_zero_gpu():
+            raise UserError("models: a lent GPU trains in slices; train on one base after another in the Train tab, then choose the runs here.")
         planned = [train.settled({**values, "model": model}) for model in bases]  # all of them are checked before the first begins
         folders = [runs.prepared(run, found) for run, _, found in planned]
     except UserError as error:
