@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from core import limits, presets, shelf, tools
+from core import hub, limits, presets, pulled, shelf, tools
 from core.details import ANIMEFACE
 from core.expand import Expanded, check, expand
 from core.hires import LANCZOS, LATENT
@@ -41,7 +41,11 @@ def stage(name: str, values: Mapping[str, Any]) -> Any:
     for key in settings:
         if key not in known:
             raise UserError(f"{name}.{str(key)[:40]} is not a setting; the settings are {', '.join(known)}.")
-    return replace(getattr(chosen, name), **{key: _plain(value) for key, value in settings.items()})
+    made = replace(getattr(chosen, name), **{key: _plain(value) for key, value in settings.items()})
+    field = TOOLS[name][0] if name in TOOLS else None
+    if field in pulled.TOOLS and hub.is_id(asked := getattr(made, field)):
+        return replace(made, **{field: pulled.exact(field, asked)})
+    return made
 
 
 def _plain(value: Any) -> Any:
@@ -90,8 +94,10 @@ def problems(values: Mapping[str, Any]) -> dict[str, str]:
             return {"expand": str(error)}
     found |= limits.problems(asked)
     for name, (field, _) in TOOLS.items():
-        if asked[name] is not None and (chosen := getattr(asked[name], field)) not in choices(name):
-            found[f"{name}.{field}"] = f"{name}.{field}: {str(chosen)[:40]!r} is unknown; it takes {', '.join(choices(name))}."
+        own = field in pulled.TOOLS
+        if asked[name] is not None and (chosen := getattr(asked[name], field)) not in choices(name) and not (own and hub.is_id(chosen)):
+            taken = ", ".join(choices(name)) + (f", or a Hub id owner/name:file{pulled.TOOLS[field]}" if own else "")
+            found[f"{name}.{field}"] = f"{name}.{field}: {str(chosen)[:40]!r} is unknown; it takes {taken}."
     return found
 
 

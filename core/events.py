@@ -23,6 +23,17 @@ class Look:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Fetch:
+    """Something comes from the Hub before the work can start."""
+
+    what: str
+    """Its repository."""
+    done: int
+    """Bytes that are here."""
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """A denoising step is done in every picture of the batch under way."""
 
@@ -110,4 +121,4 @@ class Preview:
     """Its name in the run's `previews`: step, prompt and strength."""
 
 
-Event = Step | Picture | Seen | Loss | Validation | Saved | Preview | Failed
+Event = Fetch | Step | Picture | Seen | Loss | Validation | Saved | Preview | Failed

@@ -1,62 +1,220 @@
-"""A LoRA from the Hub: `owner/name` or `owner/name:file.safetensors`, anonymously, at the commit that it has now."""
+"""What is fetched from the Hub by `owner/name`: anonymously, at one commit, room on the disk first, whole, or refused in one sentence.
+
+An exact name is `owner/name@commit` or `owner/name@commit:file`; it is what infotext and cards say.
+"""
 
 import re
 import shutil
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from huggingface_hub import HfApi, constants, hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, RepositoryNotFoundError, SafetensorsParsingError
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, SafetensorsParsingError
 
 from core.digest import content
-from core.lorafile import LARGEST, check_kind
+from core.events import Fetch
 from core.types import UserError
 
-ID = re.compile(r"[\w.\-]{1,96}/[\w.\-]{1,96}(?::[\w.\-/ ()+]{1,200}\.safetensors)?")
+ID = re.compile(r"([\w.\-]{1,96}/[\w.\-]{1,96})(?:@([0-9a-f]{40}))?(?::([\w.\-/ ()+]{1,200}\.(?:safetensors|onnx)))?")
+FRESH = 600
+"""Seconds for which a name keeps the commit that it was resolved to."""
+LOOK = 0.5
+"""Seconds between two looks at what has arrived."""
+Kept = TypeVar("Kept")
 
 
-def is_id(text: str) -> bool:
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """A repository at one commit."""
+
+    repo: str
+    commit: str
+    sizes: Mapping[str, int]
+    """File -> bytes."""
+    licence: str | None
+    """As its card says."""
+
+    def exact(self, file: str | None = None) -> str:
+        """The name by which the same is found again."""
+        return f"{self.repo}@{self.commit}" + (f":{file}" if file else "")
+
+
+def parts(text: str) -> tuple[str, str | None, str | None]:
+    """Repository, commit and file of a Hub id."""
+    found = ID.fullmatch(text)
+    assert found, text
+    return found[1], found[2], found[3]
+
+
+def is_id(text: Any) -> bool:
     """Whether the text has the form of a Hub id."""
-    return bool(ID.fullmatch(text)) and ".." not in text
+    return isinstance(text, str) and bool(ID.fullmatch(text)) and ".." not in text
 
 
-def fetched(text: str) -> Path:
-    """The file on this machine. Raises `UserError` in one sentence: private, gated or gone, no or several LoRA files, too large, offline."""
-    repo, _, name = text.partition(":")
+def listing(text: str, field: str) -> Listing:
+    """The repository of a Hub id at its commit, or at the one that it has now. Raises `UserError` beginning with `field`."""
+    repo, commit, _ = parts(text)
+    hub = constants.ENDPOINT  # which can be another one for the next caller
+    known = _listings.get((hub, repo, commit))
+    if known is None or (commit is None and time.monotonic() - known[0] > FRESH):
+        with faults(repo, field):
+            found = HfApi(token=False).model_info(repo, revision=commit, files_metadata=True, token=False)
+        sizes = {each.rfilename: each.size or 0 for each in found.siblings or []}
+        licence = (found.card_data or {}).get("license") if found.card_data else None
+        made = Listing(repo=repo, commit=str(found.sha), sizes=sizes, licence=licence if isinstance(licence, str) else None)
+        known = _listings[hub, repo, commit] = _listings[hub, repo, made.commit] = (time.monotonic(), made)
+    return known[1]
+
+
+_listings: dict[tuple[str, str, str | None], tuple[float, Listing]] = {}
+
+
+def tensors(found: Listing, file: str, field: str) -> Mapping[str, Any]:
+    """The tensors of a safetensors file by its first bytes, which are all that is fetched; each has a `shape`."""
     try:
-        api = HfApi(token=False)
-        found = api.model_info(repo, files_metadata=True, token=False)
-        sizes = {each.rfilename: each.size or LARGEST + 1 for each in found.siblings or [] if each.rfilename.endswith(".safetensors")}
-        if not name and len(sizes) != 1:
-            what = f"holds {len(sizes)} safetensors files ({', '.join(list(sizes)[:5])})" if sizes else "holds no safetensors file"
-            raise UserError(f"lora: {repo} {what}; name one as {repo}:file.safetensors.")
-        name = name or next(iter(sizes))
-        if name not in sizes:
-            raise UserError(f"lora: {repo} has no {name[:60]}; it has {', '.join(list(sizes)[:5]) or 'no safetensors file'}.")
-        if sizes[name] > LARGEST:
-            raise UserError(f"lora: {name} has {sizes[name]:,} bytes; a LoRA has up to {LARGEST:,}.")
-        header = api.parse_safetensors_file_metadata(repo, name, revision=found.sha, token=False)  # its first bytes only
-        check_kind(header.tensors, f"lora: {name}")
-        if sizes[name] > (free := _free()):
-            raise UserError(f"lora: {name} has {sizes[name]:,} bytes, and the disk has room for {free:,}.")
-        file = Path(hf_hub_download(repo, name, revision=found.sha, token=False))
-        wanted = next((each.lfs.sha256 for each in found.siblings or [] if each.rfilename == name and each.lfs), None)
-        if wanted and content(file) != wanted:  # the client looks at the size alone
-            file.resolve().unlink()
-            raise UserError(f"lora: {name} came in other than the Hub says it is; try again.")
-        return file
+        with faults(found.repo, field):
+            return HfApi(token=False).parse_safetensors_file_metadata(found.repo, file, revision=found.commit, token=False).tensors
     except SafetensorsParsingError as error:
-        raise UserError(f"lora: {repo}'s {name} is not a whole safetensors file.") from error
+        raise UserError(f"{field}: {found.repo}'s {file} is not a whole safetensors file.") from error
+
+
+def here(repo: str, commit: str, file: str) -> Path | None:
+    """A file of that commit if it was fetched before; nobody is asked."""
+    there = try_to_load_from_cache(repo, file, revision=commit, cache_dir=constants.HF_HUB_CACHE)
+    return Path(there) if isinstance(there, str) else None
+
+
+def file(found: Listing, name: str, field: str) -> Path:
+    """A file of the repository on this machine."""
+    there = here(found.repo, found.commit, name)
+    if there is None:
+        with faults(found.repo, field), _watched(found.repo, found.sizes[name], f"{field}: {name}"):
+            there = Path(hf_hub_download(found.repo, name, revision=found.commit, token=False))
+        _whole([there], f"{field}: {name}")
+    remember(there, found.exact(name))
+    return there
+
+
+def folder(repo: str, commit: str, patterns: Sequence[str], field: str) -> Path:
+    """The repository's files of those patterns on this machine, as a diffusers or transformers folder."""
+    asked: dict[str, Any] = {"repo_id": repo, "revision": commit, "allow_patterns": list(patterns), "token": False}
+    with faults(repo, field):
+        missing = [each for each in snapshot_download(**asked, dry_run=True) if each.will_download]
+        with _watched(repo, sum(each.file_size or 0 for each in missing), field):
+            there = Path(snapshot_download(**asked))
+    _whole([there / each.filename for each in missing], field)
+    return there
+
+
+def folder_here(repo: str, commit: str, patterns: Sequence[str]) -> Path | None:
+    """The same if it was fetched before; nobody is asked. Files may be missing where it was cut off."""
+    try:
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=list(patterns), token=False, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def remember(there: Path, exact: str) -> None:
+    """Keep where a file's content is from."""
+    _origins[content(there)] = exact
+
+
+def origin(there: Path) -> str | None:
+    """The exact name of a file that was fetched here since the start, wherever its content lies."""
+    return _origins.get(content(there))
+
+
+_origins: dict[str, str] = {}  # by the content's sha256
+
+
+@contextmanager
+def faults(repo: str, field: str):
+    """What the Hub does not give, as one sentence."""
+    try:
+        yield
     except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise UserError(f"lora: {repo} is gated, private or gone on the Hub.") from error
+        raise UserError(f"{field}: {repo} is gated, private or gone on the Hub.") from error
     except HFValidationError as error:
-        raise UserError(f"lora: {repo} is no name that the Hub has.") from error
-    except (HTTPError, OSError, RuntimeError) as error:  # offline, cut off on the way; hf_xet says RuntimeError
-        raise UserError(f"lora: {repo} is not to be had: the Hub cannot be reached.") from error
+        raise UserError(f"{field}: {repo} is no name that the Hub has.") from error
+    except (HTTPError, OSError, RuntimeError) as error:  # offline, no such commit, cut off on the way; hf_xet says RuntimeError
+        raise UserError(f"{field}: {repo} is not to be had: the Hub cannot be reached.") from error
+
+
+# --- what arrives ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Arriving:
+    repo: str = ""
+    before: int = 0
+    total: int = 0
+
+
+_arriving: ContextVar[_Arriving | None] = ContextVar("arriving", default=None)
+
+
+def fetching(call: Callable[..., Kept], *arguments: Any) -> Generator[Fetch, None, Kept]:
+    """`call(*arguments)` in a thread, and meanwhile a `Fetch` for each look at what has arrived from the Hub.
+
+    A download whose watcher goes away goes on, and one that was cut off goes on where it was when it is asked for again.
+    """
+    told = _Arriving()
+    context = copy_context()
+    context.run(_arriving.set, told)
+    pool = ThreadPoolExecutor(1, thread_name_prefix="fetching")
+    job = pool.submit(context.run, call, *arguments)
+    pool.shutdown(wait=False)
+    while not wait([job], timeout=LOOK).done:
+        if told.total:
+            yield Fetch(what=told.repo, done=max(0, min(told.total, _size(told.repo) - told.before)), total=told.total)
+    return job.result()
+
+
+@contextmanager
+def _watched(repo: str, total: int, what: str):
+    """While so many bytes arrive; raises `UserError` if there is no room for them."""
+    if total > (free := _free()):
+        raise UserError(f"{what} has {total:,} bytes, and the disk has room for {free:,}.")
+    if (told := _arriving.get()) is not None:
+        told.repo, told.before, told.total = repo, _size(repo), total
+    try:
+        yield
+    finally:
+        if told is not None:
+            told.total = 0
+
+
+def _size(repo: str) -> int:
+    """Bytes of a repository that are here, also of files that are on their way."""
+    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
+    total = 0
+    for each in blobs.glob("*"):
+        try:
+            total += each.stat().st_size
+        except FileNotFoundError:  # it has just got its name
+            continue
+    return total
+
+
+def _whole(files: Sequence[Path], what: str) -> None:
+    """Raise `UserError`, and keep nothing, if a large file is not the one that the Hub named: the client looks at its size alone."""
+    for there in files:
+        kept = there.resolve()  # named by its sha256
+        if re.fullmatch(r"[0-9a-f]{64}", kept.name) and content(kept) != kept.name:
+            kept.unlink()
+            there.unlink()
+            raise UserError(f"{what} came in other than the Hub says it is; try again.")
 
 
 def _free() -> int:
     """Bytes that the disk of the Hub's cache has left."""
-    folder = Path(constants.HF_HUB_CACHE)
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
+    there = Path(constants.HF_HUB_CACHE)
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free

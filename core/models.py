@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from core import encode, opening, presets
+from core import encode, hub, opening, presets, pulled
 from core.device import Machine, this_machine
 from core.types import Model, UserError
 
@@ -43,7 +43,7 @@ def load(name: str) -> StableDiffusionXLPipeline:
             previous = None
         pipeline = opening.opened(model, source, kept)
     except UserError as error:
-        raise UserError(f"{error}; {_staying()}") from error
+        raise UserError(f"{str(error).removesuffix('.')}; {_staying()}") from error
     if previous is not None:
         _loaded[previous].to("cpu")
     try:
@@ -74,17 +74,27 @@ def current() -> StableDiffusionXLPipeline:
 
 
 def find(name: str) -> Model:
-    """The model of that name, or `UserError` with the names there are."""
+    """The model of that name, one of the table or a Hub id at a commit; else `UserError` with the names there are."""
+    if hub.is_id(name):
+        return pulled.base(pulled.exact_base(name))
     if name not in presets.models():
-        raise UserError(f"model: {str(name)[:80]!r} is unknown; it takes {', '.join(presets.models())}.")
+        raise UserError(f"model: {str(name)[:80]!r} is unknown; it takes {', '.join(presets.models())}, or a Hub id owner/name.")
     return presets.models()[name]
+
+
+def named(field: str, name: object) -> Model:
+    """As `find`, for another field than `model`."""
+    try:
+        return find(str(name))
+    except UserError as error:
+        raise UserError(f"{field}:{str(error).partition(':')[2]}") from error
 
 
 def fingerprint(name: str) -> str:
     """What tells one state of a model from another: its commit, or its files' sizes and times."""
     model = find(name)
     if model.revision is not None:
-        return f"{model.source}@{model.revision}"
+        return f"{model.source}@{model.revision}" + (f":{model.file}" if model.file else "")
     if model.merge:
         return f"{model.name}:" + "+".join(map(fingerprint, model.merge))
     sources = [ROOT / Path(source).expanduser() for source in (model.source, model.unet) if source]
@@ -96,13 +106,9 @@ def absence(model: Model) -> str | None:
     """What a person should know before choosing a model that is not on this machine; `None` if it is."""
     if model.revision is None:
         return None if (ROOT / Path(model.source).expanduser()).exists() else f"**Not on this machine**: put the checkpoint at `{model.source}`."
-    try:
-        opening.weighed(opening.fetched(model, opening.CONFIGS, local_files_only=True), model)
-    except UserError:
-        return (
-            f"**Not on this machine**: it is fetched from the Hub ([{model.source}](https://huggingface.co/{model.source}), about 7 GB) with the first picture."
-        )
-    return None
+    if opening.here(model):
+        return None
+    return f"**Not on this machine**: it is fetched from the Hub ([{model.source}](https://huggingface.co/{model.source}), about 7 GB) with the first picture."
 
 
 def release() -> None:

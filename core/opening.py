@@ -12,12 +12,10 @@ from typing import Any
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from core import digest, presets
+from core import digest, hub, presets
 from core.device import this_machine
 from core.types import Model, UserError
 
@@ -130,7 +128,20 @@ def folder(model: Model) -> Path:
     """Where the model lies on this machine, fetched if need be."""
     if model.revision is None:
         return _local(model.source)
-    return fetched(model, CONFIGS + [f"{part}/{start}*{_ending(model)}" for part, start in WEIGHED.items()])
+    if model.file:
+        there = hub.here(model.source, model.revision, model.file)
+        return there or hub.file(hub.listing(f"{model.source}@{model.revision}", "model"), model.file, "model")
+    return fetched(model, _patterns(model))
+
+
+def here(model: Model) -> bool:
+    """Whether all of a model from the Hub is on this machine."""
+    assert model.revision
+    return (hub.here(model.source, model.revision, model.file) if model.file else fetched_before(model, _patterns(model))) is not None
+
+
+def _patterns(model: Model) -> list[str]:
+    return CONFIGS + [f"{part}/{start}*{_ending(model)}" for part, start in WEIGHED.items()]
 
 
 def _local(source: str) -> Path:
@@ -140,14 +151,24 @@ def _local(source: str) -> Path:
     return path
 
 
-def fetched(model: Model, patterns: list[str], local_files_only: bool = False) -> Path:
-    """A Hub repository's folder on this machine; anonymous, at its commit, safetensors only."""
+def fetched(model: Model, patterns: list[str]) -> Path:
+    """A Hub repository's folder on this machine, at its commit; nobody is asked for what is here already."""
+    assert model.revision
+    return fetched_before(model, patterns) or hub.folder(model.source, model.revision, patterns, "model")
+
+
+def fetched_before(model: Model, patterns: list[str]) -> Path | None:
+    """The same if all of it is here."""
+    assert model.revision
+    there = hub.folder_here(model.source, model.revision, patterns)
     try:
-        return Path(snapshot_download(model.source, revision=model.revision, allow_patterns=patterns, token=False, local_files_only=local_files_only))
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise UserError(f"model: {model.title} ({model.source}) is gated, private or gone on the Hub") from error
-    except (HTTPError, OSError, RuntimeError) as error:  # offline, no such commit, cut off on the way; hf_xet says RuntimeError
-        raise UserError(f"model: {model.title} ({model.source}) is not on this machine and the Hub cannot be reached") from error
+        if there is not None:
+            _configured(there, model)
+            if patterns != CONFIGS:
+                weighed(there, model)
+    except UserError:  # cut off on the way
+        return None
+    return there
 
 
 def _configured(folder: Path, model: Model) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core import hub, lora
+from core import hub, lora, pulled
 from core.blocks import weights
 from core.limits import STRENGTH
 from core.presets import FOLDER
@@ -34,7 +34,7 @@ def path(name: str) -> Path:
 
 def found(name: str) -> Path:
     """The LoRA of a name of the shelf, or of a Hub id `owner/name` or `owner/name:file.safetensors`. Raises `UserError`."""
-    return hub.fetched(name) if hub.is_id(name) else path(name)
+    return pulled.lora(name) if hub.is_id(name) else path(name)
 
 
 def slug(name: str) -> str:
@@ -101,7 +101,7 @@ def tags(found: Sequence[LoraUse]) -> tuple[str, ...]:
 
 
 def hashes(found: Sequence[LoraUse]) -> dict[str, str]:
-    """Infotext's `Lora hashes`: name -> the first 12 digits of the sha256 of what follows the file's header."""
+    """Infotext's `Lora hashes`: name -> the first 12 digits of the sha256 of what follows the file's header; and where on the Hub they are from."""
     if not found:
         return {}
     parts = []
@@ -110,4 +110,5 @@ def hashes(found: Sequence[LoraUse]) -> dict[str, str]:
         parts.append(
             f"{Path(use.path).stem.translate({58: None, 44: None})}: {hashlib.sha256(content[8 + int.from_bytes(content[:8], 'little') :]).hexdigest()[:12]}"
         )
-    return {"Lora hashes": ", ".join(parts)}
+    origins = {Path(use.path).stem: named for use in found if (named := hub.origin(Path(use.path)))}
+    return {"Lora hashes": ", ".join(parts)} | ({"Lora origins": ", ".join(f"{stem}: {named}" for stem, named in origins.items())} if origins else {})

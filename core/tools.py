@@ -4,10 +4,7 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HTTPError
-
-from core import presets
+from core import hub, presets, pulled
 from core.types import Tool, UserError
 
 ROOT = presets.FOLDER.parent
@@ -46,14 +43,16 @@ def file(kind: str, name: str) -> Path:
     """
     if name in (owned := own(kind)):
         return owned[name]
+    if hub.is_id(name):
+        return pulled.tool(kind, name)
     tool = find(kind, name)
     if tool.revision is None:
         return ROOT / tool.source
-    try:
+    if tool.file and (there := hub.here(tool.source, tool.revision, tool.file)):
+        folder = Path(str(there).removesuffix(tool.file))
+    else:
         patterns = [tool.file] if tool.file else FILES.get(kind, ["*.json", "*.txt", "*.model", "*.safetensors"])
-        folder = Path(snapshot_download(tool.source, revision=tool.revision, allow_patterns=patterns, token=False))
-    except (HTTPError, OSError, RuntimeError) as error:  # as core.models has it
-        raise UserError(f"{kind}: {name} ({tool.source}) is not on this machine and the Hub cannot be reached; choose another or none.") from error
+        folder = hub.folder(tool.source, tool.revision, patterns, kind)
     if tool.file is None:
         return folder
     if tool.sha256 and hashlib.sha256((folder / tool.file).read_bytes()).hexdigest() != tool.sha256:

@@ -21,6 +21,8 @@ class Model:
     """A Hub id `owner/name`, or the path of a diffusers folder or a `.safetensors` checkpoint."""
     revision: str | None = None
     """The commit on the Hub, 40 hex digits; `None` for local files."""
+    file: str | None = None
+    """The checkpoint in the Hub's repository; `None` for its diffusers folder."""
     variant: str | None = None
     """`fp16` for a repository that keeps its half-precision weights under that name."""
     config: str | None = None

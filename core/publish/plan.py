@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import limits, lora, presets, shelf
+from core import limits, lora, models, shelf
 from core.data import dataset as datasets
 from core.data.tagging import counts
 from core.digest import content
@@ -71,10 +71,8 @@ def plan(values: Mapping[str, Any]) -> Publication:
         raise UserError(f"repo: {repo[:60]!r} is not allowed; it takes owner/name of letters, digits, '-', '_' and '.'.")
     texts = {name: _text(name, values.get(name), most) for name, most in (("title", WORDS), ("trigger", WORDS), ("description", TEXT), ("license", WORDS))}
     named = values.get("home") or (run.model if run else home(found))
-    if named is not None and named not in presets.models():
-        raise UserError(f"home: {str(named)[:40]!r} is unknown; it takes {', '.join(presets.models())}.")
-    base = presets.models()[named] if named else None
-    if not texts["license"] and base is None:
+    base = models.named("home", named) if named else None
+    if not texts["license"] and (base is None or base.licence == "unknown"):
         raise UserError("license: nobody says what the LoRA was trained on, so it cannot be inherited; say which it has.")
     private = values.get("private", True)
     if not isinstance(private, bool):

@@ -81,10 +81,10 @@ def settled(
     run = Run(
         name=slug(name or trigger.split(",")[0].strip() or recipe)[:60],
         recipe=recipe,
-        model=model,
+        model=found.name,
         trigger=trigger,
         settings=made,
-        prompts=prompts(model, trigger),
+        prompts=prompts(found.name, trigger),
         fingerprint=dataset.fingerprint(),
         began=datetime.now(UTC).isoformat(timespec="seconds"),
     )

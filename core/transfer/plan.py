@@ -99,8 +99,7 @@ def _row(table: Any) -> Row:
     path = str(table["lora"])
     found = lora.file(path)
     own = table.get("home") or home(found)
-    if own is not None and own not in presets.models():
-        raise UserError(f"home: {str(own)[:40]!r} is unknown; it takes {', '.join(presets.models())}.")
+    own = models.named("home", own).name if own is not None else None
     blocks = table.get("blocks") or None
     shelf.checked([LoraUse(path=path, blocks=blocks)])
     data = table.get("data") or _data(found)

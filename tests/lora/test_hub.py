@@ -17,11 +17,11 @@ EXAMPLE = ROOT / "presets" / "loras" / "nano-airbrush.safetensors"
 REPOS = {"tiny/one": ["style.safetensors", "style.ckpt"], "tiny/two": ["a.safetensors", "b.safetensors"], "tiny/none": ["style.ckpt"]}
 SIZES = {"b.safetensors": 3 * 2**30}
 ASK = """if True:
-    from core import hub
+    from core import pulled
     from core.types import UserError
     for name in ("tiny/one", "tiny/two", "tiny/two:a.safetensors", "tiny/two:b.safetensors", "tiny/two:c.safetensors", "tiny/none", "tiny/gone", "a--b/c"):
         try:
-            print("file", hub.fetched(name).name)
+            print("file", pulled.lora(name).name)
         except UserError as error:
             print(error)
 """

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from core import models, opening
+from core import hub, models, opening
 from core.types import Model
 from tests.hub import COMMIT
 from tests.models.parts import NANO, PARTS, Table, assert_same_weights, folder_of, model, picture
@@ -45,7 +45,7 @@ def test_a_single_file_takes_configs_and_tokenizers_from_its_own_folder(
 
 def test_a_single_file_without_a_folder_takes_the_configs_of_sdxl(table: Table, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(opening, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO))
     table["file"] = model("file", checkpoint)
     models.load("file")
     (((source,), kwargs),) = asked
@@ -55,7 +55,7 @@ def test_a_single_file_without_a_folder_takes_the_configs_of_sdxl(table: Table, 
 
 
 def test_without_a_revision_a_source_is_a_path(table: Table, refused: Callable[[Model], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(opening, "snapshot_download", lambda *_args, **_kwargs: pytest.fail("the Hub was asked for a local model"))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *_args, **_kwargs: pytest.fail("the Hub was asked for a local model"))
     monkeypatch.setattr(opening, "ROOT", NANO.parent)
     monkeypatch.setenv("HOME", str(NANO.parent))
     assert "owner/name is not there" in refused(model("hub-like", "owner/name"))
@@ -68,7 +68,7 @@ def test_without_a_revision_a_source_is_a_path(table: Table, refused: Callable[[
 
 def test_with_a_revision_a_source_is_a_repository_at_that_commit(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    monkeypatch.setattr(opening, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO))
+    monkeypatch.setattr(hub, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO))
     table["hub"] = model("hub", "owner/name", revision=COMMIT)
     models.load("hub")
     (((source,), kwargs),) = asked

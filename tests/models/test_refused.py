@@ -10,10 +10,10 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from huggingface_hub import constants
-from huggingface_hub.errors import HTTPError
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError
 from safetensors.torch import load_file, save_file
 
-from core import models, opening
+from core import hub, models
 from core.device import Machine
 from core.types import Model, UserError
 from tests.hub import COMMIT
@@ -148,7 +148,7 @@ def test_no_pickle_is_opened(layout: str, refused: Callable[[Model], str], tmp_p
 
 def test_an_unknown_name_is_told_the_names_there_are(table: Table, nano: StableDiffusionXLPipeline) -> None:
     table["other"] = model("other", NANO)
-    with pytest.raises(UserError, match=r"^model: 'nonesuch' is unknown; it takes nano, other\.$"):
+    with pytest.raises(UserError, match=r"^model: 'nonesuch' is unknown; it takes nano, other, or a Hub id owner/name\.$"):
         models.load("nonesuch")
     with pytest.raises(UserError) as error:
         models.load("x" * 10_000)
@@ -160,15 +160,15 @@ def test_offline_a_model_of_the_hub_is_refused(refused: Callable[[Model], str], 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what the environment's HF_HUB_OFFLINE=1 sets when it is imported
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     said = refused(model("far", "owner/name", revision=COMMIT))
-    assert "The far (owner/name) is not on this machine and the Hub cannot be reached;" in said
+    assert "owner/name is not to be had: the Hub cannot be reached;" in said
 
 
 @pytest.mark.parametrize("error", [HTTPError("Server disconnected"), ConnectionResetError(), RuntimeError("Data processing error")], ids=repr)
 def test_a_download_that_breaks_off_is_refused(error: Exception, refused: Callable[[Model], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def breaks_off(*_args: object, **_kwargs: object) -> str:
-        raise error
+    def breaks_off(*_args: object, local_files_only: bool = False, **_kwargs: object) -> str:
+        raise LocalEntryNotFoundError("nothing is here") if local_files_only else error
 
-    monkeypatch.setattr(opening, "snapshot_download", breaks_off)
+    monkeypatch.setattr(hub, "snapshot_download", breaks_off)
     assert "the Hub cannot be reached;" in refused(model("far", "owner/name", revision=COMMIT))
 
 

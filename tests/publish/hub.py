@@ -13,6 +13,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import unquote
 
+import yaml
+
 LARGE = (".safetensors", ".png")
 FIRST = {".gitattributes": "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE).encode()}
 """What the Hub itself commits to a new repository."""
@@ -212,7 +214,8 @@ class Handler(BaseHTTPRequestHandler):
         entries = [entry(*each) for each in repo.at(self.at).files.items()]
         siblings = [{key: each[key] for key in shown if key in each} for each in entries]
         about = {"id": self.id, "author": repo.owner, "sha": repo.at(self.at).oid, "private": repo.private, "gated": False}
-        return told({**about, "siblings": siblings})
+        card = re.match(r"---\n(.*?)\n---\n", repo.at(self.at).files.get("README.md", b"").decode(), re.DOTALL)
+        return told({**about, "siblings": siblings, "cardData": yaml.safe_load(card[1]) if card else None})
 
     def tree(self) -> Answer:
         files, under = self.seen().at(self.at).files, f"{self.file}/" if self.file else ""

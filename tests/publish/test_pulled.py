@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import save
 
-from core import hub
+from core import hub, pulled
 from core.types import UserError
 from tests.publish.hub import Hub
 from tests.publish.test_card import EXAMPLE
@@ -26,13 +26,13 @@ def there(hub_server: Hub) -> Hub:
 
 
 def test_a_lora_is_pulled_anonymously_and_whole(there: Hub) -> None:
-    assert hub.fetched("ann/soft").read_bytes() == EXAMPLE.read_bytes()
+    assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
     assert not [one for one in there.asked if "authorization" in one.headers]
 
 
 def test_what_is_for_another_model_is_refused_by_its_header(there: Hub) -> None:
     with pytest.raises(UserError, match=r"lora: flux\.safetensors is made for Flux"):
-        hub.fetched("ann/flux")
+        pulled.lora("ann/flux")
     asked = [one for one in there.asked if "resolve" in one.path and one.method == "GET"]
     assert all("range" in one.headers for one in asked), "the whole file was fetched to be refused"
 
@@ -40,7 +40,7 @@ def test_what_is_for_another_model_is_refused_by_its_header(there: Hub) -> None:
 def test_no_room_is_said_before_the_download(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_free", lambda: 1000)
     with pytest.raises(UserError, match=r"soft\.safetensors has [\d,]+ bytes, and the disk has room for 1,000\."):
-        hub.fetched("ann/soft")
+        pulled.lora("ann/soft")
 
 
 @pytest.mark.parametrize(
@@ -56,20 +56,20 @@ def test_no_room_is_said_before_the_download(there: Hub, monkeypatch: pytest.Mon
 def test_a_fault_is_one_sentence(there: Hub, kind: str, sentence: str) -> None:
     there.fail("GET /api/models/ann/soft", kind, times=6)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="lora: ann/soft") as error:
-        hub.fetched("ann/soft")
+        pulled.lora("ann/soft")
     assert sentence in str(error.value)
 
 
 def test_a_file_that_came_in_other_is_not_kept(there: Hub, tmp_path: Path) -> None:
     there.fail("GET .*/resolve/.*safetensors", "wrong sha", times=9)
     with pytest.raises(UserError, match=r"lora: "):
-        hub.fetched("ann/soft")
+        pulled.lora("ann/soft")
     there.faults.clear()
-    assert hub.fetched("ann/soft").read_bytes() == EXAMPLE.read_bytes(), "the wrong one was kept"
+    assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes(), "the wrong one was kept"
 
 
 def test_what_was_cut_is_said_and_the_next_press_fetches_it(there: Hub) -> None:
     there.fail("GET .*/resolve/.*safetensors", "cut")
     with pytest.raises(UserError, match="lora: ann/soft is not to be had: the Hub cannot be reached"):
-        hub.fetched("ann/soft")
-    assert hub.fetched("ann/soft").read_bytes() == EXAMPLE.read_bytes()
+        pulled.lora("ann/soft")
+    assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
