@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from zipfile import BadZipFile
@@ -44,7 +45,12 @@ def look(name: str, eye: str) -> Look | None:
             found = Look(levels=levels, echo=echo or None, latents=kept.get("latents"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # not there, or torn: it is made again
         return None
-    return found if picture(name).exists() else None
+    if not picture(name).exists():
+        return None
+    with suppress(OSError):  # a disk that is only read from
+        for file in (picture(name), _look_file(name, eye)):
+            file.touch()  # in use: what nobody has used for long is swept away
+    return found
 
 
 def keep(name: str, eye: str, seen: Look) -> None:

@@ -66,6 +66,11 @@ def on_zero_gpu() -> bool:
     return os.environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "true", "t")
 
 
+def on_space() -> bool:
+    """Whether this is a hosted Space: strangers come, each with a login of their own, and the disk is nobody's."""
+    return bool(os.environ.get("SPACE_ID"))
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error is one of memory, the GPU's or the machine's."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from core import models
+from core import closing, journal, models
 from core.device import on_zero_gpu
 from core.events import Event, Failed
 from core.generate import generate, planned
@@ -44,6 +44,7 @@ def duration(cells: Sequence[Cell], previews: bool = False, eye: str | None = No
     return min(LONGEST, math.ceil(SECONDS_TO_START + SECONDS_TO_LOAD * len(fresh) + SECONDS_PER_MEGAPIXEL_STEP * work))
 
 
+@journal.counted
 @spaces.GPU(duration=duration)
 def run(cells: Sequence[Cell], previews: bool = False, eye: str | None = None, pictures: Sequence[Image] = ()) -> Iterator[Event]:
     """Make the cells' pictures: `core.generate.generate`, with what went wrong as a last `Failed`.
@@ -57,6 +58,7 @@ def run(cells: Sequence[Cell], previews: bool = False, eye: str | None = None, p
         yield Failed(message=str(error))
 
 
+@journal.counted
 @spaces.GPU(duration=lambda folder, seconds=SLICE: seconds + SECONDS_TO_START)
 def lesson(folder: Path, seconds: int = SLICE) -> Iterator[Event]:
     """A slice of a training, where no process of its own can have the GPU: goes on with the run, saves, and ends.
@@ -77,6 +79,7 @@ def _driven(events: Generator[Event, None, None]) -> Iterator[Event]:
         try:
             while (event := lane(next, events, None)) is not None:
                 yield event
+                closing.check()
         finally:
             lane(events.close)
 

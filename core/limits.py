@@ -40,8 +40,43 @@ PICTURE_ASPECT = 16  # longer side over shorter, at most: covering a bucket, a s
 CAPTION = 10_000  # characters
 REPEATS = (1, 1000)  # of a picture in an epoch
 QUEUE = 32  # requests waiting
+RUNS_WAITING = 8  # trainings that wait for their turn, of all visitors: nobody has a name here
 UPLOAD = "200mb"  # a file
+DISK_FLOOR = 2 * 10**9  # bytes that stay free: below it nothing begins that writes
+HOUR = 3600
+DAY = 24 * HOUR
+AGES = {  # seconds without use after which something is swept away: on a hosted Space, at home (`None` is never)
+    "files": (DAY, 7 * DAY),  # uploads, and what a page shows
+    "cells": (2 * DAY, 90 * DAY),
+    "runs": (3 * DAY, None),  # that no process trains
+}
 FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters, halves of UTF-16 pairs
+
+
+def rows() -> list[tuple[str, str]]:
+    """What a person may want to know of it beforehand: what is bounded, and how."""
+
+    def between(bounds: tuple[float, float], unit: str = "") -> str:
+        return f"{bounds[0]:g} to {bounds[1]:g}{unit}"
+
+    def age(seconds: float | None) -> str:
+        return "never" if seconds is None else f"after {seconds // DAY} day{'s' * (seconds >= 2 * DAY)}"
+
+    return [
+        ("Picture", f"sides {between(SIDE)} pixels, {PIXELS / 1e6:.1f} megapixels; after hires {ENLARGED / 1e6:.1f}"),
+        ("Steps, CFG", f"{between(STEPS)}, {between(CFG)}"),
+        ("Pictures at once", between(COUNT)),
+        ("Prompt", f"{PROMPT:,} characters"),
+        ("LoRA", f"strength {between(STRENGTH)}, rank {between(RANK)}"),
+        ("Sweep", f"{STRENGTHS} strengths, {PROMPTS} prompts, {SEEDS} seeds, {CELLS:,} pictures in all"),
+        ("Transfer", f"{ROWS} LoRAs, {COLUMNS} base models, {TRANSFER_CELLS:,} pictures in all"),
+        ("Training pictures", f"{DATASET_PICTURES:,} of up to {PICTURE_PIXELS / 1e6:g} megapixels, {DATASET_BYTES / 2**30:g} GB unpacked"),
+        ("Trainings", f"one at a time, {RUNS_WAITING} more wait"),
+        ("Uploaded file", UPLOAD.replace("mb", " MB")),
+        ("Requests waiting", f"{QUEUE}"),
+        ("Disk", f"nothing begins below {DISK_FLOOR / 1e9:g} GB free"),
+        *((f"Unused {name} go", f"{age(hosted)} on a hosted Space, {age(home)} at home") for name, (hosted, home) in AGES.items()),
+    ]
 
 
 def problems(values: Mapping[str, Any]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
-from core import cells, details, gpu, limits, measure, models, presets, record, shelf, tools
+from core import cells, details, gpu, limits, measure, models, presets, record, room, shelf, tools
 from core.caption import Tagger
 from core.decide import HOLDS, Verdict, decide
 from core.digest import content
@@ -49,7 +49,11 @@ class Study:
         """Of the reference pictures."""
 
     def run(self) -> Generator[Event, None, None]:
-        """Make what is missing: `Step`s and `Picture`s as they come; ends with `Failed` when a job fails. Closing it stops the work."""
+        """Make what is missing: `Step`s and `Picture`s as they come; ends with `Failed` when a job fails. Closing it stops the work.
+
+        Raises `UserError` where the disk has no room for it.
+        """
+        room.check(cells.FOLDER)
         begin = time.monotonic()
         try:
             yield from self._columns(_coarse_first(self.strengths))

@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 from typing import Any
 
-from core import atomic, models, record, shelf
+from core import atomic, models, record, room, shelf
 from core.events import Picture
 from core.infotext import infotext
 from core.types import UserError
@@ -14,7 +14,8 @@ FILES = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(Path.home() / ".cache"
 
 
 def new_folder() -> Path:
-    """A folder of its own for one job's files."""
+    """A folder of its own for one job's files. Raises `UserError` where the disk has no room for them."""
+    room.check(FILES)
     folder = FILES / secrets.token_hex(16)
     folder.mkdir(parents=True)
     return folder

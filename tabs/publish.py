@@ -1,7 +1,6 @@
 """The Publish tab: a LoRA with its card, seen whole before anything is sent, then one commit to the Hub."""
 
 import json
-import os
 import re
 import zipfile
 from collections.abc import Mapping
@@ -12,10 +11,12 @@ import gradio as gr
 from huggingface_hub import get_token
 
 from core import charts, presets, shelf
+from core.device import on_space
 from core.markdown import plain
 from core.publish.bundle import bundle
 from core.publish.plan import LICENCES, plan
 from core.publish.push import compared, pushed
+from core.selfcheck import no_login
 from core.train import runs
 from core.types import UserError
 from tabs.files import chosen, new_folder, uploaded
@@ -44,7 +45,7 @@ def tab(trained: Trained) -> None:
                 c["text"] = gr.Code(language="markdown", interactive=False, elem_id="card-text")
             c["login"] = gr.Checkbox(False, label="Use this computer's Hugging Face login", visible=not on_space(), elem_id="use-login")
             if on_space():
-                gr.LoginButton()
+                gr.Markdown(f"⚠️ {why}") if (why := no_login()) else gr.LoginButton()
             c["over"] = gr.Checkbox(False, label="Write into a repository that was not made here", elem_id="write-over")
             c["publish"] = gr.Button("Publish", variant="stop", elem_id="publish")
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -76,11 +77,6 @@ def _controls() -> dict[str, Any]:
     )  # fmt: skip
     c["pictures"] = gr.File(label="Pictures made here, for the gallery", file_count="multiple", file_types=[".png"], height=110)
     return c
-
-
-def on_space() -> bool:
-    """Whether visitors log in for themselves."""
-    return bool(os.environ.get("SPACE_ID"))
 
 
 def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any) -> tuple[Any, ...]:

@@ -1,6 +1,7 @@
 """`python -m core.train RUN.toml --out FOLDER`, or `--resume FOLDER`; with `accelerate launch -m` on several devices."""
 
 import argparse
+import signal
 import sys
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -8,7 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from core import presets
+from core import journal, presets
 from core.data.dataset import Dataset, joined
 from core.data.intake import imported
 from core.events import Failed, Loss
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--resume", type=Path, help="the folder of a run that goes on")
     parser.add_argument("--owner", type=int, help=argparse.SUPPRESS)  # the descriptor of the folder's lock, from who started this process
     asked = parser.parse_args()
+    journal.guard()
     if bool(asked.run and asked.out) == bool(asked.resume):
         parser.error("give RUN.toml and --out FOLDER, or --resume FOLDER")
     company = fellows()
@@ -49,6 +51,8 @@ def main() -> None:
 
 def follow(folder: Folder, company: Alone) -> None:
     """Train to the end, a line on the terminal now and then."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: folder.ask_to_stop())  # as the page does: it ends after this step, saved
     with runs.turn(folder) if company.rank == 0 else nullcontext(True) as goes_on:
         for event in train(folder, fellows=company) if goes_on else ():
             if isinstance(event, Failed):

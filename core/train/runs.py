@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from core import models
+from core import closing, limits, models, room
 from core.data import dataset as datasets
 from core.data.dataset import Dataset
 from core.shelf import slug
@@ -92,7 +92,9 @@ def settled(
 
 
 def prepared(run: Run, dataset: Dataset, into: Path | None = None) -> Folder:
-    """A folder for a run that is settled, with its pictures in it. Raises `UserError` for one that is taken."""
+    """A folder for a run that is settled, with its pictures in it. Raises `UserError` for one that is taken, and where none can begin now."""
+    if into is None:
+        admitted()
     folder = Folder(into or RUNS / secrets.token_hex(16))
     if folder.run.exists():
         raise UserError(f"run: {folder.name} is there already; resume it, or choose another folder.")
@@ -106,6 +108,7 @@ def prepared(run: Run, dataset: Dataset, into: Path | None = None) -> Folder:
 
 def forked(folder: Folder, step: int, overrides: Mapping[str, Any]) -> tuple[Folder, Run]:
     """A new run that begins where another stood after `step`, with other settings. Raises `UserError`."""
+    admitted()
     parent = written.read(folder)
     if (state := folder.state(step)) is None:
         kept = ", ".join(str(int(file.stem)) for file in sorted(folder.states.glob("*.safetensors")))
@@ -141,9 +144,10 @@ def known(name: Any) -> Folder | None:
 
 
 def start(folder: Folder) -> None:
-    """Train the run, or go on with it, in a process of its own; it waits while another one trains."""
+    """Train the run, or go on with it, in a process of its own; it waits while another one trains. Raises `UserError` where none can begin now."""
     if folder.is_owned():
         return
+    admitted()
     with folder.owned() as lock, folder.log.open("ab") as log:  # the process has the run from its first moment on
         folder.go_on()
         folder.wait()
@@ -151,6 +155,14 @@ def start(folder: Folder) -> None:
         threads = max(1, (os.cpu_count() or 1) // 2)  # the page computes, too: two teams on the same cores slow both down fourfold
         beside = {"OMP_NUM_THREADS": str(threads), **os.environ}
         subprocess.Popen(command, cwd=ROOT, env=beside, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
+
+
+def admitted() -> None:
+    """Raise `UserError` where no run can begin now: the studio closes, the disk is full, as many wait as may."""
+    closing.check()
+    room.check(RUNS)
+    if sum(other.waits() and other.is_owned() for other in listed()) >= limits.RUNS_WAITING:
+        raise UserError(f"run: {limits.RUNS_WAITING} wait for their turn, and no more may; press again when one has ended.")
 
 
 @contextmanager

@@ -1,0 +1,70 @@
+"""Sweeps away what nobody uses any more: a page's files, finished cells, and on a hosted Space runs; by the ages in `core.limits`."""
+
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from core import cells, journal, limits
+from core.device import on_space
+from core.train import runs
+from core.train.folder import Folder
+from core.types import UserError
+
+NAMED = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
+"""How folders of files and of runs are called, by us and by Gradio; nothing of another name is touched, wherever a variable points to."""
+CELL = re.compile(r"[0-9a-f]{64}(-[\w.-]+)?\.(png|npz)")
+
+
+def start(files: Path) -> None:
+    """Sweep now and every hour, beside everything else; `files` is where a page's lie."""
+
+    def sweeping() -> None:
+        while True:
+            gone = {name: many for name, many in sweep(files).items() if many}
+            if gone:
+                journal.say("swept", **gone)
+            time.sleep(limits.HOUR)
+
+    threading.Thread(target=sweeping, name="sweeper", daemon=True).start()
+
+
+def sweep(files: Path) -> dict[str, int]:
+    """Remove what is older than its age; how many of each went."""
+    ages = {name: age for name, (hosted, home) in limits.AGES.items() if (age := hosted if on_space() else home) is not None}
+    old = {name: time.time() - age for name, age in ages.items()}
+    return {
+        "files": sum(_removed(folder) for folder in _folders(files) if _used(folder) < old["files"]),
+        "cells": sum(_removed(file) for file in cells.FOLDER.glob("??/*") if CELL.fullmatch(file.name) and _used(file) < old["cells"]),
+        "runs": sum(_removed_run(folder) for folder in _folders(runs.RUNS) if _used(folder) < old["runs"]) if "runs" in old else 0,
+    }
+
+
+def _folders(within: Path) -> Iterable[Path]:
+    return [folder for folder in within.glob("*") if NAMED.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()]
+
+
+def _used(path: Path) -> float:
+    """When something in it last changed: a folder changes with what comes into it, however old the file is that was copied."""
+    latest = 0.0
+    for each in (path, *path.rglob("*")):
+        with suppress(FileNotFoundError):
+            latest = max(latest, each.stat().st_mtime)
+    return latest
+
+
+def _removed(path: Path) -> bool:
+    shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return not path.exists()
+
+
+def _removed_run(folder: Path) -> bool:
+    """Gone unless a process has it, which trains it or waits its turn; nobody takes it meanwhile."""
+    try:
+        with Folder(folder).owned():
+            return _removed(folder)
+    except UserError:
+        return False
