@@ -1,5 +1,6 @@
 """Sweetspot: `python app.py`. One door to the GPU first, then the models, one tab each, launch."""
 
+from core import installed  # isort: skip  # noqa: F401  (says what is missing before it is missed)
 from core import gpu  # isort: skip  (imports `spaces`, which must come before torch)
 
 import os

@@ -1,6 +1,6 @@
 """What this machine lacks, looked at before the start: what cannot be used here and why, in sentences without a path."""
 
-import importlib.util
+import importlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,7 +68,9 @@ def no_login() -> str | None:
     """Why nobody can log in; `None` if somebody can."""
     if not on_space():
         return None if get_token() else "No Hugging Face login on this machine (`hf auth login`): Publish shows what it would send, and sends nothing."
-    if importlib.util.find_spec("authlib") is None:
+    try:
+        importlib.import_module("authlib")
+    except ImportError:
         return "No login: authlib is not installed (`gradio[oauth]`), so nothing can be published from here."
     if not os.environ.get("OAUTH_CLIENT_ID"):
         return "No login: this Space has no `hf_oauth: true`, so nothing can be published from here."

@@ -4,7 +4,7 @@ Handlers know nothing of it: it is put around them once, when the page is built.
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
@@ -29,6 +29,7 @@ def watch(page: gr.Blocks) -> None:
         block.fn = _watched(block.fn, kind, logged=public or block.queue or clicked, begins=block.queue)
         if block.validator:
             block.validator = _checked(block.validator, kind)
+    page.process_api = _processed(page.process_api)
 
 
 def _watched(handler: Callable[..., Any], kind: dict[str, Any], logged: bool, begins: bool) -> Callable[..., Any]:
@@ -72,11 +73,27 @@ def _checked(validator: Callable[..., Any], kind: dict[str, Any]) -> Callable[..
     def check(*arguments: Any, **named: Any) -> Any:
         with _told(kind, logged=False) as call:
             found = validator(*arguments, **named)
-            if (refused := next((each["message"] for each in found if not each["is_valid"]), None)) is not None:
-                call.refused(refused)
+            for each in found if isinstance(found, list) else [found]:
+                if not each["is_valid"]:
+                    call.refused(each["message"])
             return found
 
     return check
+
+
+def _processed(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Gradio's own part of a call: what it refuses before a handler sees it, and what of a result it cannot show."""
+
+    async def processed(*arguments: Any, **named: Any) -> Any:
+        try:
+            return await process(*arguments, **named)
+        except Exception as error:
+            if isinstance(error, gr.Error) and not error.print_exception:
+                raise  # told of already
+            with _told({"kind": "gradio"}, logged=False):
+                raise
+
+    return processed
 
 
 @contextmanager

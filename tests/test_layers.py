@@ -14,6 +14,7 @@ FLOORS = [
         "core.types",
         "core.atomic",
         "core.journal",
+        "core.installed",
         "core.data",
         "core.train",
         "core.train.fellows",

@@ -1,0 +1,143 @@
+"""What nobody uses goes, by its age and by where the studio runs; what is in use stays. And the floor of a disk."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from core import cells, closing, gpu, limits, sweeper
+from core.events import Look
+from core.train import runs
+from core.train.loop import train
+from core.types import UserError
+from tabs import files
+from tests.train.parts import dataset, prepared
+
+
+@pytest.fixture(autouse=True)
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "FOLDER", tmp_path / "cells")
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(files, "FILES", tmp_path / "files")
+    monkeypatch.delenv("SPACE_ID", raising=False)
+
+
+def aged(path: Path, days: float) -> Path:
+    """The path and all in it, as if nothing had touched it for days."""
+    then = time.time() - days * limits.DAY
+    for each in (*path.rglob("*"), path):
+        os.utime(each, (then, then))
+    return path
+
+
+def written(path: Path, days: float) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return aged(path, days)
+
+
+def folder(name: str, days: float) -> Path:
+    written(files.FILES / name / "picture.png", days)
+    return aged(files.FILES / name, days)
+
+
+def test_files_of_a_page_go_by_their_age(monkeypatch: pytest.MonkeyPatch) -> None:
+    old, upload, new, copied = folder("a" * 32, 8), folder("b" * 64, 8), folder("c" * 32, 0.5), folder("d" * 64, 8)
+    written(copied / "picture.png", 400)  # copied a moment ago from an old file
+    os.utime(copied)
+    between, foreign, link = folder("e" * 32, 3), folder("my pictures", 900), files.FILES / ("f" * 32)
+    link.symlink_to(foreign)
+    assert sweeper.sweep(files.FILES) == {"files": 2, "cells": 0, "runs": 0}
+    assert not old.exists()
+    assert not upload.exists()
+    assert all(each.exists() for each in (new, copied, between, foreign / "picture.png", link))
+    monkeypatch.setenv("SPACE_ID", "ann/studio")
+    sweeper.sweep(files.FILES)
+    assert not between.exists()
+    assert all(each.exists() for each in (new, copied, foreign / "picture.png"))
+
+
+def test_a_cell_that_is_found_is_in_use() -> None:
+    names = ["ab" * 32, "cd" * 32]
+    for name in names:
+        written(cells.picture(name), 0)
+        cells.keep(name, "eye", Look(levels=(), latents=None))
+        for file in (cells.FOLDER / name[:2]).iterdir():
+            aged(file, 91)
+    note = written(cells.FOLDER / "ab" / "note.txt", 900)
+    assert cells.look(names[0], "eye") is not None
+    assert sweeper.sweep(files.FILES)["cells"] == 2
+    assert cells.look(names[0], "eye") is not None
+    assert not list((cells.FOLDER / "cd").iterdir())
+    assert note.exists()
+
+
+def test_on_a_space_a_run_goes_unless_it_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trains, left = (prepared(dataset(tmp_path / name), runs.RUNS / (name * 32), steps=50)[0] for name in "ab")
+    events = train(trains)
+    with trains.owned():
+        assert gpu.lane(next, events, None) is not None
+        aged(trains.path, 4)
+        aged(left.path, 4)
+        assert sweeper.sweep(files.FILES)["runs"] == 0, "at home a run is never removed"
+        monkeypatch.setenv("SPACE_ID", "ann/studio")
+        assert sweeper.sweep(files.FILES)["runs"] == 1
+        assert not left.path.exists()
+        assert trains.run.exists()
+        assert gpu.lane(next, events, None) is not None, "the run does not go on"
+        gpu.lane(events.close)
+    assert sweeper.sweep(files.FILES)["runs"] == 0, "it has just been used"
+    aged(trains.path, 4)
+    assert sweeper.sweep(files.FILES)["runs"] == 1
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of its own, smaller than the floor."""
+    at = tmp_path / "disk"
+    at.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", at], capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield at
+    subprocess.run(["umount", at], check=True)
+
+
+def test_below_the_floor_nothing_begins_that_writes(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "FILES", disk / "files")
+    monkeypatch.setattr(runs, "RUNS", disk / "runs")
+    sentence = r"^disk: 0\.02 GB are free, and 2 GB must stay free; nothing new begins until there is room\.$"
+    with pytest.raises(UserError, match=sentence):
+        files.new_folder()
+    data = dataset(tmp_path / "data")
+    run, _ = runs.settled(data, "nano-quick", trigger="flow")
+    with pytest.raises(UserError, match=sentence):
+        runs.prepared(run, data)
+    assert not list(disk.iterdir())
+
+
+def test_as_many_runs_wait_as_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RUNS_WAITING", 1)
+    data = dataset(tmp_path / "data")
+    waits, gone = (prepared(data, runs.RUNS / (name * 32), steps=50)[0] for name in "ab")
+    waits.wait()
+    gone.wait()  # its process was killed: it has no place in the queue
+    with waits.owned(), pytest.raises(UserError, match=r"^run: 1 wait for their turn, and no more may"):
+        runs.admitted()
+    runs.admitted()
+
+
+def test_while_it_closes_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(closing, "asked", lambda: True)
+    with pytest.raises(UserError, match="The studio is being restarted"):
+        runs.admitted()
+
+
+def test_every_limit_is_told() -> None:
+    said = dict(limits.rows())
+    assert said["Disk"] == "nothing begins below 2 GB free"
+    assert said["Unused runs go"] == "after 3 days on a hosted Space, never at home"
+    assert said["Sweep"] == "64 strengths, 16 prompts, 16 seeds, 1,024 pictures in all"
+    assert all(what and bound for what, bound in said.items())
