@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test lint nano bench clean
+.PHONY: run test lint nano bench space clean
 
 run: $(VENV)/.run
 	$(PY) app.py
@@ -28,6 +28,10 @@ bench: $(VENV)/.dev
 	$(PY) tests/bench/lessons.py
 	$(PY) tests/bench/transfer.py
 	$(PY) tests/bench/across.py
+
+# Holds the checkout against the rules of a Space, and prints the command that uploads it.
+space: $(VENV)/.dev
+	$(PY) -m tests.space
 
 clean:
 	rm -rf $(VENV) build

@@ -1,0 +1,263 @@
+"""`make space`: holds a checkout against the rules of a Hugging Face Space, in sentences, and prints the command that uploads it."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+KEYS = {
+    *("title", "emoji", "colorFrom", "colorTo", "sdk", "sdk_version", "python_version", "app_file", "short_description", "license", "models", "datasets"),
+    *("tags", "thumbnail", "pinned", "header", "fullWidth", "base_path", "disable_embedding", "custom_headers", "suggested_hardware"),
+    *("startup_duration_timeout", "preload_from_hub", "hf_oauth", "hf_oauth_scopes", "hf_oauth_expiration_minutes"),
+}
+SCOPES = {"contribute-repos", "gated-repos"}
+"""Wider ones than these would hand a visitor's other repositories to a fault of ours."""
+PYTHONS = ("3.12",)
+"""Of ZeroGPU's, the one that the libraries run on."""
+TORCHES = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")
+"""Of ZeroGPU."""
+FREE = ("gradio", "spaces", "huggingface-hub")
+"""What a Space brings itself: a pin breaks it."""
+SHORT = 60
+MIB = 2**20
+LARGEST = 10 * MIB
+WEIGHTS = 32 * MIB
+WEIGHED = {".safetensors", ".onnx"}
+PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".joblib"}
+IMPORT_TORCH = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "spandrel", "kgen", "xformers", "bitsandbytes", "prodigyopt"}
+LEFT_OUT = (".git/*", ".ci/*", "tests/*", "requirements-dev.txt", "Makefile")
+"""What a Space does not need, beside what git ignores."""
+
+
+def problems(root: Path) -> list[str]:
+    """A sentence for each rule that the checkout breaks."""
+    files = listed(root)
+    checks: tuple[Callable[[], Iterator[str]], ...] = (
+        lambda: _front(root),
+        lambda: _sizes(root, files),
+        lambda: _pickles(root, files),
+        lambda: _required(root),
+        lambda: _imported(root),
+        lambda: _spaces_first(root),
+    )
+    return [sentence for check in checks for sentence in check()]
+
+
+def listed(root: Path) -> list[Path]:
+    """The files of a checkout that git does not ignore; all of a folder that is none."""
+    if not (root / ".git").exists():
+        return [file for file in root.rglob("*") if file.is_file()]
+    told = subprocess.run(["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=root, capture_output=True, text=True, check=True)
+    return [file for name in told.stdout.split("\0") if name and (file := root / name).is_file()]
+
+
+# --- README ----------------------------------------------------------------------------------------
+
+
+def _front(root: Path) -> Iterator[str]:
+    found = re.match(r"---\n(.*?)\n---\n", (root / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    if not found:
+        yield "README.md: it does not begin with the front matter that a Space reads."
+        return
+    try:
+        card: dict[str, Any] = yaml.safe_load(found[1])
+    except yaml.YAMLError as error:
+        yield f"README.md: the front matter is not YAML: {str(error).splitlines()[0]}."
+        return
+    for key in sorted(card.keys() - KEYS):
+        yield f"README.md: {key} is not a key that a Space reads."
+    for key in ("title", "emoji", "sdk", "sdk_version", "python_version", "app_file", "license"):
+        if not card.get(key):
+            yield f"README.md: {key} is missing."
+    for key in ("colorFrom", "colorTo"):
+        if card.get(key) not in COLOURS:
+            yield f"README.md: {key}: {card.get(key)!r} is not allowed; it takes {', '.join(COLOURS)}."
+    if card.get("sdk") != "gradio":
+        yield f"README.md: sdk: {card.get('sdk')!r} is not what this is written for; it takes gradio."
+    if not isinstance(card.get("python_version"), str):
+        yield f"README.md: python_version: {card.get('python_version')} is a number, in which 3.10 is 3.1; quote it."
+    elif card["python_version"] not in PYTHONS:
+        yield f"README.md: python_version: {card['python_version']} is not allowed; ZeroGPU and the libraries have {', '.join(PYTHONS)} in common."
+    if len(str(card.get("short_description", ""))) > SHORT:
+        yield f"README.md: short_description: {len(card['short_description'])} characters are too many; it takes up to {SHORT}."
+    if not (root / str(card.get("app_file"))).is_file():
+        yield f"README.md: app_file: {card.get('app_file')} is not there."
+    if wide := set(card.get("hf_oauth_scopes", [])) - SCOPES:
+        yield f"README.md: hf_oauth_scopes: {sorted(wide)[0]} is wider than is needed; it takes {', '.join(sorted(SCOPES))}."
+    yield from _sdk(root, str(card.get("sdk_version")))
+
+
+def _sdk(root: Path, said: str) -> Iterator[str]:
+    if said != version("gradio"):
+        yield f"README.md: sdk_version: {said} is not the Gradio that is installed and was tried, {version('gradio')}."
+    wanted = requirements(root).get("gradio")
+    if wanted and (not re.fullmatch(r"\d+\.\d+\.\d+", said) or not wanted.specifier.contains(said)):
+        yield f"README.md: sdk_version: {said} is not among what requirements.txt allows, gradio{wanted.specifier}."
+
+
+# --- files -----------------------------------------------------------------------------------------
+
+
+def _sizes(root: Path, files: list[Path]) -> Iterator[str]:
+    for file in files:
+        if (size := file.stat().st_size) > LARGEST:
+            yield f"{file.relative_to(root)}: {size / MIB:.1f} MiB are too many; a file may have {LARGEST // MIB}."
+    weights = sum(file.stat().st_size for file in files if file.suffix in WEIGHED)
+    if weights > WEIGHTS:
+        yield f"weights: {weights / MIB:.1f} MiB in all are too many; up to {WEIGHTS // MIB} are kept in a repository."
+
+
+def _pickles(root: Path, files: list[Path]) -> Iterator[str]:
+    for file in files:
+        with file.open("rb") as opened:
+            head = opened.read(2)
+        if file.suffix in PICKLES or (head[:1] == b"\x80" and head[1:] in (b"\x02", b"\x03", b"\x04", b"\x05")):
+            yield f"{file.relative_to(root)}: it is a pickle, or called like one; weights are safetensors and onnx here."
+
+
+# --- requirements and imports ----------------------------------------------------------------------
+
+
+def requirements(root: Path) -> dict[str, Requirement]:
+    """What requirements.txt asks for, by name."""
+    lines = [line.partition("#")[0].strip() for line in (root / "requirements.txt").read_text(encoding="utf-8").splitlines()]
+    return {canonicalize_name(found.name): found for line in lines if line and (found := _requirement(line))}
+
+
+def _requirement(line: str) -> Requirement | None:
+    try:
+        return Requirement(line)
+    except InvalidRequirement:
+        return None
+
+
+def _required(root: Path) -> Iterator[str]:
+    for line in (root / "requirements.txt").read_text(encoding="utf-8").splitlines():
+        if (text := line.partition("#")[0].strip()) and not _requirement(text):
+            yield f"requirements.txt: {text[:60]!r} is no requirement."
+    found = requirements(root)
+    for name in ("torch", "torchvision", "gradio", "spaces"):
+        if name not in found:
+            yield f"requirements.txt: {name} is missing."
+    for name in FREE:
+        if name in found and any(each.operator in ("==", "===") for each in found[name].specifier):
+            yield f"requirements.txt: {found[name]} is pinned; a Space brings its own {name}, so it takes a range."
+    if "torch" in found and not any(found["torch"].specifier.contains(each) for each in TORCHES):
+        yield f"requirements.txt: {found['torch']} is none that ZeroGPU has: {', '.join(TORCHES)}."
+
+
+def _imported(root: Path) -> Iterator[str]:
+    brought = {canonicalize_name(name) for wanted in requirements(root) for name in _closure(wanted)}
+    known = _distributions()
+    where = {module: file for file in _code(root) for module in _modules(file.read_text(encoding="utf-8"))}
+    for module, file in sorted(where.items()):
+        if not ({canonicalize_name(name) for name in known.get(module, [module])} & brought):
+            yield f"{file.relative_to(root)}: it imports {module}, which requirements.txt does not bring."
+
+
+_distributions = cache(packages_distributions)
+
+
+@cache
+def _closure(name: str) -> frozenset[str]:
+    """A package and what it brings here, without extras."""
+    seen, left = set(), [name]
+    while left:
+        if (here := canonicalize_name(left.pop())) in seen:
+            continue
+        seen.add(here)
+        try:
+            needs = [Requirement(line) for line in requires(here) or []]
+        except PackageNotFoundError:
+            continue
+        left += [each.name for each in needs if not each.marker or each.marker.evaluate({"extra": ""})]
+    return frozenset(seen)
+
+
+def _code(root: Path) -> list[Path]:
+    """What runs: not what makes nano's weights."""
+    files = [root / "app.py", *sorted((root / "core").rglob("*.py")), *sorted((root / "tabs").rglob("*.py"))]
+    return [file for file in files if file.is_file() and "nano" not in file.relative_to(root).parts]
+
+
+@cache
+def _modules(text: str) -> frozenset[str]:
+    """Packages from elsewhere that are imported anywhere in a file."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(text)):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+        tops = [name.partition(".")[0] for name in names]
+        found |= {top for top in tops if top not in sys.stdlib_module_names and top not in ("core", "tabs", "app", "")}
+    return frozenset(found)
+
+
+def _spaces_first(root: Path) -> Iterator[str]:
+    order = list(_order(root, "app", set()))
+    if "spaces" not in order:
+        yield "app.py: spaces is never imported, so that ZeroGPU lends nothing."
+        return
+    if early := next((name for name in order[: order.index("spaces")] if name in IMPORT_TORCH), None):
+        yield f"app.py: {early} is imported before spaces, which must come before torch."
+
+
+@cache
+def _body(text: str) -> list[ast.stmt]:
+    return ast.parse(text).body
+
+
+def _order(root: Path, module: str, seen: set[str]) -> Iterator[str]:
+    """Packages from elsewhere in the order in which a start imports them."""
+    file = root / f"{module.replace('.', '/')}.py"
+    if module in seen or not file.is_file():
+        return
+    seen.add(module)
+    for node in _body(file.read_text(encoding="utf-8")):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        for name in names:
+            if name.partition(".")[0] in ("core", "tabs"):
+                yield from _order(root, name, seen)
+            else:
+                yield name.partition(".")[0]
+
+
+# --- the command -----------------------------------------------------------------------------------
+
+
+def left_out(root: Path) -> list[str]:
+    """Patterns of what is not uploaded, as `hf upload --exclude` takes them."""
+    ignored = [line.strip() for line in (root / ".gitignore").read_text(encoding="utf-8").splitlines() if line.strip() and not line.startswith("#")]
+    patterns = [f"{line.removeprefix('/')}*" if line.startswith("/") else f"*{line}*" if line.endswith("/") else line for line in ignored]
+    return [*LEFT_OUT, *patterns, ".venv"]  # where .venv is a link
+
+
+def command(root: Path) -> str:
+    patterns = " ".join(f"--exclude '{pattern}'" for pattern in left_out(root))
+    return f"hf upload OWNER/NAME . . --repo-type space {patterns}"
+
+
+def main() -> None:
+    """Status 1 and a sentence for each rule that is broken; else the command."""
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
+    if found := problems(root):
+        sys.exit("\n".join(found))
+    print(f"This checkout is what a Space takes. To upload it:\n\n  {command(root)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,101 @@
+"""`make space` passes on this checkout, says in a sentence what is wrong with a broken one, and uploads no more than is meant."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub.utils import filter_repo_objects
+
+from tests import space
+
+
+def test_this_checkout_is_what_a_space_takes() -> None:
+    done = subprocess.run([sys.executable, "-m", "tests.space"], cwd=space.ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "hf upload OWNER/NAME . . --repo-type space --exclude '.git/*'" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout."""
+    copy = tmp_path_factory.mktemp("space") / "copy"
+    for file in space.listed(space.ROOT):
+        at = copy / file.relative_to(space.ROOT)
+        at.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, at)
+    assert space.problems(copy) == []
+    return copy
+
+
+def swapped(name: str, old: str, new: str) -> Callable[[Path], Path]:
+    def change(root: Path) -> Path:
+        text = (root / name).read_text(encoding="utf-8")
+        assert old in text
+        (root / name).write_text(text.replace(old, new, 1), encoding="utf-8")
+        return root / name
+
+    return change
+
+
+def added(name: str, content: bytes) -> Callable[[Path], Path]:
+    def change(root: Path) -> Path:
+        (root / name).write_bytes(content)
+        return root / name
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (swapped("README.md", "colorFrom: blue", "colorFrom: teal"), "colorFrom: 'teal' is not allowed; it takes red, yellow, green"),
+        (swapped("README.md", 'python_version: "3.12"', "python_version: 3.10"), "python_version: 3.1 is a number, in which 3.10 is 3.1; quote it"),
+        (swapped("README.md", 'python_version: "3.12"', 'python_version: "3.10"'), "python_version: 3.10 is not allowed"),
+        (swapped("README.md", "short_description: ", "short_description: In this Space of ours, "), "characters are too many; it takes up to 60"),
+        (swapped("README.md", "sdk_version: 6.31.0", "sdk_version: 6.99.0"), "sdk_version: 6.99.0 is not the Gradio that is installed and was tried"),
+        (swapped("README.md", "sdk_version: 6.31.0", "sdk_version: 6.19.0"), "sdk_version: 6.19.0 is not among what requirements.txt allows"),
+        (swapped("README.md", "app_file: app.py", "app_file: main.py"), "app_file: main.py is not there"),
+        (swapped("README.md", "hf_oauth: true", "hf_oath: true"), "hf_oath is not a key that a Space reads"),
+        (swapped("README.md", "  - contribute-repos", "  - manage-repos"), "hf_oauth_scopes: manage-repos is wider than is needed"),
+        (swapped("README.md", "---\ntitle", "title"), "it does not begin with the front matter"),
+        (swapped("README.md", "tags:\n", "tags: [\n"), "the front matter is not YAML"),
+        (swapped("requirements.txt", "torchvision==0.25.0\n", ""), "torchvision is missing"),
+        (swapped("requirements.txt", "torch==2.10.0", "torch==2.12.0"), "torch==2.12.0 is none that ZeroGPU has: 2.8.0"),
+        (swapped("requirements.txt", "gradio>=6.28,<7", "gradio==6.31.0"), "gradio==6.31.0 is pinned; a Space brings its own gradio"),
+        (swapped("requirements.txt", "spandrel>=0.4.2,<0.5", ""), "it imports spandrel, which requirements.txt does not bring"),
+        (swapped("requirements.txt", "peft==0.21.2", "peft = 1"), "'peft = 1' is no requirement"),
+        (swapped("app.py", "from core import gpu", "import torch\nfrom core import gpu"), "torch is imported before spaces"),
+        (swapped("core/gpu.py", "import spaces", "import safetensors as spaces"), "is never imported"),
+        (added("core/big.png", bytes(11 * 2**20)), "core/big.png: 11.0 MiB are too many; a file may have 10"),
+        (added("core/more.safetensors", bytes(9 * 2**20)), "in all are too many; up to 32 are kept"),
+        (added("core/state.pt", b"x"), "core/state.pt: it is a pickle, or called like one"),
+        (added("core/state.dat", pickle.dumps({"a": 1})), "core/state.dat: it is a pickle"),
+    ],
+)
+def test_a_broken_one_is_told_of(change: Callable[[Path], Path], sentence: str, whole: Path) -> None:
+    before = {name: (whole / name).read_bytes() for name in ("README.md", "requirements.txt", "app.py", "core/gpu.py")}
+    changed = change(whole)
+    try:
+        found = space.problems(whole)
+        assert any(sentence in problem for problem in found), found
+        assert all("\n" not in problem for problem in found)
+    finally:
+        if (name := changed.relative_to(whole).as_posix()) in before:
+            changed.write_bytes(before[name])
+        else:
+            changed.unlink()
+
+
+def test_the_command_uploads_what_runs_and_no_more(whole: Path) -> None:
+    litter = [".git/config", ".venv/bin/python", ".venv", "build/x.png", "core/__pycache__/a.pyc", "models/loras/mine.safetensors", "runs/a/run.json"]
+    names = [file.relative_to(whole).as_posix() for file in space.listed(whole)]
+    sent = set(filter_repo_objects([*names, *litter], ignore_patterns=space.left_out(whole)))
+    assert not sent & set(litter)
+    assert not [name for name in sent if name.startswith("tests/")]
+    needed = [name for name in names if name.startswith(("app.py", "core/", "tabs/", "presets/", "docs/", "requirements.txt", "README.md"))]
+    assert sent >= set(needed)
+    assert len(needed) > 150
