@@ -25,6 +25,16 @@ def replacing(file: Path) -> Iterator[Path]:
         unfinished.unlink(missing_ok=True)
 
 
+@contextmanager
+def filling(folder: Path) -> Iterator[None]:
+    """While a job's own folder is filled: after an error, such as a full disk, nothing of it is left."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
 def placed(file: Path, at: Path) -> None:
     """The same file at another place: a second name for it, or a copy where the disk has no such thing."""
     at.parent.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,9 @@ Cells that can share a forward pass are denoised together, in every stage.
 """
 
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
@@ -15,7 +15,7 @@ from PIL import Image
 
 from core import details, hires, limits, lora, models, together, tools
 from core.denoise import Moment, decode, denoise
-from core.device import this_machine
+from core.device import ran_out_of_memory, this_machine
 from core.encode import chunks_of
 from core.events import Event, Look, Picture, Seen, Step
 from core.features import VAE, looks, opened
@@ -24,6 +24,7 @@ from core.types import Cell, Request, UserError
 
 PREVIEWS = 8
 """Previews in a run."""
+SPARED = "Memory ran out on the way: this picture was made alone, by a VAE and an upscaler in smaller tiles."
 PREVIEW_LATENTS = 32
 """Longest side of a preview in latents: a preview costs a VAE decode of at most 256 x 256 pixels."""
 
@@ -34,7 +35,8 @@ def generate(cells: Sequence[Cell], *, previews: bool = False, eye: str | None =
     The cells of one batch come together, in the order of the cells. Closing the generator
     stops the work within one step. With an `eye`, pictures come with its `Look` at them, and those
     without a LoRA with an echo; `pictures` are looked at with the first cell's model, a `Seen` each.
-    Raises `UserError` for a model that cannot be had and when memory runs out.
+    When memory runs out, a batch is made once more, picture by picture and in smaller tiles; a note says so.
+    Raises `UserError` for a model that cannot be had and when memory runs out again.
     """
     for request in {cell.request for cell in cells}:
         limits.check(request)
@@ -51,29 +53,64 @@ def generate(cells: Sequence[Cell], *, previews: bool = False, eye: str | None =
     for i, cell in enumerate(cells):
         alike[cell.request.model, tuple(use.path for use in cell.request.loras)].append(i)
     for (name, paths), indices in sorted(alike.items()):  # each model is needed once, and each set of LoRAs
-        pipeline = models.load(name)
-        requests = [cells[i].request for i in indices]
-        with _enough_memory(requests), lora.loaded(pipeline, requests[0].loras) if paths else nullcontext() as worn:
-            mixed = worn is not None and together.is_faster(pipeline, [cells[i].request for i in indices], worn)
-            for part in together.batches(pipeline, [cells[i].request for i in indices], mixed):
-                batch = [indices[k] for k in part]
-                requests[:] = [cells[i].request for i in batch]
-                if worn:
-                    worn.set([r.loras for r in requests])
-                finished = yield from _stages(pipeline, requests, worn, clock, previews, eye)
-                for i, (image, before, notes, seen) in zip(batch, finished, strict=True):
-                    clock.pictures_done += 1
-                    yield Picture(index=i, cell=cells[i], image=image, before=before, notes=notes, look=seen)
+        pipeline, under_way = models.load(name), [cells[i].request for i in indices]
+        with _enough_memory(under_way), lora.loaded(pipeline, under_way[0].loras) if paths else nullcontext() as worn:
+            yield from _group(pipeline, [(i, cells[i]) for i in indices], under_way, worn, clock, previews, eye)
+
+
+def _group(
+    pipeline: StableDiffusionXLPipeline,
+    group: Sequence[tuple[int, Cell]],
+    under_way: list[Request],
+    worn: lora.Loaded | None,
+    clock: "Clock",
+    previews: bool,
+    eye: str | None,
+) -> Iterator[Event]:
+    """Cells of one model and one set of LoRAs, with their places in the job, batch by batch; `under_way` is kept to the batch that is made."""
+    requests = [cell.request for _, cell in group]
+    mixed = worn is not None and together.is_faster(pipeline, requests, worn)
+    todo, sparing = deque(together.batches(pipeline, requests, mixed)), False
+    with ExitStack() as least:
+        while todo:
+            batch = todo.popleft()
+            under_way[:] = [requests[k] for k in batch]
+            if worn:
+                worn.set([r.loras for r in under_way])
+            finished = yield from _tried(pipeline, under_way, worn, clock, previews, eye, sparing)
+            if finished is None:
+                least.enter_context(_least_memory(pipeline))
+                sparing = True
+                todo.extendleft([k] for k in reversed(batch))
+                continue
+            for k, (image, before, notes, seen) in zip(batch, finished, strict=True):
+                clock.pictures_done += 1
+                i, cell = group[k]
+                yield Picture(index=i, cell=cell, image=image, before=before, notes=(*notes, SPARED) if sparing else notes, look=seen)
 
 
 @contextmanager
-def _enough_memory(requests: Sequence[Request]) -> Iterator[None]:
-    """Running out of memory as a sentence that names what to lower; `requests` are the ones under way."""
+def _enough_memory(under_way: Sequence[Request]) -> Iterator[None]:
+    """Running out of memory as a sentence that names what to lower."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
         models.release()
-        raise UserError(f"This machine ran out of memory: lower {_lower(requests)}. What was finished stays.") from error
+        raise UserError(f"This machine ran out of memory: lower {_lower(under_way)}. What was finished stays.") from error
+
+
+@contextmanager
+def _least_memory(pipeline: StableDiffusionXLPipeline) -> Iterator[None]:
+    """No upscaler on the device but while it works, and the VAE in tiles; afterwards as it was."""
+    hires.upscaler.cache_clear()
+    models.release()
+    tiling, pipeline.vae.use_tiling = pipeline.vae.use_tiling, True
+    try:
+        yield
+    finally:
+        pipeline.vae.use_tiling = tiling
 
 
 def _ready(request: Request) -> None:
@@ -89,7 +126,23 @@ Finished = tuple[Image.Image, Image.Image | None, tuple[str, ...], Look | None]
 Stage = Generator[Step, None, list[Finished]]
 
 
-def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: lora.Loaded | None, clock: "Clock", previews: bool, eye: str | None) -> Stage:
+def _tried(
+    pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: lora.Loaded | None, clock: "Clock", previews: bool, eye: str | None, sparing: bool
+) -> Generator[Step, None, list[Finished] | None]:
+    """The stages of a batch; `None` where memory ran out and less may do, with nothing of the attempt kept."""
+    done = clock.done
+    try:
+        return (yield from _stages(pipeline, requests, worn, clock, previews, eye, sparing))
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if sparing or not ran_out_of_memory(error):
+            raise
+    clock.done = done
+    return None
+
+
+def _stages(
+    pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: lora.Loaded | None, clock: "Clock", previews: bool, eye: str | None, sparing: bool
+) -> Stage:
     """A batch through the stages that it asks for; its requests ask for the same ones."""
     first = requests[0]
     latents = yield from _watched(pipeline, denoise(pipeline, requests), "base", requests, clock, previews)
@@ -97,9 +150,9 @@ def _stages(pipeline: StableDiffusionXLPipeline, requests: list[Request], worn: 
         raise UserError(_no_numbers(first))
     base, before = latents, (images := decode(pipeline, latents))
     if first.hires and first.hires.denoise == 0:
-        images = [hires.enlarged(image, first.hires, hires.size(first)) for image in images]
+        images = [hires.enlarged(image, first.hires, hires.size(first), sparing) for image in images]
     elif first.hires:
-        larger, start = hires.again(requests), hires.start(pipeline, requests, latents, images)
+        larger, start = hires.again(requests), hires.start(pipeline, requests, latents, images, sparing)
         images = decode(pipeline, (yield from _watched(pipeline, denoise(pipeline, larger, start, gone=first.steps), "hires", larger, clock, previews)))
     notes: Sequence[tuple[str, ...]] = [()] * len(images)
     if first.detail:

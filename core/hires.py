@@ -46,20 +46,22 @@ def again(requests: Sequence[Request]) -> list[Request]:
 
 
 @torch.no_grad()
-def start(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], latents: torch.Tensor, pictures: Sequence[Image.Image]) -> Start:
-    """Where the second denoising begins, for one batch: base latents or its pictures, enlarged."""
+def start(
+    pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], latents: torch.Tensor, pictures: Sequence[Image.Image], sparing: bool = False
+) -> Start:
+    """Where the second denoising begins, for one batch: base latents or its pictures, enlarged, in smaller tiles if memory is spared."""
     hires = requests[0].hires
     assert hires is not None
     width, height = size(requests[0])
     if hires.upscaler == LATENT:
         larger = F.interpolate(latents, (height // SIDE_STEP, width // SIDE_STEP), mode="bilinear", antialias=True)
     else:
-        larger = encode_pictures(pipeline, [enlarged(picture, hires, (width, height)) for picture in pictures])
+        larger = encode_pictures(pipeline, [enlarged(picture, hires, (width, height), sparing) for picture in pictures])
     steps = again(requests)[0].steps
     return Start(larger, min(TIMES, max(steps, int(steps / hires.denoise))))  # as A1111: the steps said are the ones gone, whatever the denoise
 
 
-def enlarged(picture: Image.Image, hires: Hires, to: tuple[int, int]) -> Image.Image:
+def enlarged(picture: Image.Image, hires: Hires, to: tuple[int, int], sparing: bool = False) -> Image.Image:
     """The picture at `to` (width, height): smoothed if asked, through the upscaler, the rest by Lanczos."""
     if hires.smooth:
         picture = smoothed(picture, hires.smooth)
@@ -67,7 +69,7 @@ def enlarged(picture: Image.Image, hires: Hires, to: tuple[int, int]) -> Image.I
         device = this_machine().device
         model = upscaler(tools.file("upscaler", hires.upscaler)).to(device)
         pixels = pil_to_tensor(picture.convert("RGB")).float()[None].to(device) / 255
-        picture = to_pil_image(tiled(model, pixels, side(this_machine()))[0].clamp(0, 1).cpu())
+        picture = to_pil_image(tiled(model, pixels, side(this_machine(), sparing))[0].clamp(0, 1).cpu())
     return picture if picture.size == to else picture.resize(to, Image.Resampling.LANCZOS)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core import charts, edit, lora, shelf
-from core.atomic import placed
+from core.atomic import filling, placed
 from core.report import reported, table
 from core.sweep import Study
 
@@ -30,30 +30,31 @@ class Outcome:
 
 
 def outcome(study: Study, folder: Path) -> Outcome:
-    """Write everything that there is by now into `folder`; the report names its pictures as the zip does."""
+    """Write everything that there is by now into `folder`, or nothing; the report names its pictures as the zip does."""
     report = reported(study)
-    cells, named = [], []
-    for (strength, (prompt, seed)), file in sorted(study.pictures.items()):
-        number = study.plan.prompts.index(prompt) + 1
-        name = f"cells/{strength:g}/prompt{number}-seed{seed}.png"
-        placed(file, folder / name)
-        cells.append((folder / name, f"{strength:g} · {seed}"))
-        named.append({"strength": strength, "seed": seed, "prompt": prompt, "picture": name, "key": file.stem})
-    report["cells"] = named
-    stem = shelf.slug(Path(study.plan.lora.path).stem)
-    drawn = {"sheet": folder / "sheet.png", "curves": folder / "curves.png"}
-    sheet(study).save(drawn["sheet"])
-    charts.curves(report).save(drawn["curves"])
-    told = {"table": folder / "curves.csv", "sidecar": folder / f"{stem}.json"}
-    told["table"].write_text(table(study), encoding="utf-8")
-    told["sidecar"].write_text(json.dumps(edit.sidecar(lora.file(study.plan.lora.path), report), indent=1), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    archive = folder / f"{stem}-sweep.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:  # PNG does not get smaller
-        for file in [*drawn.values(), *told.values(), folder / "report.json"]:
-            out.write(file, file.name)
-        for (file, _), entry in zip(cells, named, strict=True):
-            out.write(file, entry["picture"])
+    with filling(folder):
+        cells, named = [], []
+        for (strength, (prompt, seed)), file in sorted(study.pictures.items()):
+            number = study.plan.prompts.index(prompt) + 1
+            name = f"cells/{strength:g}/prompt{number}-seed{seed}.png"
+            placed(file, folder / name)
+            cells.append((folder / name, f"{strength:g} · {seed}"))
+            named.append({"strength": strength, "seed": seed, "prompt": prompt, "picture": name, "key": file.stem})
+        report["cells"] = named
+        stem = shelf.slug(Path(study.plan.lora.path).stem)
+        drawn = {"sheet": folder / "sheet.png", "curves": folder / "curves.png"}
+        sheet(study).save(drawn["sheet"])
+        charts.curves(report).save(drawn["curves"])
+        told = {"table": folder / "curves.csv", "sidecar": folder / f"{stem}.json"}
+        told["table"].write_text(table(study), encoding="utf-8")
+        told["sidecar"].write_text(json.dumps(edit.sidecar(lora.file(study.plan.lora.path), report), indent=1), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        archive = folder / f"{stem}-sweep.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:  # PNG does not get smaller
+            for file in [*drawn.values(), *told.values(), folder / "report.json"]:
+                out.write(file, file.name)
+            for (file, _), entry in zip(cells, named, strict=True):
+                out.write(file, entry["picture"])
     return Outcome(cells=tuple(cells), archive=archive, report=report, **drawn, **told)
 
 

@@ -24,9 +24,10 @@ AGREED = 1e-3
 ROUNDS = 6
 
 
-def side(machine: Machine) -> int:
-    """Pixels that a tile may have a side: DATx2 keeps about 15 kB for each in float32."""
-    return 256 if machine.memory < 12 * GIB else 512 if machine.device == "cpu" or machine.memory < 24 * GIB else 1024
+def side(machine: Machine, sparing: bool = False) -> int:
+    """Pixels that a tile may have a side: DATx2 keeps about 15 kB for each in float32. Half of it once memory has run out."""
+    usual = 256 if machine.memory < 12 * GIB else 512 if machine.device == "cpu" or machine.memory < 24 * GIB else 1024
+    return usual // 2 if sparing else usual
 
 
 @torch.no_grad()

@@ -1,6 +1,10 @@
-"""The named endpoints, the same for gradio_client, a script and curl; everything else is private."""
+"""The named endpoints, the same for gradio_client, a script and curl; everything else is private.
+
+A long job yields nothing new after each of its steps: only there Gradio stops it, once its client is gone or has cancelled it.
+"""
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from core.prompts import PLACES
 from core.sweep import Study
 from core.types import UserError
 from tabs.files import chosen, new_folder, save, uploaded
-from tabs.widgets import refusals, validator
+from tabs.widgets import refusals, sentences, validator
 
 
 def generate(
@@ -37,7 +41,7 @@ def generate(
     detail: bool | dict | None = None,
     expand: bool | dict | None = None,
     grain: bool | dict | None = None,
-) -> tuple[list[str], dict[str, Any]]:
+) -> Iterator[tuple[Any, Any]]:
     """Make pictures. Whatever is not given is the preset's; a seed that is not given, or -1, is any.
 
     `loras` is a list such as [{"lora": "name on the shelf", "strength": 1.5, "blocks": "STYLE"}]; `lora_file` is one of your own.
@@ -50,21 +54,20 @@ def generate(
         raise gr.Error(sentence)
     values = asking.settled(values)
     folder, begin, files, notes = new_folder(), time.monotonic(), [], []
-    try:
+    with sentences():
         expanded = gpu.lane(asking.expanded, values)
-    except UserError as error:
-        raise gr.Error(str(error)) from error
-    cells = asking.cells({**values, "prompt": expanded.prompt} if expanded else values, expanded=prompt if expanded else None)
-    for event in gpu.run(cells):
-        if isinstance(event, Failed):
-            raise gr.Error(event.message)
-        if isinstance(event, Picture):
-            files.append(save(event, folder)[0])
-            notes += event.notes
+        cells = asking.cells({**values, "prompt": expanded.prompt} if expanded else values, expanded=prompt if expanded else None)
+        for event in gpu.run(cells):
+            if isinstance(event, Failed):
+                raise UserError(event.message)
+            if isinstance(event, Picture):
+                files.append(save(event, folder)[0])
+                notes += event.notes
+            yield gr.skip(), gr.skip()
     first = cells[0].request
     many = models.tokens(first.prompt)
     long = [f"prompt: {many} tokens, read in chunks of {PLACES}; stay below {PLACES} for a clear picture."] if many > PLACES else []
-    return files, {
+    report = {
         "seeds": [cell.request.seed for cell in cells],
         "prompt": first.prompt,
         "negative": first.negative,
@@ -74,6 +77,7 @@ def generate(
         "seconds": round(time.monotonic() - begin, 3),
         "warnings": asking.advice(values) + long + notes,
     }
+    yield files, report
 
 
 def expand_prompt(
@@ -86,10 +90,8 @@ def expand_prompt(
     seed: int | None = None,
 ) -> dict[str, Any]:
     """Let DanTagGen add tags to a prompt. `ban` holds patterns, one a line. Returns the prompt, what was added, its tokens."""
-    try:
+    with sentences():
         found = gpu.lane(asking.expanded, _expanding(**locals()))
-    except UserError as error:
-        raise gr.Error(str(error)) from error
     assert found is not None
     return {"prompt": found.prompt, "added": list(found.added), "tokens": models.tokens(found.prompt)}
 
@@ -104,10 +106,8 @@ def _expanding(prompt: str, preset: str, ban: str | None = None, seed: int | Non
 
 def inspect_lora(lora: str | dict) -> dict[str, Any]:
     """What a LoRA's file says: format, rank, alpha, blocks, trigger, tags, and how large its change is on the model that is loaded."""
-    try:
+    with sentences():
         return _inspected(chosen(lora))
-    except UserError as error:
-        raise gr.Error(str(error)) from error
 
 
 def _inspected(path: str) -> dict[str, Any]:
@@ -121,11 +121,9 @@ def edit_lora(lora: str | dict, multiply: float | None = None, blocks: str | Non
 
     Only alpha changes, and blocks of weight 0 are left out. Returns the new file, in kohya's layout, and its inspection.
     """
-    try:
+    with sentences():
         made = edit.edited(file(chosen(lora)), new_folder(), multiply, blocks, keep)
         return str(made), _inspected(str(made))
-    except UserError as error:
-        raise gr.Error(str(error)) from error
 
 
 def sweep(
@@ -136,22 +134,21 @@ def sweep(
     strengths: str = STRENGTHS,
     references: list | None = None,
     refine: bool = False,
-) -> tuple[str, list, str, dict[str, Any]]:
+) -> Iterator[tuple[Any, ...]]:
     """Measure at which strengths a LoRA works. `prompts` one a line; `references` are pictures of the wanted style.
 
     Returns the contact sheet, the curve as rows, a zip of all cells with the report, and the report: onset, sweet_spot,
     breakdown and recommended, each null where it was not seen, and why.
     """
     values = {name: value for name, value in locals().items() if value is not None}
-    try:
+    with sentences():
         study = Study(plan(_sweeping(**values)))
-    except UserError as error:
-        raise gr.Error(str(error)) from error
-    for event in study.run():
-        if isinstance(event, Failed):
-            raise gr.Error(event.message)
-    done = outcome(study, new_folder())
-    return str(done.sheet), done.report["curve"], str(done.archive), done.report
+        for event in study.run():
+            if isinstance(event, Failed):
+                raise UserError(event.message)
+            yield tuple(gr.skip() for _ in range(4))
+        done = outcome(study, new_folder())
+    yield str(done.sheet), done.report["curve"], str(done.archive), done.report
 
 
 def _sweeping(lora: str | dict, references: list | None = None, **said: Any) -> dict[str, Any]:
@@ -163,12 +160,10 @@ def _sweeping(lora: str | dict, references: list | None = None, **said: Any) -> 
 
 def read_picture(picture: str | None) -> dict[str, Any]:
     """Read the settings back from a picture made here, by A1111, Forge or Civitai."""
-    try:
+    with sentences():
         if picture is None:
             raise UserError("picture: it takes a PNG, JPEG or WebP file.")
         reading = record.read_picture(Path(picture))
-    except UserError as error:
-        raise gr.Error(str(error)) from error
     return {**reading.fields, "unused": reading.unused}
 
 

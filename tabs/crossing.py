@@ -1,5 +1,6 @@
 """The named endpoint of a transfer study, and how LoRAs are named there and in the tab."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import gradio as gr
@@ -10,7 +11,7 @@ from core.transfer.plan import SEEDS, STRENGTHS, apart, of_run, plan
 from core.transfer.study import Study
 from core.types import UserError
 from tabs.files import chosen, new_folder, uploaded
-from tabs.widgets import refusals
+from tabs.widgets import refusals, sentences
 
 
 def tables(said: Any) -> list[dict[str, Any]]:
@@ -45,21 +46,19 @@ def transfer(
     seeds: str = SEEDS,
     references: list | None = None,
     clip_skip: int = 2,
-) -> tuple[str, str, dict[str, Any]]:
+) -> Iterator[tuple[Any, ...]]:
     """Measure LoRAs over base models. `loras` is a list of uploaded files, names of the shelf, Hub ids or tables such as
     {"lora": "name", "home": "nano"} or {"run": "..."}; `models` are names. `references` are pictures of the wanted style.
 
     Returns the contact sheet, a zip of every picture with table and page, and the report: cells, per_pair, lineage.
     """
     values = {name: value for name, value in locals().items() if value is not None}
-    try:
+    with sentences():
         study = Study(plan(_said(**values)))
         for _ in study.run():
-            pass
-    except UserError as error:
-        raise gr.Error(str(error)) from error
-    done = outcome(study, new_folder())
-    return str(done.sheet), str(done.archive), done.report
+            yield tuple(gr.skip() for _ in range(3))  # as in tabs/api.py
+        done = outcome(study, new_folder())
+    yield str(done.sheet), str(done.archive), done.report
 
 
 def _said(loras: Any, references: list | None = None, **said: Any) -> dict[str, Any]:

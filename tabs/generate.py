@@ -11,10 +11,10 @@ from core.events import Failed, Picture, Step
 from core.expand import with_tags
 from core.prompts import PLACES, compose
 from core.samplers import SAMPLERS
-from core.types import Recipe, UserError
+from core.types import Recipe
 from tabs import settings, stages
 from tabs.files import new_folder, save
-from tabs.widgets import validator
+from tabs.widgets import sentences, validator
 
 PARTS = presets.PARTS
 RATIOS = {"1:1": (1, 1), "2:3": (2, 3), "3:2": (3, 2), "3:4": (3, 4), "4:3": (4, 3), "9:16": (9, 16), "16:9": (16, 9)}
@@ -195,10 +195,8 @@ def _filled(recipe: Recipe) -> dict[str, Any]:
 
 def _tags(**values: Any) -> tuple[Any, str]:
     """Ask DanTagGen, whatever its switch says: the added tags to choose from, and the status."""
-    try:
+    with sentences():
         found = gpu.lane(asking.expanded, {**stages.said(values), "expand": True})
-    except UserError as error:
-        raise gr.Error(str(error)) from error
     added = list(found.added)
     return gr.update(choices=added, value=added), f"{len(added)} tags to add; take away what you do not want."
 
@@ -218,21 +216,22 @@ def _make(added: list[str], **values: Any) -> Iterator[tuple[Any, ...]]:
     notes: list[str] = []
     begin = time.monotonic()
     yield [], "Waiting for the model …", "", cells[0].request.seed, skip, hidden
-    for event in gpu.run(cells, previews=True):
-        match event:
-            case Step():
-                place = f" · picture {event.pictures_done + 1} of {event.pictures}" if event.pictures > 1 else ""
-                said = f"{STAGES[event.stage]} {event.step} of {event.steps}{place} · about {event.seconds_left:.0f} s left"
-                yield [*done, *event.previews] if event.previews else skip, said, skip, skip, skip, skip
-            case Picture():
-                file, text = save(event, folder)
-                done.append(file)
-                notes += [note for note in event.notes if note not in notes]
-                slider = gr.update(value=(event.before.resize(event.image.size), event.image), visible=True) if event.before else skip
-                yield list(done), f"Picture {len(done)} of {len(cells)} is finished.", text, skip, skip, slider
-            case Failed():
-                yield list(done), f"⚠️ {event.message}", skip, skip, skip, skip
-                raise gr.Error(event.message)
+    with sentences():
+        for event in gpu.run(cells, previews=True):
+            match event:
+                case Step():
+                    place = f" · picture {event.pictures_done + 1} of {event.pictures}" if event.pictures > 1 else ""
+                    said = f"{STAGES[event.stage]} {event.step} of {event.steps}{place} · about {event.seconds_left:.0f} s left"
+                    yield [*done, *event.previews] if event.previews else skip, said, skip, skip, skip, skip
+                case Picture():
+                    file, text = save(event, folder)
+                    done.append(file)
+                    notes += [note for note in event.notes if note not in notes]
+                    slider = gr.update(value=(event.before.resize(event.image.size), event.image), visible=True) if event.before else skip
+                    yield list(done), f"Picture {len(done)} of {len(cells)} is finished.", text, skip, skip, slider
+                case Failed():
+                    yield list(done), f"⚠️ {event.message}", skip, skip, skip, skip
+                    raise gr.Error(event.message)
     hints = " ".join(asking.advice(values) + notes)
     yield skip, f"{len(done)} picture{'s' * (len(done) > 1)} in {time.monotonic() - begin:.1f} s. {hints}", skip, skip, skip, skip
 

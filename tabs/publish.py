@@ -22,7 +22,7 @@ from core.types import UserError
 from tabs.files import chosen, new_folder, uploaded
 from tabs.train import Trained
 from tabs.transfer import known
-from tabs.widgets import refusals
+from tabs.widgets import refusals, sentences
 
 TOLD = ("repo", "title", "trigger", "description", "license", "private")
 ASKED = ("file", "shelf", "run", "home", *TOLD, "reports", "pictures")
@@ -79,6 +79,7 @@ def _controls() -> dict[str, Any]:
     return c
 
 
+@sentences()
 def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any) -> tuple[Any, ...]:
     hidden = gr.update(visible=False)
     try:
@@ -102,6 +103,7 @@ def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any
     )
 
 
+@sentences()
 def _published(visitor: gr.OAuthToken | None, login: bool = False, over: bool = False, **values: Any) -> str:
     try:
         publication = plan(_said(values))
@@ -180,7 +182,7 @@ def publish(
     With `dry_run` nothing is sent, and the card's text and the files with what they change come back. Returns url, commit, files.
     """
     told = {"repo": repo, "title": title, "license": license, "private": private, "sweep": sweep, "trigger": trigger, "description": description}
-    try:
+    with sentences():
         publication = plan(_asked(lora=lora, run=run, pictures=pictures, **told, transfer=transfer))
         files = bundle(publication, new_folder())
         own = token(use_login, visitor)
@@ -191,8 +193,6 @@ def publish(
         if own is None:
             raise UserError("login: nobody is logged in; at home set use_login to true, after `hf auth login`.")
         url = pushed(publication.repo, files, own, private=publication.private, message=f"Publish {publication.name}")
-    except UserError as error:
-        raise gr.Error(str(error)) from error
     return {"url": url, "commit": url.rpartition("/")[2], "files": listed}
 
 

@@ -18,7 +18,7 @@ from core.sweep import Study
 from core.types import UserError
 from tabs.files import new_folder
 from tabs.generate import Opened
-from tabs.widgets import refusals
+from tabs.widgets import refusals, sentences
 
 ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
 SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next", "open")
@@ -176,18 +176,19 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
     rest = [skip] * (len(SHOWN) - 1)
     hidden = gr.update(visible=False)
     yield "Waiting for the model …", "", hidden, hidden, hidden, hidden, None, hidden, hidden, hidden
-    for event in study.run():
-        total = len(study.strengths) * len(study.items)
-        if isinstance(event, Failed):
-            yield f"⚠️ {event.message}", *rest
-            raise gr.Error(event.message)
-        if isinstance(event, Step):
-            yield f"Picture {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps} · about {event.seconds_left:.0f} s left", *rest
-        if len(study.measured) > columns:
-            columns = len(study.measured)
-            grown = gr.update(value=charts.curves(reported(study)), visible=True), gr.update(value=sheet(study), visible=True)
-            yield f"{len(study.pictures)} of {total} pictures", skip, *grown, *rest[3:]
-    done = outcome(study, folder)
+    with sentences():
+        for event in study.run():
+            total = len(study.strengths) * len(study.items)
+            if isinstance(event, Failed):
+                yield f"⚠️ {event.message}", *rest
+                raise gr.Error(event.message)
+            if isinstance(event, Step):
+                yield f"Picture {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps} · about {event.seconds_left:.0f} s left", *rest
+            if len(study.measured) > columns:
+                columns = len(study.measured)
+                grown = gr.update(value=charts.curves(reported(study)), visible=True), gr.update(value=sheet(study), visible=True)
+                yield f"{len(study.pictures)} of {total} pictures", skip, *grown, *rest[3:]
+        done = outcome(study, folder)
     report = done.report
     result = {
         "report": report,

@@ -1,7 +1,5 @@
 """The named endpoints of a training: caption, start, look, stop, resume."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from core.train.lesson import buckets
 from core.types import UserError
 from tabs.files import new_folder, placed, uploaded
 from tabs.pictures import brought, captioned
+from tabs.widgets import sentences
 
 File = str | dict | list
 
@@ -29,7 +28,7 @@ def caption(dataset: File, threshold: float = 0.35, trigger: str = "", drop: str
 
     Returns a zip of pictures and captions, and how often each tag stands in them.
     """
-    with _sentences():
+    with sentences():
         found = captioned(_dataset(dataset), model, threshold=threshold, trigger=trigger or "", drop=(drop or "").splitlines())
         rows = [{"tag": tag, "count": count} for tag, count in counts(found).items()]
         return str(written(found, new_folder() / "captioned.zip")), rows
@@ -42,7 +41,7 @@ def train_start(
 
     Returns the run's name, by which it is asked for, its steps, pictures and buckets, and what makes little sense.
     """
-    with _sentences():
+    with sentences():
         found = _dataset(dataset, regularisation)
         run, warnings = runs.settled(found, recipe, model or "nano", trigger=trigger, overrides=overrides)
         folder = runs.prepared(run, found)
@@ -60,13 +59,13 @@ def train_start(
 
 def train_status(run: str) -> dict[str, Any]:
     """How a run stands: state, step, loss, seconds left; previews, checkpoints and the LoRA as files; why it failed."""
-    with _sentences():
+    with sentences():
         return _status(runs.found(run))
 
 
 def train_stop(run: str) -> dict[str, Any]:
     """Stop a run after the step under way; `/train_resume` goes on."""
-    with _sentences():
+    with sentences():
         folder = runs.found(run)
         folder.ask_to_stop()
         return _status(folder)
@@ -74,7 +73,7 @@ def train_stop(run: str) -> dict[str, Any]:
 
 def train_resume(run: str) -> dict[str, Any]:
     """Go on with a run that was stopped or failed, exactly where its last state is."""
-    with _sentences():
+    with sentences():
         folder = runs.found(run)
         _go(folder)
         return _status(folder)
@@ -112,15 +111,6 @@ def _dataset(said: Any, regularisation: Any = None) -> Dataset:
 
 def _files(said: Any, field: str) -> list[Path]:
     return [Path(uploaded(each, field)) for each in (said if isinstance(said, list) else [said])]
-
-
-@contextmanager
-def _sentences() -> Iterator[None]:
-    """What a person did wrong, as they read it."""
-    try:
-        yield
-    except UserError as error:
-        raise gr.Error(str(error)) from error
 
 
 def endpoints() -> None:

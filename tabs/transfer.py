@@ -21,7 +21,7 @@ from core.transfer.study import Study
 from core.types import UserError
 from tabs import train
 from tabs.files import new_folder
-from tabs.widgets import refusals
+from tabs.widgets import refusals, sentences
 
 ASKED = ("files", "shelf", "runs", "home", "models", "strengths", "seeds", "prompts", "clip_skip", "references", "eye", "blocks")
 SHOWN = ("status", "answer", "heat", "matrix", "sheet", "out", "result", "chosen")
@@ -181,15 +181,16 @@ def _study(**values: Any) -> Iterator[tuple[Any, ...]]:
     study = Study(plan(_said(values)))
     yield "Waiting for the model …", "", hidden, hidden, hidden, hidden, None, hidden
     drawn, pairs, told = time.monotonic(), 0, 0.0
-    for event in study.run():
-        done, total = study.done()
-        if isinstance(event, Step) and time.monotonic() - told > SAID:
-            told = time.monotonic()
-            yield f"Picture {done + 1} of {total} · {event.stage} step {event.step} of {event.steps}", *[skip] * (len(SHOWN) - 1)
-        if time.monotonic() - drawn > DRAWN and (made := sum(pair.is_whole for pair in study.pairs.values())) > pairs:
-            drawn, pairs = time.monotonic(), made
-            yield f"{done} of {total} pictures", skip, skip, skip, gr.update(value=sheet(study), visible=True), skip, skip, skip
-    result = outcome(study, folder)
+    with sentences():
+        for event in study.run():
+            done, total = study.done()
+            if isinstance(event, Step) and time.monotonic() - told > SAID:
+                told = time.monotonic()
+                yield f"Picture {done + 1} of {total} · {event.stage} step {event.step} of {event.steps}", *[skip] * (len(SHOWN) - 1)
+            if time.monotonic() - drawn > DRAWN and (made := sum(pair.is_whole for pair in study.pairs.values())) > pairs:
+                drawn, pairs = time.monotonic(), made
+                yield f"{done} of {total} pictures", skip, skip, skip, gr.update(value=sheet(study), visible=True), skip, skip, skip
+        result = outcome(study, folder)
     report = result.report
     done, total = study.done()
     yield (

@@ -1,6 +1,8 @@
-"""What the tabs and endpoints share: a check before the queue, and words that are no Markdown."""
+"""What the tabs and endpoints share: checks before the queue, and sentences for what goes wrong behind it."""
 
-from collections.abc import Callable, Mapping
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
@@ -42,3 +44,16 @@ def refusals(names: tuple[str, ...], plan: Callable[[dict[str, Any]], Any], fiel
         return [gr.validate(True, "") for _ in names]
 
     return check
+
+
+@contextmanager
+def sentences() -> Iterator[None]:
+    """What a person should know of a job that cannot be done, a full disk included, as Gradio shows it."""
+    try:
+        yield
+    except UserError as error:
+        raise gr.Error(str(error)) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise gr.Error("The disk is full: make room and try again. What was finished stays.") from error

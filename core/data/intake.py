@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from core import limits
+from core.atomic import replacing
 from core.data.dataset import Dataset, Sample, Skipped, shown, tidied
 from core.data.files import Entry
 from core.data.kohya import configured
@@ -120,7 +121,7 @@ def _text(file: Entry) -> tuple[str, str]:
 
 def written(dataset: Dataset, archive: Path) -> Path:
     """Pictures and captions as a zip, flat, as kohya's trainer takes a folder; without regularisation pictures, which there could not be told apart."""
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:  # PNGs are packed already
+    with replacing(archive) as unfinished, zipfile.ZipFile(unfinished, "w", zipfile.ZIP_STORED) as out:  # PNGs are packed already
         for sample in dataset.samples:
             if not sample.regularisation:
                 out.write(dataset.folder / sample.file, sample.file)

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from core import cells, charts, edit, record
-from core.atomic import placed
+from core.atomic import filling, placed
 from core.digest import content
 from core.publish.card import card
 from core.publish.plan import Publication
@@ -25,30 +25,31 @@ def bundle(publication: Publication, folder: Path) -> dict[str, Path]:
     """Write all of them below `folder`; path in the repository -> file. Nothing that they hold names a machine or a person."""
     p, files = publication, dict[str, Path]()
     best = p.sweeps[0] if p.sweeps else None
-    made = edit.edited(p.file, folder / "made", hint=edit.hint(best) if best else None, metadata=_told(p))
-    files[p.name] = _at(folder, p.name)
-    made.replace(files[p.name])
-    if best:
-        beside = edit.sidecar(p.file, best) | {"activation text": p.trigger}
-        files[f"{p.name.removesuffix('.safetensors')}.json"] = _json(folder, f"{p.name.removesuffix('.safetensors')}.json", beside)
-    for number, report in enumerate(p.sweeps, 1):
-        files[f"reports/sweep-{number}.json"] = _json(folder, f"reports/sweep-{number}.json", report)
-        files[f"reports/curves-{number}.png"] = _at(folder, f"reports/curves-{number}.png")
-        charts.curves(report).save(files[f"reports/curves-{number}.png"])
-        if strip := _strip(report):
-            files[f"reports/strip-{number}.png"] = _at(folder, f"reports/strip-{number}.png")
-            strip.save(files[f"reports/strip-{number}.png"])
-    if p.transfer:
-        files["reports/transfer.json"] = _json(folder, "reports/transfer.json", p.transfer)
-    shown = {}
-    for number, (picture, prompt) in enumerate(p.pictures, 1):
-        path = f"images/{number:02d}.png"
-        files[path] = _at(folder, path)
-        placed(picture, files[path])
-        record.read_picture(files[path])  # it still says how it was made
-        shown[path] = prompt
-    files["README.md"] = _at(folder, "README.md")
-    files["README.md"].write_text(card(p, shown, strips=[path for path in files if "/strip-" in path], sha256=content(files[p.name])), encoding="utf-8")
+    with filling(folder):
+        made = edit.edited(p.file, folder / "made", hint=edit.hint(best) if best else None, metadata=_told(p))
+        files[p.name] = _at(folder, p.name)
+        made.replace(files[p.name])
+        if best:
+            beside = edit.sidecar(p.file, best) | {"activation text": p.trigger}
+            files[f"{p.name.removesuffix('.safetensors')}.json"] = _json(folder, f"{p.name.removesuffix('.safetensors')}.json", beside)
+        for number, report in enumerate(p.sweeps, 1):
+            files[f"reports/sweep-{number}.json"] = _json(folder, f"reports/sweep-{number}.json", report)
+            files[f"reports/curves-{number}.png"] = _at(folder, f"reports/curves-{number}.png")
+            charts.curves(report).save(files[f"reports/curves-{number}.png"])
+            if strip := _strip(report):
+                files[f"reports/strip-{number}.png"] = _at(folder, f"reports/strip-{number}.png")
+                strip.save(files[f"reports/strip-{number}.png"])
+        if p.transfer:
+            files["reports/transfer.json"] = _json(folder, "reports/transfer.json", p.transfer)
+        shown = {}
+        for number, (picture, prompt) in enumerate(p.pictures, 1):
+            path = f"images/{number:02d}.png"
+            files[path] = _at(folder, path)
+            placed(picture, files[path])
+            record.read_picture(files[path])  # it still says how it was made
+            shown[path] = prompt
+        files["README.md"] = _at(folder, "README.md")
+        files["README.md"].write_text(card(p, shown, strips=[path for path in files if "/strip-" in path], sha256=content(files[p.name])), encoding="utf-8")
     return files
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from core import charts, shelf
-from core.atomic import placed
+from core.atomic import filling, placed
 from core.transfer.page import page
 from core.transfer.report import reported, table
 from core.transfer.study import Study
@@ -33,25 +33,26 @@ class Outcome:
 
 
 def outcome(study: Study, folder: Path) -> Outcome:
-    """Write everything that there is by now into `folder`."""
+    """Write everything that there is by now into `folder`, or nothing."""
     report = reported(study)
-    for told in report["pictures"]:
-        own = f"{shelf.slug(told['lora'])}/{told['strength']:g}" if told["lora"] else "base"
-        name = f"cells/{shelf.slug(told['model'])}/{own}/prompt{study.plan.prompts.index(told['prompt']) + 1}-seed{told['seed']}.png"
-        placed(Path(told["picture"]), folder / name)
-        told["picture"] = name
-    files = {"sheet": folder / "sheet.png", "heat": folder / "heat.png", "table": folder / "cells.csv", "page": folder / "study.html"}
-    sheet(study).save(files["sheet"])
-    heat(study, report).save(files["heat"])
-    files["table"].write_text(table(study), encoding="utf-8")
-    files["page"].write_text(page(report, folder, files["heat"]), encoding="utf-8")
-    (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
-    archive = folder / "transfer.zip"
-    with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:  # PNG does not get smaller
-        for file in [*files.values(), folder / "report.json"]:
-            out.write(file, file.name)
+    with filling(folder):
         for told in report["pictures"]:
-            out.write(folder / told["picture"], told["picture"])
+            own = f"{shelf.slug(told['lora'])}/{told['strength']:g}" if told["lora"] else "base"
+            name = f"cells/{shelf.slug(told['model'])}/{own}/prompt{study.plan.prompts.index(told['prompt']) + 1}-seed{told['seed']}.png"
+            placed(Path(told["picture"]), folder / name)
+            told["picture"] = name
+        files = {"sheet": folder / "sheet.png", "heat": folder / "heat.png", "table": folder / "cells.csv", "page": folder / "study.html"}
+        sheet(study).save(files["sheet"])
+        heat(study, report).save(files["heat"])
+        files["table"].write_text(table(study), encoding="utf-8")
+        files["page"].write_text(page(report, folder, files["heat"]), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(report, indent=1), encoding="utf-8")
+        archive = folder / "transfer.zip"
+        with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED) as out:  # PNG does not get smaller
+            for file in [*files.values(), folder / "report.json"]:
+                out.write(file, file.name)
+            for told in report["pictures"]:
+                out.write(folder / told["picture"], told["picture"])
     return Outcome(archive=archive, report=report, folder=folder, **files)
 
 
