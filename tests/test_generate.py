@@ -121,24 +121,6 @@ def test_the_door_turns_what_a_person_should_know_into_an_event() -> None:
     assert "'nothing' is unknown" in event.message
 
 
-def test_out_of_memory_names_the_setting_and_the_next_job_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = models.load("nano")
-    before = latents(REQUEST)
-
-    def full(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError
-
-    with monkeypatch.context() as patch:
-        patch.setattr(pipeline.unet, "forward", full)
-        (one,) = gpu.run(cells(REQUEST))
-        (two,) = gpu.run(cells(REQUEST, replace(REQUEST, seed=8)))
-    assert isinstance(one, Failed)
-    assert "lower width and height (128 x 128)" in one.message
-    assert isinstance(two, Failed)
-    assert "lower count" in two.message
-    assert torch.equal(before, latents(REQUEST))
-
-
 def test_zero_gpu_is_asked_for_whole_bounded_seconds() -> None:
     large = replace(REQUEST, width=1024, height=1024, steps=25)
     models.load("nano")

@@ -1,0 +1,84 @@
+"""A visitor by plain HTTP, with a session of their own: joins the queue, reads the stream, cancels, hangs up; all that comes back is kept as it came."""
+
+import json
+import secrets
+import urllib.request
+from collections.abc import Iterator
+from http.client import HTTPResponse
+from typing import Any
+
+
+class Visitor:
+    """One session of the app at `url`."""
+
+    def __init__(self, url: str):
+        self.url, self.session = url, secrets.token_hex(6)
+        told = json.loads(self.get("config"))
+        self.jobs = {one["api_name"]: one for one in told["dependencies"]}
+        self.components = {one["id"]: one["props"] for one in told["components"]}
+        self.raw = b""
+        """All of the streams."""
+        self.response: HTTPResponse | None = None
+
+    def get(self, path: str) -> bytes:
+        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as response:
+            return response.read()
+
+    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.loads(response.read())
+
+    def join(self, job: str, *, more: dict[str, Any] | None = None, **values: Any) -> str:
+        """Take a place in the queue, of the page's jobs or of the API's; gives the event. What is not said is as the page has it.
+
+        A component that stands for a value has its name as its parameter's or its label or `elem_id`.
+        """
+        told = self.jobs[job]
+        names = [self.named(i) for i in told["inputs"]] if told["api_visibility"] == "private" else self.parameters(job)
+        assert values.keys() <= set(names), f"{values.keys() - set(names)} is none of {names}"
+        data = [values.get(name, self.components[i].get("value")) for name, i in zip(names, told["inputs"], strict=True)]
+        return self.post("gradio_api/queue/join", {"data": data, "fn_index": told["id"], "session_hash": self.session, **(more or {})})["event_id"]
+
+    def named(self, component: int) -> str:
+        props = self.components[component]
+        return props.get("elem_id") or props.get("label") or str(component)
+
+    def parameters(self, job: str) -> list[str]:
+        return [one["parameter_name"] for one in json.loads(self.get("gradio_api/info"))["named_endpoints"][f"/{job}"]["parameters"]]
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What the stream says, until its jobs are done or the visitor hangs up."""
+        if self.response is None:
+            self.response = urllib.request.urlopen(f"{self.url}gradio_api/queue/data?session_hash={self.session}", timeout=120)
+        assert self.response is not None
+        while line := self.response.readline():
+            self.raw += line
+            if line.startswith(b"data: "):
+                message = json.loads(line[6:])
+                yield message
+                if message["msg"] == "close_stream":
+                    break
+        self.hang_up()
+
+    def until(self, said: str) -> dict[str, Any]:
+        """The first message in which something stands."""
+        for message in self.messages():
+            if said in json.dumps(message, ensure_ascii=False):
+                return message
+        raise AssertionError(f"{said!r} was never said; the stream ends with {self.raw[-2000:].decode()}")
+
+    def ended(self) -> dict[str, Any]:
+        """The last word of the job under way."""
+        *_, last = (message for message in self.messages() if message["msg"] == "process_completed")
+        return last
+
+    def cancel(self, job: str, event: str) -> None:
+        """As the page's Stop and gradio_client's `cancel`."""
+        self.post("gradio_api/cancel", {"session_hash": self.session, "fn_index": self.jobs[job]["id"], "event_id": event})
+
+    def hang_up(self) -> None:
+        """Close the tab."""
+        if self.response is not None:
+            self.response.close()
+            self.response = None
