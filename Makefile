@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 
-.PHONY: run test lint nano bench space clean
+.PHONY: run test soak lint nano bench space clean
 
 run: $(VENV)/.run
 	$(PY) app.py
@@ -11,6 +11,9 @@ run: $(VENV)/.run
 # Two workers of one thread each: teams of threads that share the cores wait for each other.
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+soak: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -m soak
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

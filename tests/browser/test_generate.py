@@ -23,7 +23,7 @@ def page(studio: str, chromium, tmp_path: Path):
     context.close()
 
 
-def test_a_prompt_becomes_a_picture(page, screenshots: Path, tmp_path: Path) -> None:
+def test_case_18_a_prompt_becomes_a_picture_whose_download_tells_it(page, screenshots: Path, tmp_path: Path) -> None:
     prompt = page.locator("#prompt textarea")
     prompt.fill("1girl, pink hair, twintails, green eyes, smile, blue sky, upper body, school uniform")
     page.locator("#tokens").get_by_text(re.compile(r"\d+ of 75 tokens")).wait_for()
@@ -50,7 +50,7 @@ def test_parts_build_the_prompt_and_ratios_the_size(page) -> None:
     assert page.locator("#width input[type=number]").input_value() == "96"
 
 
-def test_stop_acts_within_two_steps(page) -> None:
+def test_case_23_stop_acts_within_two_steps(page) -> None:
     page.get_by_label("Steps").first.fill("150")
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#status").get_by_text(re.compile(r"Step \d+ of 150")).wait_for()

@@ -34,7 +34,7 @@ def brought(page, files: list[Path]) -> None:
     page.locator("#train-data").get_by_text(f"{len(files)} pictures").wait_for()
 
 
-def test_fifteen_pictures_become_a_lora_while_the_page_is_away(page, soft: list[Path], screenshots: Path, tmp_path: Path) -> None:
+def test_case_22_fifteen_pictures_become_a_lora_while_the_page_is_away(page, soft: list[Path], screenshots: Path, tmp_path: Path) -> None:
     brought(page, soft)
     page.locator("#crops img").first.wait_for()
     page.locator("#captions button").first.click()

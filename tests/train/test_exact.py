@@ -10,7 +10,7 @@ OPTIMIZERS = ("AdamW", "AdamW8bit", "Lion8bit", "Adafactor", "Prodigy")
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_every_optimiser_goes_on_exactly_twice(optimizer: str, tmp_path: Path) -> None:
+def test_case_20_every_optimiser_goes_on_exactly_twice(optimizer: str, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data")
     rate = 1.0 if optimizer == "Prodigy" else 1e-3
     straight, broken = (prepared(data, tmp_path / name, optimizer=optimizer, rate=rate, save_every=4, shuffle=True, tag_dropout=0.2)[0] for name in "ab")
@@ -34,7 +34,7 @@ def test_every_optimiser_goes_on_exactly_twice(optimizer: str, tmp_path: Path) -
     ],
     ids=lambda settings: next(iter(settings)) + "=" + str(next(iter(settings.values()))),
 )
-def test_every_setting_goes_on_exactly(settings: dict, tmp_path: Path) -> None:
+def test_case_20_every_setting_goes_on_exactly(settings: dict, tmp_path: Path) -> None:
     data = dataset(tmp_path / "data")
     straight, broken = (prepared(data, tmp_path / name, steps=6, save_every=3, **settings)[0] for name in "ab")
     followed(straight)

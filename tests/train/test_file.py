@@ -57,7 +57,7 @@ KINDS = [
 
 
 @pytest.mark.parametrize(("recipe", "overrides"), KINDS, ids=[f"{name} {' '.join(map(str, more.values()))}".strip() for name, more in KINDS])
-def test_diffusers_and_the_studio_see_what_the_training_saw(recipe: str, overrides: dict, data: datasets.Dataset, tmp_path: Path) -> None:
+def test_case_19_diffusers_and_the_studio_see_what_the_training_saw(recipe: str, overrides: dict, data: datasets.Dataset, tmp_path: Path) -> None:
     adapter, file = trained(data, tmp_path / "run", recipe, **overrides)
     live, plain = gpu.lane(seen, adapter.pipeline), gpu.lane(seen, models.load("nano"))
     effect = float((live - plain).abs().max())
@@ -87,7 +87,7 @@ LYCORIS = [
 
 
 @pytest.mark.parametrize("overrides", LYCORIS, ids=lambda said: " ".join(map(str, said.values())))
-def test_the_studio_sees_what_a_dora_or_lokr_training_saw(overrides: dict, data: datasets.Dataset, tmp_path: Path) -> None:
+def test_case_19_the_studio_sees_what_a_dora_or_lokr_training_saw(overrides: dict, data: datasets.Dataset, tmp_path: Path) -> None:
     """In LyCORIS' names, which diffusers does not read."""
     adapter, file = trained(data, tmp_path / "run", "nano-quick", **overrides)
     live = gpu.lane(seen, adapter.pipeline)

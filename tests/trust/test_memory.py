@@ -18,7 +18,7 @@ from core.generate import SPARED
 from core.train import runs
 from core.types import Cell, Hires, LoraUse, Request
 from tests.lora.parts import fingerprint
-from tests.train.parts import assert_same, dataset, followed, losses, prepared
+from tests.train.parts import SMALL, assert_same, dataset, followed, losses, prepared
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 UPSCALER = "nano DAT x2"
@@ -123,8 +123,8 @@ def full_backwards(first: int, times: int) -> Iterator[None]:
 
 
 def test_case_24_a_training_that_runs_out_of_memory_goes_on_or_says_what_to_lower(tmp_path: Path) -> None:
-    data = dataset(tmp_path / "data", sizes=((128, 128),))
-    straight, once, ever = (prepared(data, tmp_path / name, steps=4, save_every=2)[0] for name in ("a", "b", "c"))
+    data = dataset(tmp_path / "data", sizes=((64, 64),))
+    straight, once, ever = (prepared(data, tmp_path / name, steps=4, save_every=2, **SMALL)[0] for name in ("a", "b", "c"))
     followed(straight)
     before = fingerprint()
     with full_backwards(first=3, times=1):
@@ -133,7 +133,7 @@ def test_case_24_a_training_that_runs_out_of_memory_goes_on_or_says_what_to_lowe
     baseline = held()
     with full_backwards(first=3, times=99):
         *_, last = followed(ever)
-    assert last == Failed(message="This machine ran out of memory: lower batch (2) or resolution (128). The last state stays.")
+    assert last == Failed(message="This machine ran out of memory: lower batch (2) or resolution (64). The last state stays.")
     assert (runs.status(ever).state, len(losses(ever))) == ("failed", 2)
     state = ever.state()
     assert state is not None

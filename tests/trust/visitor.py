@@ -32,12 +32,12 @@ class Visitor:
     def join(self, job: str, *, more: dict[str, Any] | None = None, **values: Any) -> str:
         """Take a place in the queue, of the page's jobs or of the API's; gives the event. What is not said is as the page has it.
 
-        A component that stands for a value has its name as its parameter's or its label or `elem_id`.
+        A value goes by its parameter's name, on the page by the `elem_id` or the label of the first component that has it.
         """
         told = self.jobs[job]
         names = [self.named(i) for i in told["inputs"]] if told["api_visibility"] == "private" else self.parameters(job)
         assert values.keys() <= set(names), f"{values.keys() - set(names)} is none of {names}"
-        data = [values.get(name, self.components[i].get("value")) for name, i in zip(names, told["inputs"], strict=True)]
+        data = [values.pop(name, self.components[i].get("value")) for name, i in zip(names, told["inputs"], strict=True)]
         return self.post("gradio_api/queue/join", {"data": data, "fn_index": told["id"], "session_hash": self.session, **(more or {})})["event_id"]
 
     def named(self, component: int) -> str:

@@ -1,0 +1,156 @@
+"""Stop pressed at every place that a job has: nothing half is left, no LoRA stays on, and the next job works."""
+
+import socket
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import pytest
+from gradio_client import Client, handle_file
+from huggingface_hub import constants
+from PIL import Image
+
+from core import cells
+from tabs.files import FILES
+from tests.lora.parts import fingerprint
+from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
+from tests.publish.hub import Hub
+from tests.publish.test_card import EXAMPLE
+from tests.trust.test_visitors import lane_is_free, unet_calls
+from tests.trust.visitor import Visitor
+
+WORN = "1girl, blue hair, portrait, white background <lora:nano-airbrush:2>"
+
+
+def whole(before: set[Path]) -> set[Path]:
+    """The files that have come since; none is half, every picture opens to its last pixel."""
+    since = {file for file in FILES.rglob("*") if file.is_file()} - before
+    assert not [file for file in since if file.name.endswith(".tmp")], since
+    for file in since:
+        if file.suffix == ".png":
+            with Image.open(file) as picture:
+                picture.load()
+    return since
+
+
+@pytest.fixture
+def nothing_stays(client: Client):
+    """Whatever a test stops: the model is what it was, files are whole, the next job works."""
+    before, files = fingerprint(), {file for file in FILES.rglob("*") if file.is_file()}
+    yield
+    lane_is_free()
+    assert fingerprint() == before, "a LoRA stayed on the model"
+    whole(files)
+    (_,), report = client.predict(prompt="1girl", seed=5, steps=1, width=64, height=64, api_name="/generate")
+    assert report["seeds"] == [5]
+
+
+STAGES: dict[str, tuple[str, dict[str, Any]]] = {
+    "expand": ("Adding tags", {"expand": True}),
+    "denoise": ("Step 2 of 4", {}),
+    "upscaler": ("Step 4 of 4", {"hires": True, "Times": 1.25}),
+    "hires": ("Hires: step 1 of", {"hires": True, "Times": 1.25}),
+    "detailer": ("Details: step 1 of", {"detail": True}),
+    "save": ("Step 4 of 4", {}),
+}
+"""Where it is stopped: what the page says then, and what is switched on."""
+
+
+@pytest.mark.usefixtures("nothing_stays")
+@pytest.mark.parametrize("stage", STAGES)
+def test_case_23_stop_in_every_stage(studio: str, stage: str) -> None:
+    said, on = STAGES[stage]
+    visitor = Visitor(studio)
+    with unet_calls() as calls:
+        event = visitor.join("_make", prompt=WORN, Steps=4, seed=7, **on)
+        visitor.until(said)
+        made = len(calls)
+        visitor.cancel("_make", event)  # answers once the job has ended
+        lane_is_free()
+        after = len(calls)
+    assert after - made <= 2, "steps went on after Stop"
+    assert "picture in" not in visitor.raw.decode(), "it was finished, not stopped"
+    if stage == "expand":
+        assert after == 0
+    visitor.hang_up()
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_case_23_stop_in_the_queue(studio: str) -> None:
+    """Who waits and stops is never begun; who is before them is not disturbed."""
+    first, second = Visitor(studio), Visitor(studio)
+    first.join("generate", prompt=WORN, steps=12, width=192, height=192, seed=1)
+    first.until("process_generating")
+    event = second.join("generate", prompt="1girl", steps=150, seed=2)
+    second.until("estimation")
+    second.cancel("generate", event)
+    done = first.ended()
+    assert done["output"]["data"][1]["seeds"] == [1]
+    assert '"process_starts"' not in second.raw.decode()
+    second.hang_up()
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_case_23_gradio_client_cancels_a_script(client: Client) -> None:
+    job = client.submit(prompt=WORN, steps=150, seed=3, api_name="/generate")
+    with unet_calls() as calls:
+        while len(calls) < 3:
+            time.sleep(0.01)
+        assert job.cancel()
+        time.sleep(0.05)
+        lane_is_free()
+        assert len(calls) < 75
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_case_23_an_upload_that_breaks_off_leaves_no_file(studio: str, client: Client) -> None:
+    before, address = set(FILES.rglob("*")), urlparse(studio)
+    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="half.safetensors"\r\n\r\n' + EXAMPLE.read_bytes()
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {2 * len(body)}\r\n\r\n"
+    with socket.create_connection((address.hostname, address.port)) as connection:
+        connection.sendall(head.encode() + body)
+    again = client.predict(lora=handle_file(EXAMPLE), api_name="/inspect_lora")  # the server has heard of the end by now
+    assert again["rank"] == 4
+    assert not [file for file in set(FILES.rglob("*")) - before if file.name.startswith("half")]
+
+
+@pytest.mark.usefixtures("nothing_stays")
+@pytest.mark.parametrize("how", ["cancel", "hang up"])
+def test_case_23_a_publication_that_is_left_is_whole_or_not_there(studio: str, hub_server: Hub, how: str) -> None:  # noqa: F811
+    Path(constants.HF_TOKEN_PATH).write_text("hf_ann")
+    visitor = Visitor(studio)
+    event = visitor.join("publish", lora="nano-airbrush", repo="ann/left", use_login=True)
+    visitor.until("process_starts")
+    while not hub_server.asked:
+        time.sleep(0.005)
+    visitor.cancel("publish", event) if how == "cancel" else visitor.hang_up()
+    while "ann/left" not in hub_server.repos or len(hub_server.commits("ann/left")) < 2:
+        time.sleep(0.01)  # what has begun to be sent is sent to its end
+    visitor.hang_up()
+    again = Visitor(studio)
+    again.join("publish", lora="nano-airbrush", repo="ann/left", use_login=True)
+    assert again.ended()["success"]
+    files = hub_server.files("ann/left")
+    assert {"README.md", "nano-airbrush.safetensors"} <= files.keys()
+    for commit in hub_server.commits("ann/left"):
+        assert set(commit.files) in ({".gitattributes"}, set(files)), "a commit with half of the files"
+
+
+@pytest.mark.usefixtures("nothing_stays")
+def test_case_23_stopping_a_sweep_keeps_whole_cells_only(studio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells, "FOLDER", tmp_path)
+    visitor = Visitor(studio)
+    event = visitor.join("sweep", lora="nano-airbrush", prompts="1girl", seeds="61-64", strengths="0, 1, 2")
+    for _ in visitor.messages():
+        if len(list(tmp_path.rglob("*.npz"))) >= 2:
+            break
+    visitor.cancel("sweep", event)
+    lane_is_free()
+    kept = {file.name for file in tmp_path.rglob("*") if file.is_file()}
+    assert kept
+    assert not [name for name in kept if name.endswith(".tmp")]
+    for file in tmp_path.rglob("*.png"):
+        with Image.open(file) as picture:
+            picture.load()
+    visitor.hang_up()
