@@ -34,7 +34,7 @@ def test_generate_returns_pictures_and_a_report(client: Client) -> None:
         assert (fields["seed"], fields["steps"], fields["cfg"], fields["sampler"]) == (seed, 4, 5.0, "Euler a")
 
 
-def test_the_same_seed_gives_the_same_file(client: Client) -> None:
+def test_case_17_the_same_seed_gives_the_same_file(client: Client) -> None:
     pixels = []
     for _ in range(2):
         (file,), _ = client.predict(prompt="1girl", seed=3, steps=2, api_name="/generate")
@@ -203,7 +203,7 @@ def test_expand_prompt_adds_tags(client: Client) -> None:
         client.predict(prompt="1girl", length="huge", api_name="/expand_prompt")
 
 
-def test_a_picture_is_made_again_from_what_it_says(client: Client) -> None:
+def test_case_17_a_picture_is_made_again_from_what_it_says(client: Client) -> None:
     (file,), _ = client.predict(prompt="1girl, (red hair:1.2), portrait", seed=8, steps=6, hires=True, detail=True, grain=True, api_name="/generate")
     fields = client.predict(picture=handle_file(file), api_name="/read_picture")
     asked = {name: fields[name] for name in ("prompt", "negative", "width", "height", "steps", "cfg", "seed", "hires", "detail", "grain")}

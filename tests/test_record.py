@@ -87,7 +87,7 @@ def test_nothing_is_written_for_what_is_not_there():
     assert text == f"1girl\n{SETTINGS}, Sweetspot: {VERSION}", "an empty negative, an unknown hash or commit left a trace, or 5 became 5.0"
 
 
-def test_a1111_and_civitai_find_our_settings():
+def test_case_18_a1111_and_civitai_find_our_settings():
     extra = {"Note": 'commas, "quotes",\nlines: all', "Style": '"x"', "Hires prompt": "[a"}
     *_, last = infotext(PLAIN, extra=extra).split("\n")
     found = {key: json.loads(value) if value.startswith('"') else value for key, value in A1111.findall(last)}

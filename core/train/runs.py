@@ -33,6 +33,8 @@ from core.types import UserError
 
 RUNS = Path(os.environ.get("SWEETSPOT_RUNS", str(Path.home() / ".local" / "share" / "sweetspot" / "runs")))
 ROOT = Path(__file__).resolve().parent.parent.parent
+SECRET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "OAUTH_CLIENT_SECRET")
+"""What a process that trains has no use for."""
 TURN_SECONDS = 0.5
 """Between two looks whether it is a run's turn."""
 PACE = 20
@@ -153,7 +155,8 @@ def start(folder: Folder) -> None:
         folder.wait()
         command = [sys.executable, "-m", "core.train", "--resume", str(folder.path), "--owner", str(lock)]
         threads = max(1, (os.cpu_count() or 1) // 2)  # the page computes, too: two teams on the same cores slow both down fourfold
-        beside = {"OMP_NUM_THREADS": str(threads), **os.environ}
+        told = {name: value for name, value in os.environ.items() if name not in SECRET}
+        beside = {"OMP_NUM_THREADS": str(threads), **told}
         subprocess.Popen(command, cwd=ROOT, env=beside, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
 
 

@@ -16,6 +16,7 @@ class Visitor:
         told = json.loads(self.get("config"))
         self.jobs = {one["api_name"]: one for one in told["dependencies"]}
         self.components = {one["id"]: one["props"] for one in told["components"]}
+        self.endpoints = json.loads(self.get("gradio_api/info"))["named_endpoints"]
         self.raw = b""
         """All of the streams."""
         self.response: HTTPResponse | None = None
@@ -45,7 +46,7 @@ class Visitor:
         return props.get("elem_id") or props.get("label") or str(component)
 
     def parameters(self, job: str) -> list[str]:
-        return [one["parameter_name"] for one in json.loads(self.get("gradio_api/info"))["named_endpoints"][f"/{job}"]["parameters"]]
+        return [one["parameter_name"] for one in self.endpoints[f"/{job}"]["parameters"]]
 
     def messages(self) -> Iterator[dict[str, Any]]:
         """What the stream says, until its jobs are done or the visitor hangs up."""
