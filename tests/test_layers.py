@@ -26,6 +26,7 @@ FLOORS = [
         "core.blocks",
         "core.digest",
         "core.markdown",
+        "core.patience",
         "core.publish",
         "core.transfer",
         "core.transfer.page",

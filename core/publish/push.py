@@ -8,6 +8,7 @@ from pathlib import Path
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
+from core.patience import patiently
 from core.publish.card import MARK
 from core.types import UserError
 
@@ -48,7 +49,7 @@ def compared(repo: str, files: Mapping[str, Path], token: str | bool) -> There:
     """What publishing these files would change. Raises `UserError` where the Hub cannot say."""
     api = HfApi(token=token)
     try:
-        info = api.model_info(repo, files_metadata=True)
+        info = patiently(lambda: api.model_info(repo, files_metadata=True))
         there = {each.rfilename: each.lfs.sha256 if each.lfs else each.blob_id for each in info.siblings or []}
         marked = "README.md" in there and MARK in (_card(repo, token).data.tags or [])
     except GatedRepoError as error:  # which is a kind of the next
@@ -74,7 +75,7 @@ def pushed(repo: str, files: Mapping[str, Path], token: str, *, private: bool, m
     """
     api = HfApi(token=token)
     try:
-        who = api.whoami()
+        who = patiently(api.whoami)
         spaces = [who["name"], *(each["name"] for each in who.get("orgs", []))]
         if repo.partition("/")[0] not in spaces:
             raise UserError(f"repo: {repo} is in somebody else's namespace; the login writes to {', '.join(spaces)}.")

@@ -8,6 +8,7 @@ import pytest
 from huggingface_hub import close_session, constants, file_download, hf_api
 from huggingface_hub.utils import _http
 
+from core import patience
 from tests.publish.hub import Hub, hub
 
 
@@ -30,7 +31,7 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
         for constant, value in here.items():
             monkeypatch.setattr(constants, constant, value)
         monkeypatch.setattr(hf_api.api, "endpoint", server.url)
-        for module in (_http, file_download):
+        for module in (_http, file_download, patience):
             monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _seconds: None))
         close_session()
         yield server

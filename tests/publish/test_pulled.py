@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from safetensors.torch import save
 
 from core import hub, pulled
@@ -25,7 +25,7 @@ def there(hub_server: Hub) -> Hub:
     return hub_server
 
 
-def test_a_lora_is_pulled_anonymously_and_whole(there: Hub) -> None:
+def test_case_13_a_lora_is_pulled_anonymously_and_whole(there: Hub) -> None:
     assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
     assert not [one for one in there.asked if "authorization" in one.headers]
 
@@ -37,7 +37,7 @@ def test_what_is_for_another_model_is_refused_by_its_header(there: Hub) -> None:
     assert all("range" in one.headers for one in asked), "the whole file was fetched to be refused"
 
 
-def test_no_room_is_said_before_the_download(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_25_no_room_is_said_before_the_download(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "_free", lambda: 1000)
     with pytest.raises(UserError, match=r"soft\.safetensors has [\d,]+ bytes, and the disk has room for 1,000\."):
         pulled.lora("ann/soft")
@@ -53,14 +53,14 @@ def test_no_room_is_said_before_the_download(there: Hub, monkeypatch: pytest.Mon
         ("503", "cannot be reached"),
     ],
 )
-def test_a_fault_is_one_sentence(there: Hub, kind: str, sentence: str) -> None:
+def test_case_26_a_fault_is_one_sentence(there: Hub, kind: str, sentence: str) -> None:
     there.fail("GET /api/models/ann/soft", kind, times=6)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="lora: ann/soft") as error:
         pulled.lora("ann/soft")
     assert sentence in str(error.value)
 
 
-def test_a_file_that_came_in_other_is_not_kept(there: Hub, tmp_path: Path) -> None:
+def test_case_26_a_file_that_came_in_other_is_not_kept(there: Hub, tmp_path: Path) -> None:
     there.fail("GET .*/resolve/.*safetensors", "wrong sha", times=9)
     with pytest.raises(UserError, match=r"lora: "):
         pulled.lora("ann/soft")
@@ -68,8 +68,25 @@ def test_a_file_that_came_in_other_is_not_kept(there: Hub, tmp_path: Path) -> No
     assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes(), "the wrong one was kept"
 
 
-def test_what_was_cut_is_said_and_the_next_press_fetches_it(there: Hub) -> None:
+def test_case_26_what_was_cut_is_said_and_the_next_press_fetches_it(there: Hub) -> None:
     there.fail("GET .*/resolve/.*safetensors", "cut")
     with pytest.raises(UserError, match="lora: ann/soft is not to be had: the Hub cannot be reached"):
         pulled.lora("ann/soft")
     assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
+
+
+def test_case_26_what_passes_is_tried_again(there: Hub) -> None:
+    """By the client, as far as the download goes."""
+    there.fail("HEAD .*/resolve/.*safetensors", "503")
+    assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
+    assert not there.faults
+
+
+def test_case_26_offline_is_one_sentence_and_what_is_here_stays(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    pulled.lora("ann/soft")
+    asked = len(there.asked)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
+    with pytest.raises(UserError, match="lora: ann/other is not to be had: the Hub cannot be reached"):
+        pulled.lora("ann/other")
+    assert len(there.asked) == asked

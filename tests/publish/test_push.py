@@ -2,17 +2,19 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
-from huggingface_hub import HfApi, ModelCard, hf_hub_download
+from huggingface_hub import HfApi, ModelCard, constants, hf_api, hf_hub_download
+from huggingface_hub.utils import _http
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from core import gpu, lorafile, models
+from core import gpu, lorafile, models, patience
 from core.digest import content
 from core.events import Picture
 from core.infotext import infotext
@@ -21,7 +23,7 @@ from core.publish.plan import plan
 from core.publish.push import compared, pushed
 from core.record import save_png
 from core.types import Cell, Request, UserError
-from tests.publish.hub import Hub
+from tests.publish.hub import MORE, Hub
 from tests.publish.test_card import EXAMPLE, REPORT
 from tests.train.parts import CAPTIONS, dataset, followed, prepared
 
@@ -48,7 +50,7 @@ def push(made: dict[str, Path], repo: str = "ann/soft", token: str = ANN, **more
     return pushed(repo, made, token, private=True, message="Publish it", **more)
 
 
-def test_what_is_sent_is_what_is_pulled(hub_server: Hub, tmp_path: Path, picture: Path) -> None:
+def test_case_26_what_is_sent_is_what_is_pulled(hub_server: Hub, tmp_path: Path, picture: Path) -> None:
     made = files(tmp_path, title="Soft", trigger="soft", sweep=[REPORT], pictures=[str(picture)])
     before = compared("ann/soft", made, ANN)
     assert (before.commit, before.ours, {change.what for change in before.changes}) == (None, True, {"new"})
@@ -100,7 +102,7 @@ FAULTS = [
 
 
 @pytest.mark.parametrize(("where", "kind", "sentence"), FAULTS, ids=[f"{where} {kind}" for where, kind, _ in FAULTS])
-def test_a_fault_is_one_sentence_and_pressing_again_finishes(hub_server: Hub, tmp_path: Path, where: str, kind: Any, sentence: str) -> None:
+def test_case_26_a_fault_is_one_sentence_and_pressing_again_finishes(hub_server: Hub, tmp_path: Path, where: str, kind: Any, sentence: str) -> None:
     made = files(tmp_path)
     hub_server.fail(where, kind, times=6)  # the client tries some five times
     with pytest.raises(UserError) as error:
@@ -116,7 +118,41 @@ def test_a_fault_is_one_sentence_and_pressing_again_finishes(hub_server: Hub, tm
     assert set(made) <= set(hub_server.files("ann/soft"))
 
 
-def test_nobody_elses_repository_is_touched(hub_server: Hub, tmp_path: Path) -> None:
+def test_case_26_what_passes_is_waited_for_as_long_as_the_hub_says(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever can be asked twice without harm is: one press, one commit."""
+    waited: list[float] = []
+    for module in (_http, patience):
+        monkeypatch.setattr(module, "time", SimpleNamespace(sleep=waited.append))
+    monkeypatch.setitem(MORE, "429", {"Retry-After": "7"})
+    for where in ("GET /api/whoami", "GET /api/models/ann/soft$", "POST .*/preupload", "POST .*/objects/batch", "PUT ", "POST .*/verify"):
+        hub_server.fail(where, "429")
+        hub_server.fail(where, "503")
+    hub_server.fail("PUT ", "cut")
+    push(files(tmp_path))
+    assert not hub_server.faults, "some were never asked for"
+    assert len(waited) == 13
+    assert sum(seconds >= 7 for seconds in waited) == 6, waited
+    assert len(hub_server.commits("ann/soft")) == 2
+
+
+def test_case_26_offline_is_one_sentence(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = files(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(UserError, match=r"^repo: ann/soft was not written: the Hub cannot be reached; press again"):
+            push(made)
+    gone = "http://127.0.0.1:9"  # nobody listens there
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "ENDPOINT", gone)
+        patch.setattr(hf_api.api, "endpoint", gone)
+        with pytest.raises(UserError, match=r"^repo: ann/soft was not written: the Hub cannot be reached; press again"):
+            push(made)
+    assert not hub_server.asked
+    push(made)
+    assert set(made) <= set(hub_server.files("ann/soft"))
+
+
+def test_case_26_nobody_elses_repository_is_touched(hub_server: Hub, tmp_path: Path) -> None:
     made = files(tmp_path)
     with pytest.raises(UserError, match=r"bob/soft is in somebody else's namespace; the login writes to ann\."):
         push(made, "bob/soft")
@@ -132,7 +168,7 @@ def test_nobody_elses_repository_is_touched(hub_server: Hub, tmp_path: Path) -> 
     assert hub_server.files("ann/precious")["README.md"] != b"# mine"
 
 
-def test_without_a_login_nothing_is_asked_with_one(hub_server: Hub, tmp_path: Path) -> None:
+def test_case_13_without_a_login_nothing_is_asked_with_one(hub_server: Hub, tmp_path: Path) -> None:
     """A look before login sends no token, whatever lies on this machine."""
     compared("ann/soft", files(tmp_path), False)
     assert hub_server.asked
