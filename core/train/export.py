@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from diffusers.training_utils import _collate_lora_metadata
-from diffusers.utils.state_dict_utils import convert_state_dict_to_diffusers
 from peft import get_peft_model_state_dict
 
 from core.blocks import to_sai
@@ -40,7 +39,8 @@ def export(adapter: Adapter, run: Run, dataset: Dataset, step: int, file: Path, 
     if made.layout == "kohya":
         tensors = {key: value for name, state in states.items() for key, value in _kohya(state, name, adapter, kept).items()}
     else:
-        tensors = {f"{name}.{key}": value.half() for name, state in states.items() for key, value in convert_state_dict_to_diffusers(state).items()}
+        # PEFT's own names: diffusers' older ones are for attention alone, and of a file that has both it passes over those.
+        tensors = {f"{name}.{key}": value.half() for name, state in states.items() for key, value in state.items()}
     told = {**told_of(run, dataset, step, buckets), CONFIG[made.layout]: json.dumps(_adapter(adapter), sort_keys=True)}
     digest = hashlib.sha256(b"".join(tensors[key].detach().cpu().contiguous().numpy().tobytes() for key in sorted(tensors))).hexdigest()
     told |= {"format": "pt", "sshs_model_hash": digest, "modelspec.hash_sha256": f"0x{digest}"}

@@ -16,7 +16,7 @@ from core.train.loop import Said, train
 from core.train.run import Run
 
 QUICK = {"steps": 12, "batch": 2, "preview_every": 0, "save_every": 100, "rate": 1e-3}
-SMALL = {"resolution": 64, "least_side": 32, "most_side": 128, "bucket_step": 8}
+SMALL: dict[str, Any] = {"resolution": 64, "least_side": 32, "most_side": 128, "bucket_step": 8}
 CAPTIONS = ("1girl, blue hair, smile", "1girl, red hair, long hair, frown, (sky:1.3)", "", "no humans, gradient, abstract")
 
 

@@ -52,7 +52,8 @@ KINDS = [
     ("nano-quick", {"text_encoders": True, "targets": "attention + feed-forward"}),
     ("nano-quick", {"targets": "attention + feed-forward + convolution", "rank": 6, "alpha": 1.5}),
     ("nano-quick", {"ranks": "OUT00=2, OUT01=8, M00=3"}),
-    ("nano-quick", {"layout": "diffusers", "rank": 4, "alpha": 1.0}),
+    ("nano-quick", {"layout": "diffusers", "rank": 4, "alpha": 1.0, "text_encoders": True}),
+    ("nano-quick", {"layout": "diffusers", "targets": "attention + feed-forward + convolution", "rank": 6, "alpha": 1.5}),
 ]
 
 

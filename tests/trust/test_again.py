@@ -79,7 +79,8 @@ def test_case_18_a_script_and_the_pages_gallery_get_files_that_tell(client: Clie
     fields = record.read_picture(Path(file)).fields
     assert (fields["prompt"], fields["negative"], fields["cfg"], fields["steps"]) == (PROMPT, "sketch", 4.5, 4)
     visitor = Visitor(studio)
-    visitor.join("_make", prompt=PROMPT, Steps=4, seed=9, **{"Negative prompt": "sketch", "CFG": 4.5})
+    asked: dict[str, Any] = {"Negative prompt": "sketch", "CFG": 4.5}
+    visitor.join("_make", prompt=PROMPT, Steps=4, seed=9, **asked)
     assert visitor.ended()["success"]
     (url,) = {path for path in re.findall(r'"url":\s*"([^"]+)"', visitor.raw.decode()) if path.endswith("-9.png")}
     shown = visitor.get(url.removeprefix(studio))  # what the gallery shows and its download gives
@@ -92,7 +93,8 @@ def test_case_18_a_sweeps_gallery_and_zip_tell(client: Client, studio: str) -> N
         for cell in report["cells"]:
             checked(found.read(cell["picture"]), cell["seed"], ("nano-airbrush", "2") if cell["strength"] else None)
     visitor = Visitor(studio)
-    visitor.join("_sweep", **{"sweep-shelf": "nano-airbrush", "prompts": "1girl", "seeds": "5, 6", "strengths": "0, 2"})
+    asked: dict[str, Any] = {"sweep-shelf": "nano-airbrush", "prompts": "1girl", "seeds": "5, 6", "strengths": "0, 2"}
+    visitor.join("_sweep", **asked)
     assert visitor.ended()["success"]
     shown = {url for url in re.findall(r'"url":\s*"([^"]+)"', visitor.raw.decode()) if "/cells/" in url}
     assert len(shown) == 4

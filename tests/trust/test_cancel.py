@@ -107,7 +107,8 @@ def test_case_23_gradio_client_cancels_a_script(client: Client) -> None:
 def test_case_23_an_upload_that_breaks_off_leaves_no_file(studio: str, client: Client) -> None:
     before, address = set(FILES.rglob("*")), urlparse(studio)
     body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="half.safetensors"\r\n\r\n' + EXAMPLE.read_bytes()
-    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Type: multipart/form-data; boundary=x\r\nContent-Length: {2 * len(body)}\r\n\r\n"
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {2 * len(body)}\r\n"
+    head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head.encode() + body)
     again = client.predict(lora=handle_file(EXAMPLE), api_name="/inspect_lora")  # the server has heard of the end by now

@@ -22,8 +22,8 @@ from tests.publish.hub import Hub
 from tests.publish.test_card import EXAMPLE
 
 FULL = "The disk is full: make room and try again. What was finished stays."
-PICTURE = {"prompt": "1girl", "seed": 3, "steps": 2, "api_name": "/generate"}
-SWEEP = {"lora": "nano-airbrush", "prompts": "1girl", "seeds": "51, 52", "strengths": "0, 1", "api_name": "/sweep"}
+PICTURE: dict[str, Any] = {"prompt": "1girl", "seed": 3, "steps": 2, "api_name": "/generate"}
+SWEEP: dict[str, Any] = {"lora": "nano-airbrush", "prompts": "1girl", "seeds": "51, 52", "strengths": "0, 1", "api_name": "/sweep"}
 
 CELLS = 1_000_000
 """Bytes that some of the four cells have room in."""

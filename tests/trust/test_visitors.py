@@ -108,8 +108,8 @@ def test_case_16_nobody_is_told_of_anothers_run(studio: str, tmp_path: Path, mon
     folder, _ = prepared(dataset(tmp_path / "data"), runs.RUNS / ("a" * 31 + "7"), steps=2)
     followed(folder)
     owner, other = Visitor(studio), Visitor(studio)
-    event = owner.join("_attached", **{owner.named(owner.jobs["_attached"]["inputs"][0]): folder.name})
-    assert event
+    known: dict[str, Any] = {owner.named(owner.jobs["_attached"]["inputs"][0]): folder.name}
+    owner.join("_attached", **known)
     assert folder.name in json.dumps(owner.ended())
     other.join("_attached")
     assert other.ended()["success"]
