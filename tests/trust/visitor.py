@@ -4,6 +4,7 @@ import json
 import secrets
 import urllib.request
 from collections.abc import Iterator
+from functools import cached_property
 from http.client import HTTPResponse
 from typing import Any
 
@@ -16,7 +17,6 @@ class Visitor:
         told = json.loads(self.get("config"))
         self.jobs = {one["api_name"]: one for one in told["dependencies"]}
         self.components = {one["id"]: one["props"] for one in told["components"]}
-        self.endpoints = json.loads(self.get("gradio_api/info"))["named_endpoints"]
         self.raw = b""
         """All of the streams."""
         self.response: HTTPResponse | None = None
@@ -44,6 +44,10 @@ class Visitor:
     def named(self, component: int) -> str:
         props = self.components[component]
         return props.get("elem_id") or props.get("label") or str(component)
+
+    @cached_property
+    def endpoints(self) -> dict[str, Any]:
+        return json.loads(self.get("gradio_api/info"))["named_endpoints"]
 
     def parameters(self, job: str) -> list[str]:
         return [one["parameter_name"] for one in self.endpoints[f"/{job}"]["parameters"]]
