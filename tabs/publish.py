@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from huggingface_hub import get_token
 
 from core import charts, presets, shelf
 from core.device import on_space
@@ -16,13 +15,12 @@ from core.markdown import plain
 from core.publish.bundle import bundle
 from core.publish.plan import LICENCES, plan
 from core.publish.push import compared, pushed
-from core.selfcheck import no_login
 from core.train import runs
 from core.types import UserError
 from tabs.files import chosen, new_folder, uploaded
 from tabs.train import Trained
 from tabs.transfer import known
-from tabs.widgets import refusals, sentences
+from tabs.widgets import refusals, sentences, sign_in, signed_in, token
 
 TOLD = ("repo", "title", "trigger", "description", "license", "private")
 ASKED = ("file", "shelf", "run", "home", *TOLD, "reports", "pictures")
@@ -43,9 +41,7 @@ def tab(trained: Trained) -> None:
             c["curves"] = gr.Image(visible=False, interactive=False, show_label=False, format="png", elem_id="card-curves")
             with gr.Accordion("The card as it is written", open=False):
                 c["text"] = gr.Code(language="markdown", interactive=False, elem_id="card-text")
-            c["login"] = gr.Checkbox(False, label="Use this computer's Hugging Face login", visible=not on_space(), elem_id="use-login")
-            if on_space():
-                gr.Markdown(f"⚠️ {why}") if (why := no_login()) else gr.LoginButton()
+            c["login"] = sign_in("use-login")
             c["over"] = gr.Checkbox(False, label="Write into a repository that was not made here", elem_id="write-over")
             c["publish"] = gr.Button("Publish", variant="stop", elem_id="publish")
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
@@ -107,21 +103,12 @@ def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any
 def _published(visitor: gr.OAuthToken | None, login: bool = False, over: bool = False, **values: Any) -> str:
     try:
         publication = plan(_said(values))
-        own = token(login, visitor)
-        if own is None:
-            raise UserError("login: log in first." if on_space() else "login: tick that this computer's login may be used, after `hf auth login`.")
+        own = signed_in(login, visitor)
         files = bundle(publication, new_folder())
         url = pushed(publication.repo, files, own, private=publication.private, message=f"Publish {publication.name}", over=over)
     except UserError as error:
         return f"⚠️ {plain(str(error))}"
     return f"**Published**: {url}"
-
-
-def token(login: bool, visitor: gr.OAuthToken | None) -> str | None:
-    """The visitor's own on a Space; at home the machine's, once that was ticked."""
-    if on_space():
-        return visitor.token if visitor else None
-    return get_token() if login else None
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the tabs and endpoints share: checks before the queue, and sentences for what goes wrong behind it."""
+"""What the tabs and endpoints share: checks before the queue, whose login is used, and sentences for what goes wrong."""
 
 import errno
 from collections.abc import Callable, Iterator, Mapping
@@ -6,8 +6,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import gradio as gr
+from huggingface_hub import get_token
 
 from core import asking
+from core.device import on_space
+from core.selfcheck import no_login
 from core.types import UserError
 
 
@@ -57,3 +60,25 @@ def sentences() -> Iterator[None]:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise gr.Error("The disk is full: make room and try again. What was finished stays.") from error
+
+
+def sign_in(elem_id: str) -> gr.Checkbox:
+    """The tick by which a person at home lets the machine's login be used; on a Space the visitor's own button is beside it."""
+    tick = gr.Checkbox(False, label="Use this computer's Hugging Face login", visible=not on_space(), elem_id=elem_id)
+    if on_space():
+        gr.Markdown(f"⚠️ {why}") if (why := no_login()) else gr.LoginButton()
+    return tick
+
+
+def token(login: bool, visitor: gr.OAuthToken | None) -> str | None:
+    """The visitor's own on a Space; at home the machine's, once that was ticked."""
+    if on_space():
+        return visitor.token if visitor else None
+    return get_token() if login else None
+
+
+def signed_in(login: bool, visitor: gr.OAuthToken | None) -> str:
+    """The same, where nothing goes without. Raises `UserError`."""
+    if own := token(login, visitor):
+        return own
+    raise UserError("login: log in first." if on_space() else "login: tick that this computer's login may be used, after `hf auth login`.")

@@ -106,7 +106,7 @@ FLOORS = [
     {"tabs.files", "tabs.widgets", "tabs.stages", "tabs.watch"},
     {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health"},
     {"tabs.generate", "tabs.training"},
-    {"tabs.sweep"},
+    {"tabs.sweep", "tabs.watching", "tabs.jobs"},
     {"tabs.train", "tabs.crossing"},
     {"tabs.transfer"},
     {"tabs.publish"},
