@@ -3,6 +3,7 @@
 import argparse
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from core.train import runs
 from core.train.fellows import Alone, fellows
 from core.train.folder import Folder
 from core.train.loop import train
+from core.train.travel import Copy
 from core.types import UserError
 
 ASKED = {"dataset", "regularisation", "recipe", "model", "trigger", "name", "overrides"}
@@ -30,6 +32,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="a TOML file such as presets/training/example_run.toml")
     parser.add_argument("--out", type=Path, help="the folder of the new run")
     parser.add_argument("--resume", type=Path, help="the folder of a run that goes on")
+    parser.add_argument("--copied", action="store_true", help="train a copy of it on this machine's disk, and write back what is new: for a mounted bucket")
     parser.add_argument("--owner", type=int, help=argparse.SUPPRESS)  # the descriptor of the folder's lock, from who started this process
     asked = parser.parse_args()
     journal.guard()
@@ -43,20 +46,28 @@ def main() -> None:
         company.wait()
         if not folder.run.exists():
             raise UserError(f"run: {folder.path} holds no run.")
-        with folder.owned() if company.rank == 0 and asked.owner is None else nullcontext():
-            follow(folder, company)
+        with TemporaryDirectory() as disk:
+            copy = Copy(folder, Path(disk)) if asked.copied else None
+            folder = copy.folder if copy else folder
+            with folder.owned() if company.rank == 0 and asked.owner is None else nullcontext():
+                try:
+                    follow(folder, company, copy.keep_up if copy and company.rank == 0 else lambda: None)
+                finally:
+                    if copy and company.rank == 0:
+                        copy.write_back()
     except UserError as error:
         sys.exit(str(error))
 
 
-def follow(folder: Folder, company: Alone) -> None:
-    """Train to the end, a line on the terminal now and then."""
+def follow(folder: Folder, company: Alone, after: Callable[[], None]) -> None:
+    """Train to the end, a line on the terminal now and then; `after` each event something else may be done."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: folder.ask_to_stop())  # as the page does: it ends after this step, saved
     with runs.turn(folder) if company.rank == 0 else nullcontext(True) as goes_on:
         for event in train(folder, fellows=company) if goes_on else ():
             if isinstance(event, Failed):
                 raise UserError(event.message)
+            after()
             if company.rank == 0 and (not isinstance(event, Loss) or event.step % PRINTED == 0):
                 print(
                     type(event).__name__, *(f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in asdict(event).items())

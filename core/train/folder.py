@@ -9,6 +9,7 @@ previews/         pictures by steps, prompt and strength
 failure           why it could not go on
 owner             locked by the process that trains
 stop, waiting     there when it is asked to stop, and while it waits for its turn
+away              there while it is trained elsewhere, by the Job that job.json tells of
 """
 
 import fcntl
@@ -40,6 +41,7 @@ class Folder:
         self.dataset, self.states, self.loras, self.previews = (path / name for name in ("dataset", "state", "loras", "previews"))
         self.latents = path / "latents"
         self._stop, self._owner, self._failure, self._waiting = (path / name for name in ("stop", "owner", "failure", "waiting"))
+        self.job, self._away = path / "job.json", path / "away"
 
     @property
     def name(self) -> str:
@@ -52,7 +54,7 @@ class Folder:
         """While it lasts, nobody else trains this run; the system lets go when a process dies.
 
         Gives the lock's descriptor, which a process that is started meanwhile can take over. Raises `UserError` if
-        somebody else has the run.
+        somebody else has the run, here or elsewhere.
         """
         with self._owner.open("w") as lock:
             for patience in (*[0.1] * 5, None):  # somebody may only be looking
@@ -63,6 +65,7 @@ class Folder:
                     if patience is None:
                         raise UserError(f"run: {self.name} is being trained already.") from error
                     time.sleep(patience)
+            self._refuse_away()
             yield lock.fileno()
 
     def is_owned(self) -> bool:
@@ -73,6 +76,20 @@ class Folder:
             except BlockingIOError:
                 return True
         return False
+
+    def go_away(self) -> None:
+        """From now on it is trained elsewhere."""
+        self._away.touch()
+
+    def is_away(self) -> bool:
+        return self._away.exists()
+
+    def come_back(self) -> None:
+        self._away.unlink(missing_ok=True)
+
+    def _refuse_away(self) -> None:
+        if self.is_away():
+            raise UserError(f"run: {self.name} is being trained by a Job; stop the Job first.")
 
     def wait(self) -> None:
         """Take a place in the queue."""
@@ -93,6 +110,8 @@ class Folder:
         return mine < its and self.is_owned()
 
     def ask_to_stop(self) -> None:
+        """Raises `UserError` for a run that is trained elsewhere, where nobody looks here."""
+        self._refuse_away()
         self._stop.touch()
 
     def asked_to_stop(self) -> bool:
@@ -103,6 +122,7 @@ class Folder:
 
     def failed(self, message: str) -> None:
         """Keep why it cannot go on; the room for it was taken before, so that a full disk can be told."""
+        self._failure.touch()
         with self._failure.open("r+b") as out:
             out.write(message.encode()[:FAILURE].ljust(FAILURE))
 

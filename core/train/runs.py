@@ -194,7 +194,7 @@ def status(folder: Folder) -> Status:
     """How the run stands, from what lies in its folder."""
     run, lines = written.read(folder), folder.said()
     losses = [line for line in lines if line["kind"] == "loss"]
-    step, last, alive = losses[-1]["step"] if losses else 0, written.last(folder), folder.is_owned()
+    step, last, alive = losses[-1]["step"] if losses else 0, written.last(folder), folder.is_owned() or folder.is_away()
     if alive:
         state = "stopping" if folder.asked_to_stop() else "waiting" if folder.waits() else "running"
     else:

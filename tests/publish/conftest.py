@@ -10,12 +10,14 @@ from huggingface_hub.utils import _http
 
 from core import patience
 from tests.publish.hub import Hub, hub
+from tests.publish.hub_jobs import ROUTES, Yard
 
 
 @pytest.fixture
 def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """Ann's and Bob's Hub, the client's default one while it runs."""
-    with hub({"hf_ann": "ann", "hf_bob": "bob"}) as server:
+    yard = Yard(tmp_path / "yard")
+    with hub({"hf_ann": "ann", "hf_bob": "bob"}, ROUTES, yard) as server:
         for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
             monkeypatch.delenv(variable, raising=False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -36,3 +38,4 @@ def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]
         close_session()
         yield server
         close_session()
+        yard.close()

@@ -30,6 +30,7 @@ class Handler(BaseHTTPRequestHandler):
     """One request: kept, made to fail if it is to, answered."""
 
     hub: Hub
+    routes: dict[str, Callable[["Handler"], Answer]]
 
     def answer(self) -> None:
         path, _, self.query = self.path.partition("?")
@@ -47,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if kind and kind[0].isdigit():
                 raise Refused(int(kind[:3]), f"{kind}: a test wants it", MORE.get(kind, {}))
-            route, found = next((route, found) for pattern, route in ROUTES.items() if (found := re.fullmatch(pattern, asked)))
+            route, found = next((route, found) for pattern, route in self.routes.items() if (found := re.fullmatch(pattern, asked)))
             parts = {key: unquote(value or "") for key, value in found.groupdict().items()}
             self.id, self.at, self.file = parts.get("id", ""), parts.get("at") or "main", parts.get("file", "")
             self.account = self.hub.tokens.get(self.headers.get("Authorization", "").removeprefix("Bearer "))
@@ -224,11 +225,11 @@ ROUTES: dict[str, Callable[[Handler], Answer]] = {
 
 
 @contextmanager
-def hub(tokens: dict[str, str]) -> Iterator[Hub]:
-    """A running Hub without repositories; `tokens` gives each token's account."""
+def hub(tokens: dict[str, str], more: dict[str, Callable[[Handler], Answer]] | None = None, yard: object = None) -> Iterator[Hub]:
+    """A running Hub without repositories; `tokens` gives each token's account. `more` routes are answered from what is in the `yard`."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made = Hub(f"http://127.0.0.1:{server.server_port}", tokens)
-    server.RequestHandlerClass = type("Bound", (Handler,), {"hub": made})
+    made = Hub(f"http://127.0.0.1:{server.server_port}", tokens, yard=yard)
+    server.RequestHandlerClass = type("Bound", (Handler,), {"hub": made, "routes": {**(more or {}), **ROUTES}})
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
     try:
         yield made

@@ -10,7 +10,7 @@ LARGE = (".safetensors", ".png")
 FIRST = {".gitattributes": "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE).encode()}
 """What the Hub itself commits to a new repository."""
 
-Kind = Literal["401", "403 gated", "404", "409", "429", "500", "503", "cut", "wrong sha"]
+Kind = Literal["401", "402", "403", "403 gated", "404", "409", "429", "500", "503", "cut", "wrong sha"]
 """`cut`: the connection closes after half of the promised body, or of what is sent. `wrong sha`: one bit of a large file is flipped on its way."""
 
 
@@ -72,6 +72,8 @@ class Hub:
     faults: list[tuple[str, Kind]] = field(default_factory=list)
     tickets: dict[str, tuple[Repo, str, int]] = field(default_factory=dict)
     """Where the upload of which hash and size goes."""
+    yard: object = None
+    """What routes beside those of repositories keep."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def fail(self, method_and_path: str, kind: Kind, times: int = 1) -> None:
