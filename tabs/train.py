@@ -11,12 +11,12 @@ from core.data import dataset as datasets
 from core.device import on_zero_gpu
 from core.markdown import plain
 from core.train import runs
-from core.train.estimate import estimate, pace
+from core.train.estimate import Estimate, estimate, pace
 from core.train.folder import Folder
 from core.train.run import Run, read
 from core.train.settings import OPTIMIZERS, TARGETS, explained, recipes, settings
 from core.types import UserError
-from tabs import pictures
+from tabs import jobs, pictures
 from tabs.sweep import Swept
 from tabs.watching import SHOWN, into_sweep, watched
 from tabs.widgets import refusals
@@ -44,7 +44,7 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
         with gr.Column(scale=5, min_width=320):
             c = pictures.panel() | _recipe()
         with gr.Column(scale=6, min_width=320):
-            c |= _run()
+            c |= _run() | jobs.panel()
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     asked = {name: c[name] for name in ASKED}
     expected: dict[str, Any] = {"fn": _expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **quiet}
@@ -66,6 +66,8 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
         **lent
     ).then(**look)
     page.load(_attached, c["mine"], [c["mine"], c["run"]], js=RECALL, **quiet)
+    set_up = c["send_new"].click(_set_up, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"]], **job)
+    jobs.wire(c, quiet, look, set_up.success(**remembered).success, _seconds, asked)
     c["sweep"].click(into_sweep, [c["run"], c["checkpoints"]], [tabs, *swept], **quiet)
     return Trained(asked, c["mine"])
 
@@ -162,26 +164,52 @@ def _expected(**values: Any) -> tuple[str, Any]:
         run, said, _ = settled(values)
     except UserError as error:
         return f"⚠️ {plain(str(error))}", crops
-    told = gpu.alone(pace, models.current(), run.settings, found) if models.loaded() == run.model else None
-    first = f"**{estimate(run, found, told).line()}**" if told else "What it takes is known once its model is loaded."
+    taken = _taken(run, found)
+    first = f"**{taken.line()}**" if taken else "What it takes is known once its model is loaded."
     return "\n".join([first, *(f"- ⚠️ {plain(line)}" for line in said)]), crops
+
+
+def _taken(run: Run, found: datasets.Dataset) -> Estimate | None:
+    """What it takes on this machine; `None` where its model is not loaded, or is at work."""
+    told = gpu.alone(pace, models.current(), run.settings, found) if models.loaded() == run.model else None
+    return estimate(run, found, told) if told else None
+
+
+def _seconds(values: dict[str, Any]) -> float | None:
+    """How long what the controls ask for would take here, if that is known."""
+    try:
+        run, _, found = settled(values)
+    except UserError:
+        return None
+    taken = _taken(run, found)
+    return taken.seconds if taken else None
 
 
 # --- starting, stopping ------------------------------------------------------------------------------
 
 
-def _started(mine: str, **values: Any) -> tuple[str, Any, str]:
+def _set_up(mine: str, **values: Any) -> tuple[str, Any]:
+    """A new run that nobody trains yet."""
     try:
         run, _, found = settled(values)
         folder = runs.prepared(run, found)
     except UserError as error:
         raise gr.Error(str(error)) from error
-    return *_begun(folder, mine), "Starting …"
+    return _known(folder, mine)
 
 
-def _begun(folder: Folder, mine: str) -> tuple[str, Any]:
+def _started(mine: str, **values: Any) -> tuple[str, Any, str]:
+    known, choice = _set_up(mine, **values)
+    _go(runs.found(choice["value"]))
+    return known, choice, "Starting …"
+
+
+def _go(folder: Folder) -> None:
     if not on_zero_gpu():
         runs.start(folder)
+
+
+def _known(folder: Folder, mine: str) -> tuple[str, Any]:
     known = [folder.name, *mine.split()][:MINE]
     return "\n".join(known), _choice(known, folder.name)
 
@@ -209,9 +237,7 @@ def _lent(name: str | None) -> Iterator[tuple[Any, ...]]:
 
 def _resumed(name: str | None) -> str:
     try:
-        folder = runs.found(name)
-        if not on_zero_gpu():
-            runs.start(folder)
+        _go(runs.found(name))
         return "Going on …"
     except UserError as error:
         return f"⚠️ {plain(str(error))}"
@@ -228,6 +254,7 @@ def _stopped(name: str | None) -> str:
 def _forked(name: str | None, step: int | None, changed: str, mine: str) -> tuple[str, Any, str]:
     try:
         folder, _ = runs.forked(runs.found(name), int(step or 0), lines(changed))
-        return *_begun(folder, mine), "Starting …"
+        _go(folder)
+        return *_known(folder, mine), "Starting …"
     except UserError as error:
         raise gr.Error(str(error)) from error

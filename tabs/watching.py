@@ -51,7 +51,7 @@ def _sentence(status: runs.Status, run: Run, folder: Folder) -> str:
     at = f"Step {status.step} of {status.steps}" + (f" · loss {status.loss:.4f}" if status.loss is not None else "")
     match status.state:
         case "waiting":
-            return "Waiting for its turn: another run trains."
+            return "Waiting for the Job's hardware." if folder.is_away() else "Waiting for its turn: another run trains."
         case "running":
             left = f" · about {status.seconds_left:.0f} s left" if status.seconds_left is not None else ""
             return f"{at}{left} · {folder.memory() / 2**30:.1f} GB" if status.step else "Preparing pictures and model …"

@@ -82,6 +82,7 @@ FLOORS = [
         "core.train.caches",
         "core.train.run",
         "core.train.travel",
+        "core.train.offers",
         "core.cells",
         "core.expand",
         "core.hires",

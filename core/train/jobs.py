@@ -1,77 +1,31 @@
-"""A run that is sent to a Hugging Face Job, on hardware that is paid by the minute: its price before, how it stands, what it made.
+"""A run that is sent to a Hugging Face Job: started there, looked at, stopped, and what it made brought back.
 
 The Job has no token: its bucket is mounted for it, and base models are fetched by nobody in particular.
 """
 
 import json
-import math
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from errno import ENOSPC
 from functools import partial
 from typing import TypeVar
 
-from huggingface_hub import HfApi, JobHardwareInfo, JobInfo, Volume
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub import HfApi, JobInfo, Volume
+from huggingface_hub.errors import HfHubHTTPError
 
 from core.train import run as written
 from core.train.bucket import NAME, brought, put
 from core.train.folder import Folder, write_text
+from core.train.offers import REASONS, Offer, asking
 from core.types import UserError
 
 MOUNT = "/sweetspot-run"
-START = 180
-"""Seconds of a Job before it trains: its container, the base model."""
-MARGIN = 3
-"""Times what is expected: nobody knows other hardware's pace, and what a timeout cuts off goes on from its last state."""
-LONGEST = 24 * 60
-"""Minutes that may be expected."""
 SETTLED = timedelta(minutes=1)
 """After its end, until which the bucket may still take in what a Job wrote."""
 ENDED = ("COMPLETED", "CANCELED", "ERROR", "DELETED")
-MINUTES = {"second": 1 / 60, "minute": 1.0, "hour": 60.0}
 LINES = 8  # of a log
-REASONS = {
-    401: "the Hub does not know the login any more; log in again.",
-    402: "the account has no credit for Jobs; add some in its billing settings on the Hub.",
-    403: "the login may not do that: on a Space it needs the scope jobs, at home a token that may write and start Jobs.",
-    404: "it is gone from the Hub.",
-    429: "the Hub asks to wait; try again in a few minutes.",
-}
-
-
 Asked = TypeVar("Asked")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Hardware:
-    """A machine that can be had."""
-
-    name: str
-    title: str
-    price: float
-    """Dollars a minute."""
-
-    def line(self) -> str:
-        return f"{self.title}, ${self.price * 60:.2f} an hour"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Offer:
-    """What a Job on some hardware is expected to take, and what it takes at most."""
-
-    hardware: Hardware
-    seconds: int
-    timeout: int
-    """Seconds after which the Hub ends it."""
-
-    def line(self) -> str:
-        """One line for a person."""
-        about, most = (math.ceil(self.hardware.price * seconds / 60 * 100) / 100 for seconds in (self.seconds, self.timeout))
-        return f"{self.hardware.title}: about ${about:.2f}, at most ${most:.2f} (its timeout, {self.timeout // 60} min)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,34 +44,6 @@ class Job:
     """The hashes of what was brought back."""
 
 
-# --- before it starts ------------------------------------------------------------------------------
-
-
-def hardware(token: str) -> list[Hardware]:
-    """What can be had now, the cheapest first. Raises `UserError`."""
-    with _asking("hardware: the list cannot be had"):
-        found = HfApi(token=token).list_jobs_hardware()
-    return sorted((Hardware(name=each.name, title=_title(each), price=each.unit_cost_usd / MINUTES[each.unit_label]) for each in found), key=lambda h: h.price)
-
-
-def _title(found: JobHardwareInfo) -> str:
-    return f"{found.pretty_name} ({found.accelerator.vram if found.accelerator else found.ram})"
-
-
-def offer(there: list[Hardware], name: str | None, minutes: float | None) -> Offer:
-    """The offer for a training of so many minutes. Raises `UserError`."""
-    chosen = next((each for each in there if each.name == name), None)
-    if chosen is None:
-        raise UserError(f"hardware: {str(name)[:40]!r} cannot be had; it takes {', '.join(each.name for each in there)}.")
-    if not isinstance(minutes, int | float) or not 0 < minutes <= LONGEST:
-        raise UserError(f"minutes: {minutes!r} is not allowed; say how many the training may take, up to {LONGEST}.")
-    seconds = START + math.ceil(minutes * 60)
-    return Offer(hardware=chosen, seconds=seconds, timeout=math.ceil(seconds * MARGIN / 60) * 60)
-
-
-# --- from its start to its end ---------------------------------------------------------------------
-
-
 def sent(folder: Folder, chosen: Offer, space: str, token: str) -> Job:
     """Upload the run and start its Job in the image of `space`; from then on it is away. Raises `UserError`, and it stays here."""
     if not re.fullmatch(r"[\w.-]{1,96}/[\w.-]{1,96}", space):
@@ -126,11 +52,11 @@ def sent(folder: Folder, chosen: Offer, space: str, token: str) -> Job:
         raise UserError(f"run: {folder.name} is done already.")
     api = HfApi(token=token)
     with folder.owned():
-        with _asking("job: the run was not sent"):
+        with asking("job: the run was not sent"):
             owner = api.whoami()["name"]
             bucket = f"{owner}/{NAME}"
             put(folder, api, bucket)
-        with _asking("job: it was not started", "the Hub's answer was lost; look at your Jobs there before you send it again."):
+        with asking("job: it was not started", "the Hub's answer was lost; look at your Jobs there before you send it again."):
             info = api.run_job(
                 image=f"hf.co/spaces/{space}",
                 command=["python", "-m", "core.train", "--resume", MOUNT, "--copied"],
@@ -163,7 +89,7 @@ def looked(folder: Folder, token: str) -> Job | None:
     if job is None or not folder.is_away():
         return job
     api = HfApi(token=token)
-    with _asking("job: it cannot be looked at"):
+    with asking("job: it cannot be looked at"):
         info = _unless_gone(partial(api.inspect_job, job_id=job.id, namespace=job.namespace))
         stage = info.status.stage if info else "DELETED"
         if stage != "SCHEDULING":
@@ -181,7 +107,7 @@ def looked(folder: Folder, token: str) -> Job | None:
 
 def log(job: Job, token: str) -> list[str]:
     """The last lines that it printed. Raises `UserError`."""
-    with _asking("job: its log cannot be had"):
+    with asking("job: its log cannot be had"):
         return list(HfApi(token=token).fetch_job_logs(job_id=job.id, namespace=job.namespace, tail=LINES))
 
 
@@ -190,7 +116,7 @@ def stopped(folder: Folder, token: str) -> Job | None:
     job = looked(folder, token)
     if job is None or not folder.is_away():
         return job
-    with _asking("job: it was not stopped"):
+    with asking("job: it was not stopped"):
         HfApi(token=token).cancel_job(job_id=job.id, namespace=job.namespace)
     return looked(folder, token)
 
@@ -215,22 +141,6 @@ def _failure(folder: Folder, job: Job, info: JobInfo | None) -> str | None:
 
 def _done(folder: Folder) -> bool:
     return written.last(folder) is not None
-
-
-# --- what goes wrong -------------------------------------------------------------------------------
-
-
-@contextmanager
-def _asking(what: str, lost: str = "the Hub cannot be reached; try again.") -> Iterator[None]:
-    """What the Hub refuses as one sentence, without an address, a header or a token in it; `lost` where it gave no answer."""
-    try:
-        yield
-    except (HTTPError, OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno == ENOSPC:
-            raise UserError(f"{what}: the disk is full; make room and try again.") from error
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-        why = lost if status is None else REASONS.get(status, f"the Hub answered {status}; try again.")
-        raise UserError(f"{what}: {why}") from error
 
 
 def _unless_gone(ask: Callable[[], Asked]) -> Asked | None:
