@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENOSPC
 
+from hf_xet import XetAuthenticationError
 from huggingface_hub import HfApi, JobHardwareInfo
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -86,5 +87,9 @@ def asking(what: str, lost: str = "the Hub cannot be reached; try again.") -> It
         if isinstance(error, OSError) and error.errno == ENOSPC:
             raise UserError(f"{what}: the disk is full; make room and try again.") from error
         status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
+        if isinstance(error, XetAuthenticationError):
+            status = 403
+        if isinstance(error, RuntimeError):  # how hf_xet says everything
+            lost = "its files could not be moved; try again."
         why = lost if status is None else REASONS.get(status, f"the Hub answered {status}; try again.")
         raise UserError(f"{what}: {why}") from error

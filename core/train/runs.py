@@ -121,7 +121,8 @@ def forked(folder: Folder, step: int, overrides: Mapping[str, Any]) -> tuple[Fol
         raise UserError(f"{changed[0]}: {getattr(made, changed[0])!r} would be another LoRA; a fork keeps {', '.join(shape)}.")
     child = Folder(RUNS / secrets.token_hex(16))
     shutil.copytree(folder.dataset, child.dataset)
-    shutil.copytree(folder.latents, child.latents)
+    if folder.latents.exists():  # they do not come back from a Job
+        shutil.copytree(folder.latents, child.latents)
     run = replace(parent, settings=made, parent=f"{parent.name}@{step}", began=datetime.now(UTC).isoformat(timespec="seconds"))
     written.write(run, child)
     _, tensors, told = state

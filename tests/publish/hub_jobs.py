@@ -124,10 +124,11 @@ class Yard:
             files, there = self.buckets[volume["source"]].files, inside(job.folder)
             marks = {name: mark(file) for name, file in there.items()}
             new = {name: there[name].read_bytes() for name in there if job.seen.get(name) != marks[name]}
-            with XetSession().new_upload_commit(endpoint=self.store) as commit:
-                handles = {name: commit.start_upload_bytes(data, sha256=SKIP_SHA256) for name, data in new.items()}
-            for name, handle in handles.items():
-                files[f"{volume['path']}/{name}"] = (handle.result().xet_info.hash, len(new[name]), int(time.time() * 1000))
+            if new:
+                with XetSession().new_upload_commit(endpoint=self.store) as commit:
+                    handles = {name: commit.start_upload_bytes(data, sha256=SKIP_SHA256) for name, data in new.items()}
+                for name, handle in handles.items():
+                    files[f"{volume['path']}/{name}"] = (handle.result().xet_info.hash, len(new[name]), int(time.time() * 1000))
             for gone in job.seen.keys() - there.keys():
                 del files[f"{volume['path']}/{gone}"]
             job.seen = marks
