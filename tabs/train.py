@@ -1,28 +1,24 @@
 """The Train tab: pictures, a recipe, and a run that belongs to nobody's browser."""
 
-import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import gradio as gr
 
 from core import gpu, models, presets
-from core.data import dataset as datasets
 from core.device import on_zero_gpu
 from core.markdown import plain
 from core.train import runs
-from core.train.estimate import Estimate, estimate, pace
 from core.train.folder import Folder
-from core.train.run import Run, read
+from core.train.run import read
 from core.train.settings import OPTIMIZERS, TARGETS, explained, recipes, settings
 from core.types import UserError
 from tabs import jobs, pictures
+from tabs.expected import CHOSEN, expected, filled, lines, seconds, settled
 from tabs.sweep import Swept
 from tabs.watching import SHOWN, into_sweep, watched
 from tabs.widgets import refusals
 
-CHOSEN = ("steps", "batch", "rate", "rank", "alpha", "resolution", "targets", "optimizer", "expected_strength", "seed")
-"""The settings that have a control of their own; all others are said as `name = value`."""
 ASKED = ("data", "trigger", "recipe", "model", "others_said", *CHOSEN)
 MINE = 50  # runs that a browser remembers
 REMEMBER, RECALL = "(runs) => { localStorage.setItem('sweetspot-runs', runs) }", "() => [localStorage.getItem('sweetspot-runs') ?? '']"
@@ -47,10 +43,10 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
             c |= _run() | jobs.panel()
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     asked = {name: c[name] for name in ASKED}
-    expected: dict[str, Any] = {"fn": _expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **quiet}
-    pictures.wire(c, quiet, expected)
-    gr.on([c["recipe"].input, c["model"].input], _filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**expected)
-    gr.on([c[name].change for name in (*CHOSEN, "others_said")], **expected)
+    guessed: dict[str, Any] = {"fn": expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **quiet}
+    pictures.wire(c, quiet, guessed)
+    gr.on([c["recipe"].input, c["model"].input], filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**guessed)
+    gr.on([c[name].change for name in (*CHOSEN, "others_said")], **guessed)
     shown = [c[name] for name in SHOWN]
     job = {"validator": refusals((*ASKED, "mine"), settled, {"dataset": "trigger", "overrides": "recipe"}), "concurrency_id": "train", **quiet, "queue": True}
     started = c["train"].click(_started, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"], c["status"]], **job)
@@ -67,7 +63,7 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     ).then(**look)
     page.load(_attached, c["mine"], [c["mine"], c["run"]], js=RECALL, **quiet)
     set_up = c["send_new"].click(_set_up, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"]], **job)
-    jobs.wire(c, quiet, look, set_up.success(**remembered).success, _seconds, asked)
+    jobs.wire(c, quiet, look, set_up.success(**remembered).success, seconds, asked)
     c["sweep"].click(into_sweep, [c["run"], c["checkpoints"]], [tabs, *swept], **quiet)
     return Trained(asked, c["mine"])
 
@@ -120,69 +116,6 @@ def _run() -> dict[str, Any]:
             c["changed"] = gr.Textbox("", label="Settings", info="one a line, such as: rate = 5e-5", lines=2, min_width=160)
         c["fork"] = gr.Button("Fork", size="sm")
     return c
-
-
-# --- before it starts ------------------------------------------------------------------------------
-
-
-def _filled(recipe: str, model: str) -> list[Any]:
-    made = settings(recipe, models.find(model))
-    return [made.help, *(getattr(made, name) for name in CHOSEN)]
-
-
-def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
-    """What the controls and lines say that the recipe does not. Raises `UserError`."""
-    made = settings(values["recipe"], models.find(values["model"]))
-    said = {name: values[name] for name in CHOSEN if values[name] is not None}
-    plain_numbers = {name: float(value) if isinstance(getattr(made, name), float) else value for name, value in said.items()}
-    return {name: value for name, value in plain_numbers.items() if value != getattr(made, name)} | lines(values.get("others_said") or "")
-
-
-def lines(text: str) -> dict[str, Any]:
-    """Settings as TOML says them. Raises `UserError`."""
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UserError(f'overrides: they are not lines such as rank = 8 or scheduler = "cosine": {error}.') from error
-
-
-def settled(values: dict[str, Any]) -> tuple[Run, list[str], datasets.Dataset]:
-    """The run that the controls ask for. Raises `UserError`."""
-    found = pictures.data(values["data"])
-    return *runs.settled(found, values["recipe"], values["model"], trigger=values["trigger"], overrides=_overrides(values)), found
-
-
-def _expected(**values: Any) -> tuple[str, Any]:
-    """What the run will take, what makes little sense of it, and the buckets."""
-    if not values["data"]:
-        return "", gr.update(visible=False)
-    crops = gr.skip()
-    try:
-        found = pictures.data(values["data"])
-        made = settings(values["recipe"], models.find(values["model"]), {**found.settings, **_overrides(values)})
-        crops = gr.update(value=pictures.crops(found, made), visible=True)  # also where a trigger or captions are still missing
-        run, said, _ = settled(values)
-    except UserError as error:
-        return f"⚠️ {plain(str(error))}", crops
-    taken = _taken(run, found)
-    first = f"**{taken.line()}**" if taken else "What it takes is known once its model is loaded."
-    return "\n".join([first, *(f"- ⚠️ {plain(line)}" for line in said)]), crops
-
-
-def _taken(run: Run, found: datasets.Dataset) -> Estimate | None:
-    """What it takes on this machine; `None` where its model is not loaded, or is at work."""
-    told = gpu.alone(pace, models.current(), run.settings, found) if models.loaded() == run.model else None
-    return estimate(run, found, told) if told else None
-
-
-def _seconds(values: dict[str, Any]) -> float | None:
-    """How long what the controls ask for would take here, if that is known."""
-    try:
-        run, _, found = settled(values)
-    except UserError:
-        return None
-    taken = _taken(run, found)
-    return taken.seconds if taken else None
 
 
 # --- starting, stopping ------------------------------------------------------------------------------

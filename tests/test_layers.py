@@ -107,7 +107,7 @@ FLOORS = [
     {"core.transfer.outcome"},
     {"tabs.files", "tabs.widgets", "tabs.stages", "tabs.watch"},
     {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health"},
-    {"tabs.generate", "tabs.training"},
+    {"tabs.generate", "tabs.training", "tabs.expected"},
     {"tabs.sweep", "tabs.watching", "tabs.jobs"},
     {"tabs.train", "tabs.crossing"},
     {"tabs.transfer"},

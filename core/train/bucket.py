@@ -1,6 +1,7 @@
 """A run's way into a bucket of the person's own and back; nothing that comes back is believed before it is looked at."""
 
 import json
+import math
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -91,7 +92,8 @@ def _lines(file: Path) -> Iterator[dict]:
 def _check_event(line: dict) -> None:
     """Raises what `_check` knows for a line that is no event of a run, or whose file is not in its folder."""
     kind = line.pop("kind")
-    float(line.pop("t")), int(line.pop("memory"))
+    if not math.isfinite(line.pop("t")) or line.pop("memory") < 0:
+        raise ValueError("it says no time, or no memory")
     presets.record(EVENTS[kind], line, kind)
     if kind in FILES and not FILES[kind].fullmatch(line["file"]):
         raise ValueError("its name is a path")

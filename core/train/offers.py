@@ -1,12 +1,12 @@
 """What Jobs may cost before one is started: the hardware that can be had, what a training takes on it; and what the Hub refuses, in a sentence."""
 
 import math
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from errno import ENOSPC
 
-from hf_xet import XetAuthenticationError
 from huggingface_hub import HfApi, JobHardwareInfo
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 
@@ -87,9 +87,7 @@ def asking(what: str, lost: str = "the Hub cannot be reached; try again.") -> It
         if isinstance(error, OSError) and error.errno == ENOSPC:
             raise UserError(f"{what}: the disk is full; make room and try again.") from error
         status = error.response.status_code if isinstance(error, HfHubHTTPError) and error.response is not None else None
-        if isinstance(error, XetAuthenticationError):
-            status = 403
-        if isinstance(error, RuntimeError):  # how hf_xet says everything
-            lost = "its files could not be moved; try again."
+        if status is None and (said := re.search(r"\((\d{3}) [A-Z]", str(error))):  # hf_xet has no more than its text
+            status = int(said[1])
         why = lost if status is None else REASONS.get(status, f"the Hub answered {status}; try again.")
         raise UserError(f"{what}: {why}") from error

@@ -190,7 +190,7 @@ def test_a_fault_is_one_sentence_and_the_run_stays_here(hub: Hub, yard: Yard, ru
     hub.fail(where, kind, times=20)
     with pytest.raises(UserError) as error:
         sent(run)
-    assert str(error.value).startswith(sentence), str(error.value)
+    assert str(error.value).startswith(sentence), f"{error.value!r} from {error.value.__cause__!r}"
     told = "".join(traceback.format_exception(error.value))
     assert ANN not in told
     assert not run.is_away()

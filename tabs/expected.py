@@ -1,0 +1,80 @@
+"""What the Train tab's controls ask for, and what it will take, before anything starts."""
+
+import tomllib
+from collections.abc import Mapping
+from typing import Any
+
+import gradio as gr
+
+from core import gpu, models
+from core.data import dataset as datasets
+from core.markdown import plain
+from core.train import runs
+from core.train.estimate import Estimate, estimate, pace
+from core.train.run import Run
+from core.train.settings import settings
+from core.types import UserError
+from tabs import pictures
+
+CHOSEN = ("steps", "batch", "rate", "rank", "alpha", "resolution", "targets", "optimizer", "expected_strength", "seed")
+"""The settings that have a control of their own; all others are said as `name = value`."""
+
+
+def filled(recipe: str, model: str) -> list[Any]:
+    made = settings(recipe, models.find(model))
+    return [made.help, *(getattr(made, name) for name in CHOSEN)]
+
+
+def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What the controls and lines say that the recipe does not. Raises `UserError`."""
+    made = settings(values["recipe"], models.find(values["model"]))
+    said = {name: values[name] for name in CHOSEN if values[name] is not None}
+    plain_numbers = {name: float(value) if isinstance(getattr(made, name), float) else value for name, value in said.items()}
+    return {name: value for name, value in plain_numbers.items() if value != getattr(made, name)} | lines(values.get("others_said") or "")
+
+
+def lines(text: str) -> dict[str, Any]:
+    """Settings as TOML says them. Raises `UserError`."""
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f'overrides: they are not lines such as rank = 8 or scheduler = "cosine": {error}.') from error
+
+
+def settled(values: dict[str, Any]) -> tuple[Run, list[str], datasets.Dataset]:
+    """The run that the controls ask for. Raises `UserError`."""
+    found = pictures.data(values["data"])
+    return *runs.settled(found, values["recipe"], values["model"], trigger=values["trigger"], overrides=_overrides(values)), found
+
+
+def expected(**values: Any) -> tuple[str, Any]:
+    """What the run will take, what makes little sense of it, and the buckets."""
+    if not values["data"]:
+        return "", gr.update(visible=False)
+    crops = gr.skip()
+    try:
+        found = pictures.data(values["data"])
+        made = settings(values["recipe"], models.find(values["model"]), {**found.settings, **_overrides(values)})
+        crops = gr.update(value=pictures.crops(found, made), visible=True)  # also where a trigger or captions are still missing
+        run, said, _ = settled(values)
+    except UserError as error:
+        return f"⚠️ {plain(str(error))}", crops
+    taken = _taken(run, found)
+    first = f"**{taken.line()}**" if taken else "What it takes is known once its model is loaded."
+    return "\n".join([first, *(f"- ⚠️ {plain(line)}" for line in said)]), crops
+
+
+def _taken(run: Run, found: datasets.Dataset) -> Estimate | None:
+    """What it takes on this machine; `None` where its model is not loaded, or is at work."""
+    told = gpu.alone(pace, models.current(), run.settings, found) if models.loaded() == run.model else None
+    return estimate(run, found, told) if told else None
+
+
+def seconds(values: dict[str, Any]) -> float | None:
+    """How long what the controls ask for would take here, if that is known."""
+    try:
+        run, _, found = settled(values)
+    except UserError:
+        return None
+    taken = _taken(run, found)
+    return taken.seconds if taken else None
