@@ -1,9 +1,12 @@
-"""Where the files that a page shows are written: inside Gradio's cache, under a name that cannot be guessed."""
+"""Where the files that a page shows are written: inside Gradio's cache, under a name that cannot be guessed; and no file from elsewhere."""
 
 import os
 import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+import gradio as gr
+import safehttpx
 
 from core import atomic, models, record, room, shelf
 from core.events import Picture
@@ -11,6 +14,15 @@ from core.infotext import infotext
 from core.types import UserError
 
 FILES = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(Path.home() / ".cache" / "sweetspot" / "files")))
+
+
+async def _unasked(address: str, **_: Any) -> NoReturn:
+    raise gr.Error("file: it takes an uploaded file; no address is opened.")
+
+
+# Gradio would fetch whatever a client names by an address, in any field that takes a file and at /gradio_api/file=, from any public
+# machine; all of that goes through these two.
+safehttpx.get = safehttpx.async_validate_url = _unasked
 
 
 def new_folder() -> Path:

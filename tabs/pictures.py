@@ -1,5 +1,6 @@
 """The Train tab's pictures: dropped in, looked at in their buckets, captioned, corrected."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -111,10 +112,14 @@ def _brought(files: list[str] | None, others: list[str] | None, trigger: str) ->
 def brought(files: list[Path], others: list[Path]) -> Dataset:
     """Pictures and regularisation pictures as one dataset in a folder of its own. Raises `UserError`."""
     work = new_folder()
-    found = imported(files, work / "data")
-    if others:
-        found = datasets.joined(found, imported(others, work / "regularisation", regularisation=True))
-    datasets.save(found)
+    try:
+        found = imported(files, work / "data")
+        if others:
+            found = datasets.joined(found, imported(others, work / "regularisation", regularisation=True))
+        datasets.save(found)
+    except BaseException:
+        shutil.rmtree(work)
+        raise
     return found
 
 
