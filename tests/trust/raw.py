@@ -1,0 +1,76 @@
+"""The app as a hostile client speaks to it: plain HTTP, any JSON, none of gradio_client's manners; and what it leaves behind."""
+
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from core import cells, gpu
+from core.train import runs
+from tabs.files import FILES
+
+ENDPOINTS: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent.parent / "api_snapshot.json").read_text())
+"""The named endpoints with what they take; a new one is in it, or tests/test_api.py fails."""
+CHEAP: dict[str, dict[str, Any]] = {
+    "/generate": {"prompt": "1girl", "steps": 1, "width": 64, "height": 64},
+    "/expand_prompt": {"prompt": "1girl", "max_tags": 1},
+    "/inspect_lora": {"lora": "nano-airbrush"},
+    "/edit_lora": {"lora": "nano-airbrush", "multiply": 2},
+    "/sweep": {"lora": "nano-airbrush", "strengths": "0", "seeds": "1", "prompts": "1girl"},
+    "/transfer": {"loras": ["nano-airbrush"], "models": ["nano"], "strengths": "0", "seeds": "1", "prompts": "1girl"},
+    "/publish": {"lora": "nano-airbrush", "repo": "ann/soft", "license": "mit", "dry_run": True},
+}
+"""What an endpoint is asked beside the one field that a test is about: allowed, and next to no work."""
+
+
+class Raw:
+    """A client."""
+
+    def __init__(self, studio: str) -> None:
+        self.http = httpx.Client(base_url=f"{studio}gradio_api/", timeout=60, trust_env=False)
+
+    def post(self, path: str, body: Any) -> httpx.Response:
+        """JSON as Python writes it: NaN, Infinity and halves of characters go through."""
+        return self.http.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+
+    def asked(self, endpoint: str, **values: Any) -> httpx.Response:
+        """The endpoint's answer before the queue: the place in it, or why there is none."""
+        takes = {name: None if value == "required" else value for name, value in ENDPOINTS[endpoint]["takes"].items()}
+        assert values.keys() <= takes.keys()
+        return self.post(f"call{endpoint}", {"data": list({**takes, **CHEAP.get(endpoint, {}), **values}.values())})
+
+    def answer(self, endpoint: str, **values: Any) -> str:
+        """All that the endpoint says in the end."""
+        first = self.asked(endpoint, **values)
+        return self.http.get(f"call{endpoint}/{first.json()['event_id']}").text if first.is_success else first.text
+
+    def upload(self, name: str, data: bytes) -> dict[str, Any]:
+        """A file as the page's own client names it after uploading."""
+        (path,) = self.http.post("upload", files={"files": (name, data)}).raise_for_status().json()
+        return {"path": path, "orig_name": name, "meta": {"_type": "gradio.FileData"}}
+
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return self.http.get("queue/status").json()["queue_size"]
+
+
+@contextmanager
+def torch_is_busy() -> Iterator[None]:
+    """While it lasts, whatever wants torch's one thread gets no further."""
+    over = threading.Event()
+    holder = threading.Thread(target=gpu.lane, args=(over.wait,))
+    holder.start()
+    try:
+        yield
+    finally:
+        over.set()
+        holder.join()
+
+
+def left_behind() -> set[Path]:
+    """Every file and folder where the app writes."""
+    return {path for root in (FILES, cells.FOLDER, runs.RUNS) for path in root.rglob("*")}
