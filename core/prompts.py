@@ -7,8 +7,10 @@ takes linear time and never fails.
 """
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from itertools import chain, groupby
 
 from core.types import Recipe
 
@@ -138,11 +140,7 @@ class _Bracket:
     separators: list[str] = field(default_factory=list)
 
     def add(self, part: Part) -> None:
-        here = self.cuts[-1]
-        if isinstance(part, str) and here and isinstance(here[-1], str):
-            here[-1] += part
-        else:
-            here.append(part)
+        self.cuts[-1].append(part)
 
     def cut(self, separator: str) -> None:
         self.separators.append(separator)
@@ -150,19 +148,21 @@ class _Bracket:
 
     def flat(self, count: int | None = None) -> Parts:
         """What stands in it, its separators as text; only the first `count` cuts if said."""
-        whole = _Bracket("")
-        cuts = self.cuts[:count]
-        for i, parts in enumerate(cuts):
-            for part in parts:
-                whole.add(part)
-            if i < len(cuts) - 1:
-                whole.add(self.separators[i])
-        return tuple(whole.cuts[0])
+        first, *others = self.cuts[:count]
+        return _joined(chain(first, *((mark, *parts) for mark, parts in zip(self.separators, others, strict=False))))
 
     def last(self) -> str:
         """The text after the last separator, or nothing if it is not plain text."""
-        parts = self.cuts[-1]
+        parts = _joined(self.cuts[-1])
         return parts[0] if len(self.cuts) > 1 and len(parts) == 1 and isinstance(parts[0], str) else ""
+
+
+def _joined(parts: Iterable[Part]) -> Parts:
+    """The parts with neighbouring texts as one, put together at once: one by one would copy all that came before."""
+    found: list[Part] = []
+    for text, group in groupby(parts, key=lambda part: isinstance(part, str)):
+        found += ["".join(map(str, group))] if text else group
+    return tuple(found)
 
 
 def parse(prompt: str) -> Parts:
@@ -186,7 +186,7 @@ def parse(prompt: str) -> Parts:
     while len(stack) > 1:
         opened = stack.pop()
         stack[-1].add(Weighted(opened.flat(), STRONGER if opened.mark == "(" else 1 / STRONGER))
-    return tuple(stack[0].cuts[0])
+    return _joined(stack[0].cuts[0])
 
 
 def _round(bracket: _Bracket) -> Part:
@@ -198,10 +198,10 @@ def _round(bracket: _Bracket) -> Part:
 def _square(bracket: _Bracket) -> Part:
     kinds = set(bracket.separators)
     if kinds == {"|"}:
-        return Alternating(tuple(tuple(parts) for parts in bracket.cuts))
+        return Alternating(tuple(map(_joined, bracket.cuts)))
     if kinds == {":"} and len(bracket.cuts) <= 3 and WHEN.fullmatch(bracket.last()):
         before, after = bracket.cuts[:-1] if len(bracket.cuts) == 3 else ([], bracket.cuts[0])
-        return Turning(tuple(before), tuple(after), bracket.last().strip())
+        return Turning(_joined(before), _joined(after), bracket.last().strip())
     return Weighted(bracket.flat(), 1 / STRONGER)
 
 
@@ -242,24 +242,22 @@ def spans(parts: Parts, step: int = 1, steps: int = 1, gone: int = 0) -> list[Sp
 
     `gone` are the steps of a pass before this one.
     """
-    found: list[Span | Break] = []
+    said: list[tuple[str | Break, float]] = []
 
     def walk(parts: Parts, weight: float) -> None:
         for part in parts:
             match part:
-                case str():
-                    if found and isinstance(last := found[-1], Span) and last.weight == weight:
-                        found[-1] = Span(last.text + part, weight)
-                    else:
-                        found.append(Span(part, weight))
+                case str() | Break():
+                    said.append((part, weight))
                 case Weighted():
                     walk(part.parts, max(-HEAVIEST, min(HEAVIEST, weight * part.weight)))
                 case Turning():
                     walk(part.after if part.turned(step, steps, gone) else part.before, weight)
                 case Alternating():
                     walk(part.options[(gone + step - 1) % len(part.options)], weight)
-                case Break():
-                    found.append(part)
 
     walk(parts, 1.0)
+    found: list[Span | Break] = []
+    for weight, group in groupby(said, key=lambda one: one[1] if isinstance(one[0], str) else None):
+        found += [part for part, _ in group if isinstance(part, Break)] if weight is None else [Span("".join(str(text) for text, _ in group), weight)]
     return found

@@ -83,13 +83,13 @@ def test_read_picture_refuses_what_is_none(client: Client, tmp_path: Path) -> No
         ({"count": 1000}, "count: 1000 is not allowed; it takes a whole number from 1 to 16"),
     ],
 )
-def test_bad_values_are_refused_before_the_queue(client: Client, values: dict, says: str) -> None:
+def test_case_01_bad_values_are_refused_before_the_queue(client: Client, values: dict, says: str) -> None:
     with pytest.raises((ValidationError, ValueError, AppError)) as caught:
         client.predict(**{"prompt": "1girl", **values}, api_name="/generate")
     assert says in str(caught.value)
 
 
-def test_nan_in_a_raw_request_is_refused(client: Client) -> None:
+def test_case_01_nan_in_a_raw_request_is_refused(client: Client) -> None:
     """gradio_client does not send NaN; a hostile client may."""
     body = b'{"data": ["1girl", "nano", null, null, null, null, NaN, null, null, null, null, null, null, null, null, null]}'
     request = urllib.request.Request(f"{client.src}gradio_api/call/generate", body, {"Content-Type": "application/json"})
@@ -261,7 +261,7 @@ def test_bad_loras_are_refused_before_the_queue(client: Client, values: dict, sa
 
 
 @pytest.mark.parametrize("lora", ["/etc/passwd", {"path": "/etc/passwd"}, {"path": "app.py", "meta": {"_type": "gradio.FileData"}}, 7, None])
-def test_no_path_of_the_machine_is_opened(client: Client, lora: object) -> None:
+def test_case_11_no_path_of_the_machine_is_opened(client: Client, lora: object) -> None:
     body = json.dumps({"data": [lora]}).encode()
     request = urllib.request.Request(f"{client.src}gradio_api/call/inspect_lora", body, {"Content-Type": "application/json"})
     try:

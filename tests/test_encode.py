@@ -25,12 +25,36 @@ def states(pipeline, prompt: str) -> encode.Conditioning:
 
 
 @pytest.mark.parametrize("prompt", ["1girl, blue hair, smile", "", "日本語", r"arona \(blue archive\), halo", "(a)(b)", "a, " * 30])
-def test_a_plain_prompt_is_diffusers_own(nano, prompt: str) -> None:
+def test_case_03_a_plain_prompt_is_diffusers_own(nano, prompt: str) -> None:
     plain = prompt.replace("\\", "").replace("(a)(b)", "ab")
     theirs, _, pooled, _ = nano.encode_prompt(plain, do_classifier_free_guidance=False)
     ours = states(nano, prompt if "(a)" not in prompt else plain)
     assert (ours.states - theirs).abs().max() <= 1e-5
     assert (ours.pooled - pooled).abs().max() <= 1e-5
+
+
+WORDS = ["1girl", "blue hair", r"arona \(blue archive\)", "halo", "long hair", "no humans", "simple background", "日本", "x"]
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.sampled_from(WORDS), max_size=30).map(", ".join))
+def test_case_03_so_is_any_of_75_tokens_with_its_negative(nano, prompt: str) -> None:
+    while encode.tokens(nano, prompt) > PLACES:
+        prompt = prompt.rpartition(", ")[0]
+    plain = prompt.replace("\\", "")
+    theirs, negative, pooled, negative_pooled = nano.encode_prompt(plain, negative_prompt="low quality", do_classifier_free_guidance=True)
+    ours = encode.conditions(nano, [replace(REQUEST, prompt=prompt)], guided=True)(1)
+    assert (ours.states - torch.cat([negative, theirs])).abs().max() <= 1e-5
+    assert (ours.pooled - torch.cat([negative_pooled, pooled])).abs().max() <= 1e-5
+
+
+def test_case_03_so_is_one_of_exactly_75_tokens(nano) -> None:
+    prompt = ", ".join(["x"] * 38)
+    assert encode.tokens(nano, prompt) == PLACES
+    theirs, _, pooled, _ = nano.encode_prompt(prompt, do_classifier_free_guidance=False)
+    for said in (prompt, f"({prompt}:1)", f"({prompt}:1.0)"):
+        assert (states(nano, said).states - theirs).abs().max() <= 1e-5
+        assert (states(nano, said).pooled - pooled).abs().max() <= 1e-5
 
 
 def test_a_weight_scales_its_words_and_keeps_the_mean(nano) -> None:
@@ -86,7 +110,7 @@ def test_a_request_does_not_depend_on_its_company(nano) -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(prompt=st.text(max_size=300))
-def test_any_text_has_finite_embeddings(nano, prompt: str) -> None:
+def test_case_02_any_text_has_finite_embeddings(nano, prompt: str) -> None:
     made = states(nano, prompt)
     assert torch.isfinite(made.states).all()
     assert torch.isfinite(made.pooled).all()

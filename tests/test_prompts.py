@@ -1,5 +1,8 @@
 """A1111's prompt grammar: what it means, that it is stable, that nothing breaks it."""
 
+import random
+import sys
+
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -8,6 +11,9 @@ from core.prompts import HEAVIEST, Break, LoraTag, Span, escaped, networks, pars
 
 PIECES = ["(", ")", "[", "]", ":", "|", "\\", " BREAK ", "BREAK", "a", "b c", "1.5", "0.5", " ", ", ", "日本", r"\(", r"\)", "<lora:x:1>"]
 PROMPTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=5), max_size=24).map("".join)
+
+TAGS = ["1girl", "(blue hair:1.2)", "[smile|frown]", r"arona \(blue archive\)", "a BREAK b", "((halo))", "(never closed", "never opened]", "<lora:a:1.5>",
+        "[red:blue:0.5]", "日本語", "\\", "(x:-3)", "(a:99999999)", "[[[less]]]", "::", "||"]  # fmt: skip
 
 
 def weights(prompt: str, step: int = 1, steps: int = 10) -> list[tuple[str, float]]:
@@ -108,7 +114,7 @@ def test_what_is_no_lora_is_told(tag: str) -> None:
 @example(r"[x\:y:0.5]")
 @example("foo,BREAK bar\\BREAK")
 @example("(" * 70 + "a")
-def test_what_is_written_reads_the_same(prompt: str) -> None:
+def test_case_02_what_is_written_reads_the_same(prompt: str) -> None:
     tree = parse(prompt)
     again = parse(written(tree))
     assert again == tree
@@ -123,6 +129,39 @@ def test_escaped_text_is_meant(text: str) -> None:
 
 @pytest.mark.parametrize("piece", ["(", "[a:", "(a:1.5", "[a|", "\\", "a, ", "((a)", " ", "<lora:"])
 @pytest.mark.timeout(30)
-def test_a_hostile_prompt_does_not_hang(piece: str) -> None:
+def test_case_02_a_hostile_prompt_does_not_hang(piece: str) -> None:
     """In linear time 200,000 pieces take a second; in quadratic time they would take hours."""
     spans(parse(networks(piece * 200_000)[0]))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32), many=st.integers(1, 2000))
+@example(seed=0, many=2000)
+def test_case_02_thousands_of_tags_are_read(seed: int, many: int) -> None:
+    prompt, found, _ = networks(", ".join(random.Random(seed).choices(TAGS, k=many)))
+    tree = parse(prompt)
+    assert parse(written(tree)) == tree
+    assert all(abs(part.weight) <= HEAVIEST for part in spans(tree) if not isinstance(part, Break))
+    assert all(tag.strength == 1.5 for tag in found)
+
+
+def work(prompt: str) -> int:
+    """Calls that it takes to read it, those of C among them."""
+    counted = 0
+
+    def count(_frame: object, event: str, _what: object) -> None:
+        nonlocal counted
+        counted += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        spans(parse(networks(prompt)[0]))
+    finally:
+        sys.setprofile(None)
+    return counted
+
+
+@pytest.mark.parametrize("piece", [*TAGS, "(", "[a:", "[a|", "((a)", "<lora:"])
+def test_case_02_twice_as_many_tags_are_twice_the_work(piece: str) -> None:
+    once, twice = (work(f"{piece}, " * many) for many in (1000, 2000))
+    assert twice <= 2.1 * once

@@ -72,7 +72,7 @@ def test_many_pictures_and_many_pixels_are_refused(take: Take, tmp_path: Path, m
         (b"<script>--- !!python/object [x](y)", "<script>--- !!python/object [x](y)", None),
     ],
 )
-def test_captions_are_read_in_any_usual_encoding(take: Take, data: bytes, caption: str, says: str | None) -> None:
+def test_case_09_captions_are_read_in_any_usual_encoding(take: Take, data: bytes, caption: str, says: str | None) -> None:
     found = take({"a.png": PNG, "a.txt": data})
     assert (found.samples[0].caption, found.skipped, found.notes) == (caption, (), (says,) if says else ())
 
@@ -86,12 +86,12 @@ def test_captions_are_read_in_any_usual_encoding(take: Take, data: bytes, captio
         (b"a" * 100_000, "it has 100,000 bytes; up to 40,003 are read"),
     ],
 )
-def test_a_caption_that_cannot_be_used_is_named_and_the_picture_stays(take: Take, data: bytes, reason: str) -> None:
+def test_case_09_a_caption_that_cannot_be_used_is_named_and_the_picture_stays(take: Take, data: bytes, reason: str) -> None:
     found = take({"a.png": PNG, "a.txt": data, **{f"noise{i}.bin": random.randbytes(1000) for i in range(2)}})
     assert (found.samples[0].caption, reasons(found)["a.txt"]) == ("", reason)
 
 
-def test_caption_files_of_both_kinds_are_read_and_said(take: Take) -> None:
+def test_case_09_caption_files_of_both_kinds_are_read_and_said(take: Take) -> None:
     found = take({"a.png": PNG, "a.caption": "old", "b.png": PNG, "b.TXT": "new", "b.caption": "old"})
     assert [sample.caption for sample in found.samples] == ["old", "new"]
     assert found.notes == ("The caption is read from a .caption file: 'a.png'.", "Of .txt and .caption the .txt is taken: 'b.png'.")

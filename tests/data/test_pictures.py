@@ -40,7 +40,7 @@ def header(width: int, height: int) -> bytes:
         ("strip.png", picture(size=(32, 513)), "it has 32 x 513 pixels; one side may be up to 16 times the other"),
     ],
 )
-def test_an_unusable_picture_is_left_out_with_its_reason(take: Take, name: str, data: bytes, reason: str) -> None:
+def test_case_08_an_unusable_picture_is_left_out_with_its_reason(take: Take, name: str, data: bytes, reason: str) -> None:
     found = take({"a.png": PNG, name: data})
     assert (names(found), reasons(found)) == (["a.png"], {name: reason})
 
@@ -72,12 +72,12 @@ CLEAR = Image.new("RGBA", (40, 48), (255, 0, 0, 0))
     ],
     ids=["BMP", "WebP", "CMYK", "16 bits", "palette", "1 bit", "LA", "RGBA", "clear", "clear palette", "clear colour"],
 )
-def test_every_kind_becomes_rgb_on_white(take: Take, data: bytes, expected: tuple[int, ...]) -> None:
+def test_case_08_every_kind_becomes_rgb_on_white(take: Take, data: bytes, expected: tuple[int, ...]) -> None:
     found = take({"a.png": data})
     assert np.abs(np.subtract(pixel(found), expected)).max() <= 1
 
 
-def test_a_picture_is_turned_upright_and_forgets_where_it_was_taken(take: Take) -> None:
+def test_case_08_a_picture_is_turned_upright_and_forgets_where_it_was_taken(take: Take) -> None:
     image = Image.new("RGB", (64, 32), RED)
     image.paste(BLUE, (0, 0, 32, 32))
     exif = Image.Exif()
@@ -89,7 +89,7 @@ def test_a_picture_is_turned_upright_and_forgets_where_it_was_taken(take: Take) 
         assert (written_anew.info, dict(written_anew.getexif())) == ({}, {})
 
 
-def test_of_an_animation_the_first_frame_is_taken_and_said(take: Take) -> None:
+def test_case_08_of_an_animation_the_first_frame_is_taken_and_said(take: Take) -> None:
     frames = [Image.new("RGB", (40, 48), colour) for colour in (RED, BLUE)]
     found = take({f"a.{kind}": encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True) for kind in ("webp", "png")})
     assert (pixel(found, 0), pixel(found, 1)) == (RED, RED)

@@ -18,7 +18,7 @@ from tests.data.parts import BLUE, GREEN, PNG, RED, Take, names, picture, pixel,
 
 
 @pytest.mark.parametrize("name", ["../evil.png", "a/../../evil.png", "/etc/evil.png", "C:\\evil.png", "c:evil.png", "..\\evil.png", "\\\\host\\evil.png", ".."])
-def test_a_name_that_leads_outside_is_left_out(take: Take, tmp_path: Path, name: str) -> None:
+def test_case_07_a_name_that_leads_outside_is_left_out(take: Take, tmp_path: Path, name: str) -> None:
     found = take({"a.png": PNG, name: PNG})
     assert names(found) == ["a.png"]
     assert reasons(found) == {name.replace("\\", "/"): "its name leads out of the archive"}
@@ -29,7 +29,7 @@ def test_backslashes_inside_are_folders(take: Take) -> None:
     assert [(s.name, s.caption) for s in take({"one\\a.png": PNG, "one/a.txt": "told"}).samples] == [("one/a.png", "told")]
 
 
-def test_links_are_left_out(take: Take, tmp_path: Path) -> None:
+def test_case_07_links_are_left_out(take: Take, tmp_path: Path) -> None:
     link = zipfile.ZipInfo("link.png")
     link.external_attr = 0o120777 << 16
     assert reasons(take([("a.png", PNG), (link, "/etc/passwd")])) == {"link.png": "it is a link"}
@@ -44,7 +44,7 @@ def test_links_are_left_out(take: Take, tmp_path: Path) -> None:
     assert (names(own), reasons(own)) == (["b.png", "real/a.png"], {"all": "it is a link"})
 
 
-def test_encrypted_and_strangely_packed_members_are_left_out(tmp_path: Path) -> None:
+def test_case_07_encrypted_and_strangely_packed_members_are_left_out(tmp_path: Path) -> None:
     archive = zipped(tmp_path, {"a.png": PNG, "b.png": PNG})
     data = bytearray(archive.read_bytes())
     data[data.rindex(b"PK\x01\x02") + 8] |= 1  # the last member's flags in the list of members
@@ -56,7 +56,7 @@ def test_encrypted_and_strangely_packed_members_are_left_out(tmp_path: Path) -> 
     assert reasons(imported([archive], tmp_path / "two")) == {"b.png": "it is packed in a way that is not read; stored and deflated members are"}
 
 
-def test_more_members_than_allowed_are_refused(tmp_path: Path) -> None:
+def test_case_07_more_members_than_allowed_are_refused(tmp_path: Path) -> None:
     archive = zipped(tmp_path, {f"{i}.txt": "" for i in range(limits.DATASET_MEMBERS + 1)})
     with pytest.raises(UserError, match=r"^dataset: more than 10,000 files are too many\.$"):
         imported([archive], tmp_path / "into")
@@ -68,7 +68,7 @@ def test_a_list_of_members_that_is_far_too_long_is_not_read(tmp_path: Path, monk
         imported([zipped(tmp_path, {"a.png": PNG, "b.png": PNG})], tmp_path / "into")
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_07_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"^dataset: set\.zip has [\d,]+ bytes and would have 20,000,000; it takes up to 100 times as many\.$"):
         imported([zipped(tmp_path, {"a.png": bytes(20_000_000)})], tmp_path / "into")
     monkeypatch.setattr(limits, "DATASET_BYTES", 1000)
@@ -77,7 +77,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked(tmp_path: Path, monkeypatch: py
     assert not (tmp_path / "into").exists()
 
 
-def test_a_member_that_lies_about_its_size_is_left_out(tmp_path: Path) -> None:
+def test_case_07_a_member_that_lies_about_its_size_is_left_out(tmp_path: Path) -> None:
     archive = zipped(tmp_path, {"a.png": PNG, "b.png": PNG})
     data = bytearray(archive.read_bytes())
     there = data.rindex(b"PK\x01\x02") + 24
@@ -103,17 +103,17 @@ def test_a_picture_may_be_larger_than_a_list_of_members(tmp_path: Path) -> None:
     ("raw", "name"),
     [("絵.png".encode("cp932"), "絵.png"), ("表/ソ.png".encode("cp932"), "表/ソ.png"), ("絵.png".encode(), "絵.png"), (b"caf\x82\xff.png", "café\u00a0.png")],
 )
-def test_names_are_read_as_they_were_written(take: Take, raw: bytes, name: str) -> None:
+def test_case_07_names_are_read_as_they_were_written(take: Take, raw: bytes, name: str) -> None:
     assert names(take([(raw, PNG)])) == [" ".join(name.split())]
 
 
-def test_any_name_may_be_shown(take: Take) -> None:
+def test_case_07_any_name_may_be_shown(take: Take) -> None:
     found = take([("👩‍🎨 ✨.png", PNG), ("a\x1b[31m\nb.png", PNG), ("l" * 300 + ".png", PNG)])
     assert sorted(names(found)) == sorted(["👩‍🎨 ✨.png", "a[31m b.png", "…" + "l" * 116 + ".png"])
     assert [sample.file for sample in found.samples] == ["0001.png", "0002.png", "0003.png"]
 
 
-def test_of_two_files_with_one_name_the_first_is_taken(take: Take) -> None:
+def test_case_07_of_two_files_with_one_name_the_first_is_taken(take: Take) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # zipfile's own, over the second
         found = take([("a.png", PNG), ("a.png", picture(BLUE)), ("A.png", picture(GREEN))])
@@ -121,7 +121,7 @@ def test_of_two_files_with_one_name_the_first_is_taken(take: Take) -> None:
     assert (pixel(found, 0), pixel(found, 1)) == (GREEN, RED)
 
 
-def test_what_is_no_picture_is_named_and_what_systems_add_is_not(take: Take, tmp_path: Path) -> None:
+def test_case_07_what_is_no_picture_is_named_and_what_systems_add_is_not(take: Take, tmp_path: Path) -> None:
     inner = zipped(tmp_path, {"b.png": PNG}, "inner.zip").read_bytes()
     quiet = {"__MACOSX/._a.png": PNG, ".DS_Store": "x", "sub/.DS_Store": "x", "Thumbs.db": "x", "sub/desktop.ini": "x", "sub/": ""}
     found = take({"a.png": PNG, "inner.zip": inner, "note.pdf": "%PDF", "README.txt": "hello", "x.toml": "a = 1", **quiet})

@@ -124,7 +124,7 @@ REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_a_bad_file_is_refused_with_its_reason(folder: Path, tmp_path: Path, name: str) -> None:
+def test_case_04_a_bad_file_is_refused_with_its_reason(folder: Path, tmp_path: Path, name: str) -> None:
     make, says = REFUSED[name]
     make(folder / "kohya.safetensors", tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match=says):

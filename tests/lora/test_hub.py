@@ -55,5 +55,5 @@ def test_one_file_is_fetched_and_everything_else_is_a_sentence(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ["name", "a/../../b", "https://evil/x/y", "a/b/c", "a/b:../../etc/passwd", "/etc/passwd", "a/b:x.ckpt", "..//.."])
-def test_what_is_no_id_is_never_asked_for(text: str) -> None:
+def test_case_12_what_is_no_id_is_never_asked_for(text: str) -> None:
     assert not hub.is_id(text)

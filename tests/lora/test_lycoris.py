@@ -133,7 +133,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
+def test_case_04_a_bad_file_is_refused_in_one_sentence(tmp_path: Path, name: str) -> None:
     parts, why = BAD[name]
     use = made(tmp_path / f"{name}.safetensors", LINEAR, **parts)
     with pytest.raises(UserError, match=why) as refused:
@@ -159,7 +159,7 @@ def test_a_lokr_in_pefts_layout_is_refused(tmp_path: Path) -> None:
         (CONV, {"lokr_w1": torch.ones(8, 8), "lokr_w2_a": torch.ones(8, 2), "lokr_w2_b": torch.ones(2, 72), "dora_scale": torch.ones(1, 96, 1, 1)}),
     ],
 )
-def test_what_does_not_fit_is_refused_before_anything_changes(tmp_path: Path, layer: str, parts: dict) -> None:
+def test_case_04_what_does_not_fit_is_refused_before_anything_changes(tmp_path: Path, layer: str, parts: dict) -> None:
     use, before = made(tmp_path / "it.safetensors", layer, **parts), fingerprint()
     with pytest.raises(UserError, match="does not fit this model"), lora.loaded(models.load("nano"), [use]):
         pass

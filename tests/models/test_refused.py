@@ -126,7 +126,7 @@ class Canary:
 
 
 @pytest.mark.parametrize("layout", ["bin only", "bin beside other safetensors", "ckpt", "pickle named safetensors"])
-def test_no_pickle_is_opened(layout: str, refused: Callable[[Model], str], tmp_path: Path) -> None:
+def test_case_05_no_pickle_is_opened(layout: str, refused: Callable[[Model], str], tmp_path: Path) -> None:
     canary, bomb = tmp_path / "canary", tmp_path / "wrong.ckpt"
     torch.save({"weight": Canary(canary)}, bomb)
     pickle.loads(pickle.dumps(Canary(canary))).close()

@@ -30,7 +30,7 @@ def asked(**values: Any) -> Publication:
 
 @settings(max_examples=60, deadline=None)
 @given(title=TEXT, trigger=TEXT, description=TEXT, prompts=st.lists(TEXT, max_size=3))
-def test_yaml_says_what_was_said(title: str, trigger: str, description: str, prompts: list[str]) -> None:
+def test_case_10_yaml_says_what_was_said(title: str, trigger: str, description: str, prompts: list[str]) -> None:
     publication = asked(title=title, trigger=trigger, description=description)
     shown = {f"images/{i}.png": prompt for i, prompt in enumerate(prompts)}
     told = ModelCard(card(publication, shown)).data.to_dict()
@@ -40,7 +40,7 @@ def test_yaml_says_what_was_said(title: str, trigger: str, description: str, pro
     assert told["library_name"] == "diffusers"
 
 
-def test_an_evil_trigger_changes_nothing() -> None:
+def test_case_10_an_evil_trigger_changes_nothing() -> None:
     evil = "x\nlicense: mit\n---\n<script>alert(1)</script>"
     text = card(asked(trigger=evil, title=evil, description=f"{evil} [x](javascript:alert(1)) ![](http://a/b.png)"), {})
     told = ModelCard(text)

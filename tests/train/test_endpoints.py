@@ -101,6 +101,6 @@ def test_what_is_not_allowed(asked: dict, why: str, client: Client, pictures: Pa
 
 @pytest.mark.parametrize("run", ["", "..", "../x", "0" * 32, "/etc", None, {"a": 1}])
 @pytest.mark.parametrize("name", ["/train_status", "/train_stop", "/train_resume"])
-def test_a_run_that_nobody_was_given(run: Any, name: str, client: Client) -> None:
+def test_case_11_a_run_that_nobody_was_given(run: Any, name: str, client: Client) -> None:
     with pytest.raises(AppError, match="is not there"):
         client.predict(run=run, api_name=name)

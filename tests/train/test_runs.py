@@ -278,6 +278,6 @@ def test_what_is_not_allowed_is_one_sentence(said: dict, sentence: str, tmp_path
     assert sentence in str(refused.value)
 
 
-def test_no_captions_and_no_trigger_is_refused(tmp_path: Path) -> None:
+def test_case_09_no_captions_and_no_trigger_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trigger: it is empty and no picture has a caption"):
         runs.settled(dataset(tmp_path / "data", ("", "")), "nano-quick")
