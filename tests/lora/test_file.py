@@ -93,11 +93,19 @@ def first(state: dict[str, torch.Tensor], end: str) -> str:
     return next(key for key in state if key.endswith(end))
 
 
+def declared(size: int) -> bytes:
+    """A file that says of itself to hold a matrix of so many bytes, and holds none."""
+    header = {"lora_unet_a.lora_down.weight": {"dtype": "F32", "shape": [size // 4], "data_offsets": [0, size]}}
+    told = json.dumps(header).encode()
+    return struct.pack("<Q", len(told)) + told
+
+
 REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "text": (lambda good, bad: bad.write_text("not a lora at all"), "is not a whole safetensors file"),
     "empty": (lambda good, bad: bad.write_bytes(b""), "is not a whole safetensors file"),
     "cut": (lambda good, bad: bad.write_bytes(good.read_bytes()[:-1000]), "is not a whole safetensors file"),
     "header": (lambda good, bad: bad.write_bytes(struct.pack("<Q", 10**12) + b"{}"), "its header would be 1,000,000,000,000 bytes long"),
+    "declared": (lambda good, bad: bad.write_bytes(declared(5 * 2**30)), "is not a whole safetensors file"),
     "pickle": (lambda good, bad: bad.write_bytes(pickle.dumps({"a": 1}, protocol=2)), "is a pickle"),
     "nan": (broken(lambda s: {**s, first(s, "lora_up.weight"): s[first(s, "lora_up.weight")] * float("nan")}), "holds NaN or infinite"),
     "zero": (broken(lambda s: {k: v * 0 if "lora_up" in k else v for k, v in s.items()}), "changes nothing"),

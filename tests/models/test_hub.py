@@ -25,7 +25,7 @@ def repository(folder: Path, more: list[str]) -> Callable[[str], bytes | None]:
     return answer
 
 
-def test_the_hub_is_asked_anonymously_and_for_nothing_that_can_run(tmp_path: Path) -> None:
+def test_case_06_the_hub_is_asked_anonymously_and_for_nothing_that_can_run(tmp_path: Path) -> None:
     more = ["nano.ckpt", "nano.safetensors", "unet/diffusion_pytorch_model.bin", "unet/own.py", "README.md"]
     load = f"""if True:
         from core import models, presets

@@ -44,9 +44,15 @@ class Raw:
         return self.post(f"call{endpoint}", {"data": list({**takes, **CHEAP.get(endpoint, {}), **values}.values())})
 
     def answer(self, endpoint: str, **values: Any) -> str:
-        """All that the endpoint says in the end."""
+        """The sentence that it is refused with, by the validator or by the job; else all that the endpoint says."""
         first = self.asked(endpoint, **values)
-        return self.http.get(f"call{endpoint}/{first.json()['event_id']}").text if first.is_success else first.text
+        if first.status_code == 422:
+            return " ".join(told["message"] for told in first.json()["detail"] if not told["is_valid"])
+        if not first.is_success:
+            return f"refused: {first.text}"
+        text = self.http.get(f"call{endpoint}/{first.json()['event_id']}").text
+        failed, _, told = text.rpartition("event: error\ndata: ")
+        return f"refused: {json.loads(told)['error']}" if failed or text.startswith("event: error") else text
 
     def upload(self, name: str, data: bytes) -> dict[str, Any]:
         """A file as the page's own client names it after uploading."""
