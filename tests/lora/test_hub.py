@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -11,15 +12,17 @@ import pytest
 from core import hub
 from tests.hub import COMMIT
 from tests.hub import hub as fake
+from tests.models.parts import Canary
 
 ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "presets" / "loras" / "nano-airbrush.safetensors"
-REPOS = {"tiny/one": ["style.safetensors", "style.ckpt"], "tiny/two": ["a.safetensors", "b.safetensors"], "tiny/none": ["style.ckpt"]}
+REPOS = {"tiny/one": ["style.safetensors", "style.ckpt"], "tiny/two": ["a.safetensors", "b.safetensors"], "tiny/none": ["style.ckpt"],
+         "tiny/pickles": ["style.ckpt", "pytorch_lora_weights.bin"], "tiny/renamed": ["style.safetensors"]}  # fmt: skip
 SIZES = {"b.safetensors": 3 * 2**30}
 ASK = """if True:
     from core import pulled
     from core.types import UserError
-    for name in ("tiny/one", "tiny/two", "tiny/two:a.safetensors", "tiny/two:b.safetensors", "tiny/two:c.safetensors", "tiny/none", "tiny/gone", "a--b/c"):
+    for name in ("tiny/one", "tiny/two", "tiny/two:a.safetensors", "tiny/two:b.safetensors", "tiny/two:c.safetensors", "tiny/none", "tiny/pickles", "tiny/renamed", "tiny/gone", "a--b/c"):
         try:
             print("file", pulled.lora(name).name)
         except UserError as error:
@@ -35,8 +38,14 @@ def answer(path: str) -> bytes | None:
     return EXAMPLE.read_bytes() if path.startswith(f"/{repo}/resolve/{COMMIT}/") else None
 
 
-def test_one_file_is_fetched_and_everything_else_is_a_sentence(tmp_path: Path) -> None:
-    with fake(answer) as (address, asked):
+def test_case_05_one_file_is_fetched_and_everything_else_is_a_sentence(tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    bomb = pickle.dumps({"weight": Canary(canary)}, protocol=2)
+
+    def pickles(path: str) -> bytes | None:
+        return bomb if path.endswith((".ckpt", ".bin")) or path.startswith("/tiny/renamed/") else answer(path)
+
+    with fake(pickles) as (address, asked):
         mine = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         mine |= {"HF_ENDPOINT": address, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1"}
         done = subprocess.run([sys.executable, "-c", ASK], cwd=ROOT, env=mine, capture_output=True, text=True, timeout=120)
@@ -47,11 +56,14 @@ def test_one_file_is_fetched_and_everything_else_is_a_sentence(tmp_path: Path) -
         "lora: b.safetensors has 3,221,225,472 bytes; a LoRA has up to 2,147,483,648.",
         "lora: tiny/two has no c.safetensors; it has a.safetensors, b.safetensors.",
         "lora: tiny/none holds no safetensors file; name one as tiny/none:file.safetensors.",
+        "lora: tiny/pickles holds no safetensors file; name one as tiny/pickles:file.safetensors.",
+        "lora: tiny/renamed's style.safetensors is not a whole safetensors file.",
         "lora: tiny/gone is gated, private or gone on the Hub.",
         "lora: a--b/c is no name that the Hub has.",
     ], done.stderr
     assert not any("hf_secret" in str(headers) for _, headers in asked), "the owner's token was sent"
-    assert not any(path.endswith((".ckpt", "b.safetensors")) for path, _ in asked)
+    assert not any(path.endswith((".ckpt", ".bin", "b.safetensors")) for path, _ in asked)
+    assert not canary.exists(), "a pickle was run"
 
 
 @pytest.mark.parametrize("text", ["name", "a/../../b", "https://evil/x/y", "a/b/c", "a/b:../../etc/passwd", "/etc/passwd", "a/b:x.ckpt", "..//.."])

@@ -2,27 +2,36 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from tests.hub import COMMIT, hub
-from tests.models.parts import NANO, ROOT, model
+from tests.models.parts import NANO, ROOT, Canary, folder_of, model
 
 
-def repository(folder: Path, more: list[str]) -> Callable[[str], bytes | None]:
-    """One repository, `tiny/nano`, as a Hub answers for it; `more` are files in name only."""
+def repository(folder: Path, more: list[str], name: str = "tiny/nano") -> Callable[[str], bytes | None]:
+    """One repository as a Hub answers for it; `more` are files in name only."""
     files = {str(file.relative_to(folder)): file for file in folder.rglob("*.*")}
-    tree = [{"type": "file", "path": name, "size": files[name].stat().st_size if name in files else 1, "oid": name} for name in [*files, *more]]
+    tree = [{"type": "file", "path": each, "size": files[each].stat().st_size if each in files else 1, "oid": each} for each in [*files, *more]]
 
     def answer(path: str) -> bytes | None:
-        if path == f"/api/models/tiny/nano/tree/{COMMIT}":
+        if path == f"/api/models/{name}/tree/{COMMIT}":
             return json.dumps(tree).encode()
-        name = path.removeprefix(f"/tiny/nano/resolve/{COMMIT}/")
-        return files[name].read_bytes() if name in files else None
+        file = path.removeprefix(f"/{name}/resolve/{COMMIT}/")
+        return files[file].read_bytes() if file in files else None
 
     return answer
+
+
+def pickled(folder: Path, canary: Path) -> Path:
+    """A copy of the embedded model with pickles for weights."""
+    for file in folder_of(NANO, folder).rglob("*.safetensors"):
+        file.with_suffix(".bin").write_bytes(pickle.dumps({"weight": Canary(canary)}))
+        file.unlink()
+    return folder
 
 
 def test_case_06_the_hub_is_asked_anonymously_and_for_nothing_that_can_run(tmp_path: Path) -> None:
@@ -30,14 +39,23 @@ def test_case_06_the_hub_is_asked_anonymously_and_for_nothing_that_can_run(tmp_p
     load = f"""if True:
         from core import models, presets
         from core.types import Model
-        presets.models = lambda: {{"far": {model("far", "tiny/nano", revision=COMMIT)!r}}}
+        from core.types import UserError
+        told = {{"far": {model("far", "tiny/nano", revision=COMMIT)!r}, "pickles": {model("pickles", "tiny/pickles", revision=COMMIT)!r}}}
+        presets.models = lambda: told
+        try:
+            models.load("pickles")
+        except UserError as error:
+            print(error)
         print(models.load("far").config["scheduler"], models.loaded())
     """
-    with hub(repository(NANO, more)) as (address, requests):
+    far, pickles = repository(NANO, more), repository(pickled(tmp_path / "pickles", tmp_path / "canary"), [], "tiny/pickles")
+    with hub(lambda path: far(path) or pickles(path)) as (address, requests):
         mine = {key: value for key, value in os.environ.items() if not key.startswith(("HF_", "TRANSFORMERS_"))}
         mine |= {"HF_ENDPOINT": address, "HF_TOKEN": "hf_secret", "HF_HOME": str(tmp_path), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1"}
         done = subprocess.run([sys.executable, "-c", load], cwd=ROOT, env=mine, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
+    assert "model: The pickles lacks text_encoder/*.safetensors; no model is loaded." in done.stdout
+    assert not (tmp_path / "canary").exists(), "a pickle was run"
     assert done.stdout.endswith(" far\n")
     paths = [path for path, _ in requests]
     assert sum(path.endswith(".safetensors") for path in paths) >= 4, f"the model did not come from here: {paths}"
@@ -45,3 +63,4 @@ def test_case_06_the_hub_is_asked_anonymously_and_for_nothing_that_can_run(tmp_p
     assert not told, f"the token was sent to {told}"
     asked = [name for name in more if any(path.endswith(f"/{name}") for path in paths)]
     assert not asked, f"asked for {asked}"
+    assert not [path for path in paths if path.endswith((".bin", ".ckpt", ".py"))]

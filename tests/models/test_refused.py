@@ -17,7 +17,7 @@ from core import hub, models
 from core.device import Machine
 from core.types import Model, UserError
 from tests.hub import COMMIT
-from tests.models.parts import FILES, NANO, Table, folder_of, model
+from tests.models.parts import FILES, NANO, Canary, Table, folder_of, model
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -113,16 +113,6 @@ def test_a_folder_with_a_spoilt_file_is_refused(file: str, spoil: Spoil, said: s
     shutil.copy(NANO / file, folder / file)
     spoil(folder / file)
     assert said in refused(model("wrong", folder))
-
-
-class Canary:
-    """Pickled, and loaded by whoever trusts it, it leaves a file behind."""
-
-    def __init__(self, file: Path) -> None:
-        self.file = file
-
-    def __reduce__(self) -> tuple[Callable, tuple[str, str]]:
-        return open, (str(self.file), "w")
 
 
 @pytest.mark.parametrize("layout", ["bin only", "bin beside other safetensors", "ckpt", "pickle named safetensors"])
