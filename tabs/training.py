@@ -1,5 +1,8 @@
 """The named endpoints of a training: caption, start, look, stop, resume."""
 
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +19,8 @@ from core.train import runs
 from core.train.folder import Folder
 from core.train.lesson import buckets
 from core.types import UserError
+from tabs import pictures
 from tabs.files import new_folder, placed, uploaded
-from tabs.pictures import brought, captioned
 from tabs.widgets import sentences
 
 File = str | dict | list
@@ -28,8 +31,8 @@ def caption(dataset: File, threshold: float = 0.35, trigger: str = "", drop: str
 
     Returns a zip of pictures and captions, and how often each tag stands in them.
     """
-    with sentences():
-        found = captioned(_dataset(dataset), model, threshold=threshold, trigger=trigger or "", drop=(drop or "").splitlines())
+    with sentences(), _dataset(dataset) as brought:
+        found = pictures.captioned(brought, model, threshold=threshold, trigger=trigger or "", drop=(drop or "").splitlines())
         rows = [{"tag": tag, "count": count} for tag, count in counts(found).items()]
         return str(written(found, new_folder() / "captioned.zip")), rows
 
@@ -41,8 +44,7 @@ def train_start(
 
     Returns the run's name, by which it is asked for, its steps, pictures and buckets, and what makes little sense.
     """
-    with sentences():
-        found = _dataset(dataset, regularisation)
+    with sentences(), _dataset(dataset, regularisation) as found:
         run, warnings = runs.settled(found, recipe, model or "nano", trigger=trigger, overrides=overrides)
         folder = runs.prepared(run, found)
         _go(folder)
@@ -103,10 +105,16 @@ def _file(file: Path, folder: Folder) -> dict[str, Any]:
     return {"path": str(placed(file, folder.name)), "orig_name": file.name, "meta": {"_type": "gradio.FileData"}}
 
 
-def _dataset(said: Any, regularisation: Any = None) -> Dataset:
+@contextmanager
+def _dataset(said: Any, regularisation: Any = None) -> Iterator[Dataset]:
+    """What was brought, for as long as it is needed: a run has its own copy."""
     if not said:
         raise UserError("dataset: it takes a zip, or a list of pictures.")
-    return brought(_files(said, "dataset"), _files(regularisation, "regularisation") if regularisation else [])
+    found = pictures.brought(_files(said, "dataset"), _files(regularisation, "regularisation") if regularisation else [])
+    try:
+        yield found
+    finally:
+        shutil.rmtree(found.folder.parent)
 
 
 def _files(said: Any, field: str) -> list[Path]:
