@@ -1,9 +1,15 @@
 """Words of a file or a visitor inside of Markdown: as text, whatever they hold."""
 
+import re
+
+RULED = re.compile(r"^([ \t]*)([-=])", re.MULTILINE)
+"""A line of these makes the one before it a heading."""
+
 
 def plain(text: str) -> str:
     """Text that Markdown and HTML leave as it is; on as many lines as it has."""
-    return "".join(f"\\{character}" if character in r"\`*_{}[]()#+!<>|~$&" else character for character in text)
+    marked = "".join(f"\\{character}" if character in r"\`*_{}[]()#+!<>|~$&" else character for character in text)
+    return RULED.sub(r"\1\\\2", marked)
 
 
 def cell(text: str) -> str:

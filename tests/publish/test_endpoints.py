@@ -1,5 +1,6 @@
 """`/publish` through gradio_client, the README's script from pictures to a measured LoRA, and what a client gets wrong."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from huggingface_hub import ModelCard, constants
+from safetensors.torch import load_file, save_file
 
 from core.nano.lessons import airbrushed
 from tests.publish.hub import Hub
@@ -52,6 +54,29 @@ def test_what_is_not_allowed_is_one_sentence(client: Client, hub_server: Hub, sa
         client.predict(**{"lora": "nano-airbrush", "repo": "ann/soft", **said}, api_name="/publish")
     assert sentence in str(error.value)
     assert not hub_server.asked, "nothing is asked of the Hub"
+
+
+EVIL = "x\nlicense: mit\n---\n<script>alert(1)</script>"
+
+
+@pytest.mark.parametrize("said", ["trigger", "title", "description", "license", "the file"])
+def test_case_10_words_change_nothing_of_the_card_but_themselves(client: Client, hub_server: Hub, tmp_path: Path, said: str) -> None:
+    told = {"modelspec.trigger_phrase": EVIL, "modelspec.title": EVIL, "ss_tag_frequency": json.dumps({"10_x": {EVIL: 9}})}
+    save_file(load_file(EXAMPLE), tmp_path / "soft.safetensors", told if said == "the file" else {})
+    asked = {"repo": "ann/soft", "license": "apache-2.0", "trigger": "soft", "title": "Soft", "dry_run": True}
+    asked |= {said: EVIL} if said != "the file" else {"trigger": None, "title": None}
+    try:
+        shown = client.predict(lora=handle_file(tmp_path / "soft.safetensors"), **asked, api_name="/publish")["card"]
+    except AppError as error:
+        assert (said, str(error)[:9]) == ("license", "license: "), error
+        return
+    found = ModelCard(shown)
+    assert found.data.license == ("other" if said == "license" else "apache-2.0")
+    assert found.data.to_dict()["instance_prompt"] == {"trigger": EVIL, "the file": " ".join(EVIL.split())}.get(said, "soft")
+    assert found.data.to_dict().get("license_name", EVIL) == EVIL
+    assert shown.count("\n---\n") == 1, "the front matter ends twice"
+    outside = "".join(part for i, part in enumerate(found.text.split("`")) if i % 2 == 0)
+    assert "<script" not in outside.replace("\\<", "")
 
 
 def test_the_readmes_script_goes_from_pictures_to_a_measured_lora(
