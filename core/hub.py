@@ -4,7 +4,6 @@ An exact name is `owner/name@commit` or `owner/name@commit:file`; it is what inf
 """
 
 import re
-import shutil
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,6 +16,7 @@ from typing import Any, TypeVar
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, SafetensorsParsingError
 
+from core import limits, room
 from core.digest import content
 from core.events import Fetch
 from core.types import UserError
@@ -213,8 +213,5 @@ def _whole(files: Sequence[Path], what: str) -> None:
 
 
 def _free() -> int:
-    """Bytes that the disk of the Hub's cache has left."""
-    there = Path(constants.HF_HUB_CACHE)
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free
+    """Bytes that may be taken of the disk of the Hub's cache."""
+    return max(0, room.free(Path(constants.HF_HUB_CACHE)) - limits.DISK_FLOOR)

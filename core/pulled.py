@@ -31,9 +31,10 @@ def lora(text: str) -> Path:
         return there
     found = hub.listing(text, "lora")
     name = _chosen(found, name, ".safetensors", "lora")
-    if found.sizes[name] > LARGEST:
-        raise UserError(f"lora: {name} has {found.sizes[name]:,} bytes; a LoRA has up to {LARGEST:,}.")
-    check_kind(hub.tensors(found, name, "lora"), f"lora: {name}")
+    if hub.here(found.repo, found.commit, name) is None:
+        if found.sizes[name] > LARGEST:
+            raise UserError(f"lora: {name} has {found.sizes[name]:,} bytes; a LoRA has up to {LARGEST:,}.")
+        check_kind(hub.tensors(found, name, "lora"), f"lora: {name}")
     return hub.file(found, name, "lora")
 
 

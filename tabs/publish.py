@@ -10,7 +10,6 @@ from typing import Any
 import gradio as gr
 
 from core import charts, presets, shelf
-from core.device import on_space
 from core.markdown import plain
 from core.publish.bundle import bundle
 from core.publish.plan import LICENCES, plan
