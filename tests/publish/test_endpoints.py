@@ -65,13 +65,9 @@ def test_case_10_words_change_nothing_of_the_card_but_themselves(client: Client,
     save_file(load_file(EXAMPLE), tmp_path / "soft.safetensors", told if said == "the file" else {})
     asked = {"repo": "ann/soft", "license": "apache-2.0", "trigger": "soft", "title": "Soft", "dry_run": True}
     asked |= {said: EVIL} if said != "the file" else {"trigger": None, "title": None}
-    if said == "license":
-        with pytest.raises(AppError, match="license: "):
-            client.predict(lora=handle_file(tmp_path / "soft.safetensors"), **asked, api_name="/publish")
-        return
     shown = client.predict(lora=handle_file(tmp_path / "soft.safetensors"), **asked, api_name="/publish")["card"]
     found = ModelCard(shown)
-    assert found.data.license == "apache-2.0"
+    assert found.data.license == ("other" if said == "license" else "apache-2.0")
     assert found.data.to_dict()["instance_prompt"] == {"trigger": EVIL, "the file": " ".join(EVIL.split())}.get(said, "soft")
     assert found.data.to_dict().get("license_name", EVIL) == EVIL
     assert shown.count("\n---\n") == 1, "the front matter ends twice"
