@@ -7,6 +7,8 @@ scales nothing: blocks can be left out, but nothing be multiplied.
 """
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors.torch import save_file
 
 from core.atomic import replacing
 from core.blocks import CONTENT, STYLE, block_of, to_sai, weights
+from core.digest import content
 from core.lorafile import LoraFile
 from core.lorakeys import Module
 from core.types import UserError
@@ -27,6 +30,9 @@ NAMES = {"down": "lora_down.weight", "up": "lora_up.weight", "magnitude": "dora_
 PREFIXES = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 STALE = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256", "lora_adapter_metadata", "peft_adapter_config")
 """Metadata that does not hold for the new file."""
+HISTORY = "sweetspot_rewritten_from"
+"""Metadata: files of which this one is another writing -> their strength that is 1 here."""
+GENERATIONS = 8
 
 
 def edited(
@@ -53,10 +59,23 @@ def edited(
     kept = _kept(found, shares, times)
     told = {key: value for key, value in (found.metadata if metadata is None else metadata).items() if key not in STALE}
     told |= {"ss_network_alpha": f"{found.scale * found.rank * times:g}", "ss_network_dim": str(found.rank)}
+    told.pop(HISTORY, None)
+    if shares is None:  # what was measured of the old file holds for the new one
+        told[HISTORY] = json.dumps(dict([*((own, strength * times) for own, strength in history(found).items()), (content(found.path), times)][-GENERATIONS:]))
     if hint:
         told["modelspec.usage_hint"] = hint
     named = "".join([f"-x{times:g}" if times != 1 else "", f"-{keep}" if keep in (*KEEP,)[1:] else "", "-blocks" if blocks else ""]) or "-kohya"
     return _written(kept, told, folder / f"{found.path.stem[:100]}{named}.safetensors")
+
+
+def history(found: LoraFile) -> dict[str, float]:
+    """The sha256 of each file that this one is another writing of -> its strength that is 1 here."""
+    try:
+        told = json.loads(found.metadata.get(HISTORY, "{}"))
+        kept = {own: float(times) for own, times in told.items() if re.fullmatch(r"[0-9a-f]{64}", own)}
+    except (ValueError, TypeError, AttributeError, RecursionError):  # somebody else's words
+        return {}
+    return {own: times for own, times in kept.items() if math.isfinite(times) and times > 0}
 
 
 def combined(style: LoraFile, content: LoraFile, folder: Path) -> Path:

@@ -21,7 +21,7 @@ from tabs.train import Trained
 from tabs.transfer import known
 from tabs.widgets import refusals, sentences, sign_in, signed_in, token
 
-TOLD = ("repo", "title", "trigger", "description", "license", "private")
+TOLD = ("repo", "title", "trigger", "description", "license", "private", "dataset")
 ASKED = ("file", "shelf", "run", "home", *TOLD, "reports", "pictures")
 INHERIT = "the base's"
 LARGEST_REPORT = 20_000_000  # bytes
@@ -65,7 +65,9 @@ def _controls() -> dict[str, Any]:
     with gr.Row():
         c["home"] = gr.Dropdown(["as the file says", *presets.models()], value="as the file says", label="Trained on", min_width=140)
         c["license"] = gr.Dropdown([INHERIT, *LICENCES], value=INHERIT, allow_custom_value=True, label="Licence", min_width=140, elem_id="licence")
-    c["private"] = gr.Checkbox(True, label="Private")
+    with gr.Row():
+        c["private"] = gr.Checkbox(True, label="Private", min_width=120)
+        c["dataset"] = gr.Checkbox(False, label="Send a run's training pictures, too", min_width=180, elem_id="publish-dataset")
     c["reports"] = gr.File(
         label="What was measured: zips of Sweep and Transfer, or their reports", file_count="multiple", file_types=[".zip", ".json"], height=110,
         elem_id="publish-reports",
@@ -162,12 +164,22 @@ def publish(
     transfer: dict | None = None,
     pictures: list | None = None,
     use_login: bool = False,
+    dataset: bool = False,
 ) -> dict[str, Any]:
     """Publish a LoRA, or a run's, to the Hub in one commit. `sweep` and `transfer` are reports of this very file.
 
-    With `dry_run` nothing is sent, and the card's text and the files with what they change come back. Returns url, commit, files.
+    `dataset` sends a run's training pictures, too. With `dry_run` nothing is sent, and the card's text and the files with what they change come back. Returns url, commit, files.
     """
-    told = {"repo": repo, "title": title, "license": license, "private": private, "sweep": sweep, "trigger": trigger, "description": description}
+    told = {
+        "repo": repo,
+        "title": title,
+        "license": license,
+        "private": private,
+        "sweep": sweep,
+        "trigger": trigger,
+        "description": description,
+        "dataset": dataset,
+    }
     with sentences():
         publication = plan(_asked(lora=lora, run=run, pictures=pictures, **told, transfer=transfer))
         files = bundle(publication, new_folder())
@@ -196,7 +208,7 @@ def endpoints() -> None:
 
     asked = {name: hidden(gr.Textbox) for name in ("run", "repo", "title", "license", "trigger", "description")}
     asked |= {name: hidden(gr.JSON) for name in ("lora", "sweep", "transfer", "pictures")}
-    asked |= {name: hidden(gr.Checkbox, name == "private") for name in ("private", "dry_run", "use_login")}
+    asked |= {name: hidden(gr.Checkbox, name == "private") for name in ("private", "dry_run", "use_login", "dataset")}
     gr.Button(visible=False).click(
         publish,
         inputs_kwargs=asked,

@@ -48,8 +48,20 @@ def bundle(publication: Publication, folder: Path) -> dict[str, Path]:
             placed(picture, files[path])
             record.read_picture(files[path])  # it still says how it was made
             shown[path] = prompt
+        for sample in p.dataset.samples if p.dataset else ():
+            if not sample.regularisation:
+                files |= _shown(p.dataset.folder / sample.file, sample.caption, folder)
         files["README.md"] = _at(folder, "README.md")
         files["README.md"].write_text(card(p, shown, strips=[path for path in files if "/strip-" in path], sha256=content(files[p.name])), encoding="utf-8")
+    return files
+
+
+def _shown(picture: Path, caption: str, folder: Path) -> dict[str, Path]:
+    """A training picture and its caption, as trainers read them."""
+    path, words = f"dataset/{picture.name}", f"dataset/{picture.stem}.txt"
+    files = {path: _at(folder, path), words: _at(folder, words)}
+    placed(picture, files[path])
+    files[words].write_text(caption, encoding="utf-8")
     return files
 
 

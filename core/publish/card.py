@@ -114,7 +114,9 @@ pipeline.set_adapters(["it"], [{strength:g}])
 def _training(p: Publication, sha256: str) -> str:
     rows = [f"- rank {p.file.rank}, alpha {p.file.rank * p.file.scale:g}, {' and '.join(p.file.components)}, {p.file.kind}"]
     rows += [f"- `{p.name}`, sha256 `{sha256}`"] if sha256 else []
-    rows += [f"- {p.images} pictures"] if p.images else []
+    rows += [f"- from `{_code(p.origin)}`"] if p.origin else []
+    rows += [f"- base `{_code(p.base.source)}` at commit `{p.base.revision}`"] if p.base is not None and p.base.revision else []
+    rows += [f"- {p.images} pictures{', which lie in `dataset/`' if p.dataset else ''}"] if p.images else []
     if p.run:
         made = p.run.settings
         rows += [f"- recipe {cell(p.run.recipe)} on {cell(p.run.model)}: {made.steps} steps of {made.pictures_a_step} pictures at {made.resolution} pixels"]

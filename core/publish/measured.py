@@ -15,10 +15,14 @@ PAIR = ("sweet_spot", "recommended", "needs_times", "share")
 VERDICTS = ("full", "partial", "none", None)
 
 
-def sweep(said: Any, sha256: str) -> dict[str, Any]:
-    """A sweep's report of the file with this hash. Raises `UserError` for anything else: figures of another file are worse than none."""
+def sweep(said: Any, sha256: str, history: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """A sweep's report of the file with this hash, or of one in its `history`: hash -> its strength that is 1 in this file.
+
+    Raises `UserError` for anything else: figures of another file are worse than none.
+    """
+    known = {sha256: 1.0, **(history or {})}
     try:
-        own = said["sha256"] == sha256
+        own = said["sha256"] in known
         found = {
             "lora": _text(said["lora"]),
             "sha256": sha256,
@@ -39,7 +43,22 @@ def sweep(said: Any, sha256: str) -> dict[str, Any]:
         raise UserError("sweep: it takes the report of a sweep, as the Sweep tab or /sweep gives it.") from error
     if not own:
         raise UserError(f"sweep: {found['lora'][:60]} was measured, which is another file than the one to publish; measure this one.")
-    return found
+    times = known[said["sha256"]]
+    return found if times == 1 else _rescaled(found, times)
+
+
+def _rescaled(report: dict[str, Any], times: float) -> dict[str, Any]:
+    """The report in the strengths of a file whose 1 was `times`."""
+    made = dict(report)
+    made |= {name: round(made[name] / times, 4) for name in ("onset", "breakdown", "recommended") if made[name] is not None}
+    made |= {"sweet_spot": _divided(made["sweet_spot"], times), "intervals": {name: _divided(ends, times) for name, ends in made["intervals"].items()}}
+    made |= {name: [{**row, "strength": round((row["strength"] or 0) / times, 4)} for row in made[name]] for name in ("curve", "cells")}
+    made["why"] = f"Measured before alpha was multiplied by {times:g}, strengths divided by it. Then: {report['why']}"
+    return made
+
+
+def _divided(ends: list[float] | None, times: float) -> list[float] | None:
+    return ends and [round(end / times, 4) for end in ends]
 
 
 def transfer(said: Any, sha256: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from core import limits, lora, models, shelf
+from core import edit, hub, limits, lora, models, shelf
 from core.data import dataset as datasets
 from core.data.tagging import counts
 from core.digest import content
@@ -44,6 +44,8 @@ class Publication:
     sweeps: tuple[Mapping[str, Any], ...] = ()
     """Reports of this file, one for each base."""
     transfer: Mapping[str, Any] | None = None
+    origin: str | None = None
+    """The Hub's name of the file, at its commit, where it is from there."""
     run: Run | None = None
     tags: Mapping[str, int]
     """How often each tag stood in the captions."""
@@ -51,6 +53,8 @@ class Publication:
     """Pictures that it was trained on."""
     pictures: tuple[tuple[Path, str], ...] = ()
     """Files and their prompts."""
+    dataset: datasets.Dataset | None = None
+    """What it was trained on, where that is to be seen by all; otherwise only its counts are told."""
 
     @property
     def name(self) -> str:
@@ -62,7 +66,8 @@ def plan(values: Mapping[str, Any]) -> Publication:
     """The publication that is asked for.
 
     `lora` (a path) or `run` (a folder), `repo`; and where they are said `title`, `trigger`, `description`, `license`, `private`,
-    `home`, `sweep` (a report, or several), `transfer` and `pictures` (files made here). Raises `UserError` beginning with the field.
+    `home`, `sweep` (a report, or several), `transfer`, `pictures` (files made here) and
+    `dataset` (send the training pictures, too). Raises `UserError` beginning with the field.
     """
     path, run, data = _source(values)
     found = lora.file(str(path))
@@ -74,11 +79,14 @@ def plan(values: Mapping[str, Any]) -> Publication:
     base = models.named("home", named) if named else None
     if not texts["license"] and (base is None or base.licence == "unknown"):
         raise UserError("license: nobody says what the LoRA was trained on, so it cannot be inherited; say which it has.")
-    private = values.get("private", True)
-    if not isinstance(private, bool):
-        raise UserError(f"private: {str(private)[:40]!r} is not allowed; it takes true or false.")
+    private, shown = values.get("private", True), values.get("dataset") or False
+    for field, value in (("private", private), ("dataset", shown)):
+        if not isinstance(value, bool):
+            raise UserError(f"{field}: {str(value)[:40]!r} is not allowed; it takes true or false.")
+    if shown and data is None:
+        raise UserError("dataset: a file has no training pictures to send; it takes a run.")
     said, own = values.get("sweep") or [], content(found.path)
-    sweeps = tuple(measured.sweep(report, own) for report in (said if isinstance(said, list | tuple) else [said]))
+    sweeps = tuple(measured.sweep(report, own, edit.history(found)) for report in (said if isinstance(said, list | tuple) else [said]))
     if len(sweeps) > limits.COLUMNS:
         raise UserError(f"sweep: {len(sweeps)} reports are too many; it takes up to {limits.COLUMNS}.")
     transfer = measured.transfer(values["transfer"], own) if values.get("transfer") else None
@@ -94,10 +102,12 @@ def plan(values: Mapping[str, Any]) -> Publication:
         private=private,
         sweeps=sweeps,
         transfer=transfer,
+        origin=hub.origin(found.path),
         run=run,
         tags=counts(data) if data else found.tags,
         images=sum(not sample.regularisation for sample in data.samples) if data else None,
         pictures=_pictures(values.get("pictures")),
+        dataset=data if shown else None,
     )
 
 

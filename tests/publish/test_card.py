@@ -8,12 +8,16 @@ import pytest
 from huggingface_hub import ModelCard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
-from core import presets
+from core import edit, lora, presets
+from core.atomic import placed
 from core.digest import content
+from core.publish.bundle import bundle
 from core.publish.card import card
 from core.publish.plan import Publication, plan
 from core.types import UserError
+from tests.train.parts import dataset, prepared
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc"), include_characters="\n"), max_size=60).map(str.strip)
@@ -91,3 +95,37 @@ def test_what_is_not_allowed_is_one_sentence(values: dict[str, Any], sentence: s
     with pytest.raises(UserError) as error:
         asked(**values)
     assert str(error.value).startswith(sentence), str(error.value)
+
+
+def test_a_report_follows_its_file_through_another_alpha(tmp_path: Path) -> None:
+    once = edit.edited(lora.file(str(EXAMPLE)), tmp_path, multiply=2.75)
+    twice = edit.edited(lora.file(str(once)), tmp_path, multiply=0.5)
+    for file, times in ((once, 2.75), (twice, 1.375)):
+        (report,) = plan({"lora": str(file), "repo": "ann/soft", "license": "apache-2.0", "sweep": REPORT}).sweeps
+        assert report["recommended"] == pytest.approx(2.75 / times, abs=1e-4)
+        assert report["sweet_spot"] == pytest.approx([2 / times, 3.5 / times], abs=1e-4)
+        assert report["intervals"]["onset"] == pytest.approx([0.5 / times, 1 / times], abs=1e-4)
+        assert "multiplied by" in report["why"]
+    fewer = edit.edited(lora.file(str(EXAMPLE)), tmp_path, blocks="1,1,1,1,1,1,1,1,1,1,1,0")
+    with pytest.raises(UserError, match="which is another file"):
+        plan({"lora": str(fewer), "repo": "ann/soft", "license": "apache-2.0", "sweep": REPORT})
+
+
+@pytest.mark.parametrize("history", ["no JSON", "[1]", '{"x": 1}', '{"' + "a" * 64 + '": -1}', '{"' + "a" * 64 + '": "NaN"}', "[" * 100_000])
+def test_a_history_that_is_none_says_nothing(tmp_path: Path, history: str) -> None:
+    save_file(load_file(EXAMPLE), tmp_path / "odd.safetensors", {edit.HISTORY: history})
+    assert edit.history(lora.file(str(tmp_path / "odd.safetensors"))) == {}
+
+
+def test_training_pictures_go_only_where_they_are_asked_for(tmp_path: Path) -> None:
+    folder, run = prepared(dataset(tmp_path / "data"), tmp_path / "run")
+    placed(EXAMPLE, folder.loras / f"{run.name}.safetensors")
+    told = {"run": str(folder.path), "repo": "ann/soft", "license": "apache-2.0"}
+    without, sent = (bundle(plan({**told, "dataset": shown}), tmp_path / str(shown)) for shown in (False, True))
+    assert not [path for path in without if path.startswith("dataset/")]
+    assert "4 pictures" in without["README.md"].read_text()
+    pictures = [path for path in sent if path.startswith("dataset/")]
+    assert sorted(Path(path).suffix for path in pictures) == [".png"] * 4 + [".txt"] * 4
+    assert "which lie in `dataset/`" in sent["README.md"].read_text()
+    with pytest.raises(UserError, match="dataset: a file has no training pictures"):
+        plan({"lora": str(EXAMPLE), "repo": "ann/soft", "license": "apache-2.0", "dataset": True})
