@@ -19,7 +19,7 @@ from core.plan import SEEDS, STRENGTHS, plan
 from core.prompts import PLACES
 from core.sweep import Study
 from core.types import UserError
-from tabs.files import chosen, new_folder, save, uploaded
+from tabs.files import chosen, filled_folder, new_folder, save, uploaded
 from tabs.widgets import refusals, sentences, validator
 
 
@@ -121,8 +121,8 @@ def edit_lora(lora: str | dict, multiply: float | None = None, blocks: str | Non
 
     Only alpha changes, and blocks of weight 0 are left out. Returns the new file, in kohya's layout, and its inspection.
     """
-    with sentences():
-        made = edit.edited(file(chosen(lora)), new_folder(), multiply, blocks, keep)
+    with sentences(), filled_folder() as folder:
+        made = edit.edited(file(chosen(lora)), folder, multiply, blocks, keep)
         return str(made), _inspected(str(made))
 
 

@@ -2,6 +2,9 @@
 
 import os
 import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -31,6 +34,27 @@ def new_folder() -> Path:
     folder = FILES / secrets.token_hex(16)
     folder.mkdir(parents=True)
     return folder
+
+
+@contextmanager
+def filled_folder() -> Iterator[Path]:
+    """The same, gone again if the job fails."""
+    folder = new_folder()
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+
+
+@contextmanager
+def passing_folder() -> Iterator[Path]:
+    """The same for files that nobody is shown, gone again at the end."""
+    folder = new_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
 
 
 def save(event: Picture, folder: Path) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """The Train tab's pictures: dropped in, looked at in their buckets, captioned, corrected."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from core.train.caches import cropped
 from core.train.lesson import buckets
 from core.train.settings import Training
 from core.types import UserError
-from tabs.files import new_folder
+from tabs.files import filled_folder, new_folder
 
 KINDS = [".zip", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".txt", ".caption", ".toml"]
 SHOWN_TAGS, SHOWN_SKIPPED = 30, 20
@@ -111,16 +110,12 @@ def _brought(files: list[str] | None, others: list[str] | None, trigger: str) ->
 
 def brought(files: list[Path], others: list[Path]) -> Dataset:
     """Pictures and regularisation pictures as one dataset in a folder of its own. Raises `UserError`."""
-    work = new_folder()
-    try:
+    with filled_folder() as work:
         found = imported(files, work / "data")
         if others:
             found = datasets.joined(found, imported(others, work / "regularisation", regularisation=True))
         datasets.save(found)
-    except BaseException:
-        shutil.rmtree(work)
-        raise
-    return found
+        return found
 
 
 def _tagged(folder: str | None, trigger: str, model: str, threshold: float, drop: str, keep: bool) -> tuple[Any, ...]:

@@ -16,7 +16,7 @@ from core.publish.plan import LICENCES, plan
 from core.publish.push import compared, pushed
 from core.train import runs
 from core.types import UserError
-from tabs.files import chosen, new_folder, uploaded
+from tabs.files import chosen, passing_folder, uploaded
 from tabs.train import Trained
 from tabs.transfer import known
 from tabs.widgets import refusals, sentences, sign_in, signed_in, token
@@ -81,11 +81,12 @@ def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any
     hidden = gr.update(visible=False)
     try:
         publication = plan(_said(values))
-        files = bundle(publication, new_folder())
-        there = compared(publication.repo, files, token(login, visitor) or False)
+        with passing_folder() as folder:
+            files = bundle(publication, folder)
+            there = compared(publication.repo, files, token(login, visitor) or False)
+            card = files["README.md"].read_text(encoding="utf-8")
     except UserError as error:
         return f"⚠️ {plain(str(error))}", hidden, hidden, "", hidden
-    card = files["README.md"].read_text()
     rows = [[change.path, change.size, change.what] for change in there.changes]
     said = "It is new." if there.commit is None else f"It is there, at {there.commit[:8]}."
     said += "" if there.ours else " **It was not made here**: tick below that it may be written over."
@@ -105,8 +106,8 @@ def _published(visitor: gr.OAuthToken | None, login: bool = False, over: bool = 
     try:
         publication = plan(_said(values))
         own = signed_in(login, visitor)
-        files = bundle(publication, new_folder())
-        url = pushed(publication.repo, files, own, private=publication.private, message=f"Publish {publication.name}", over=over)
+        with passing_folder() as folder:
+            url = pushed(publication.repo, bundle(publication, folder), own, private=publication.private, message=f"Publish {publication.name}", over=over)
     except UserError as error:
         return f"⚠️ {plain(str(error))}"
     return f"**Published**: {url}"
@@ -168,29 +169,24 @@ def publish(
 ) -> dict[str, Any]:
     """Publish a LoRA, or a run's, to the Hub in one commit. `sweep` and `transfer` are reports of this very file.
 
-    `dataset` sends a run's training pictures, too. With `dry_run` nothing is sent, and the card's text and the files with what they change come back. Returns url, commit, files.
+    `dataset` sends a run's training pictures, too.
+
+    With `dry_run` nothing is sent, and the card's text and the files with what they change come back. Returns url, commit, files.
     """
-    told = {
-        "repo": repo,
-        "title": title,
-        "license": license,
-        "private": private,
-        "sweep": sweep,
-        "trigger": trigger,
-        "description": description,
-        "dataset": dataset,
-    }
+    told = {"repo": repo, "title": title, "license": license, "private": private, "sweep": sweep, "trigger": trigger, "description": description}
+    told["dataset"] = dataset
     with sentences():
         publication = plan(_asked(lora=lora, run=run, pictures=pictures, **told, transfer=transfer))
-        files = bundle(publication, new_folder())
         own = token(use_login, visitor)
-        there = compared(publication.repo, files, own or False)
-        listed = [{"file": change.path, "size": change.size, "what": change.what} for change in there.changes]
-        if dry_run:
-            return {"url": None, "commit": there.commit, "files": listed, "card": files["README.md"].read_text(encoding="utf-8")}
-        if own is None:
-            raise UserError("login: nobody is logged in; at home set use_login to true, after `hf auth login`.")
-        url = pushed(publication.repo, files, own, private=publication.private, message=f"Publish {publication.name}")
+        with passing_folder() as folder:
+            files = bundle(publication, folder)
+            there = compared(publication.repo, files, own or False)
+            listed = [{"file": change.path, "size": change.size, "what": change.what} for change in there.changes]
+            if dry_run:
+                return {"url": None, "commit": there.commit, "files": listed, "card": files["README.md"].read_text(encoding="utf-8")}
+            if own is None:
+                raise UserError("login: nobody is logged in; at home set use_login to true, after `hf auth login`.")
+            url = pushed(publication.repo, files, own, private=publication.private, message=f"Publish {publication.name}")
     return {"url": url, "commit": url.rpartition("/")[2], "files": listed}
 
 

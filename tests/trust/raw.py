@@ -47,7 +47,7 @@ class Raw:
         """The sentence that it is refused with, by the validator or by the job; else all that the endpoint says."""
         first = self.asked(endpoint, **values)
         if first.status_code == 422:
-            return " ".join(told["message"] for told in first.json()["detail"] if not told["is_valid"])
+            return "refused: " + " ".join(told["message"] for told in first.json()["detail"] if not told["is_valid"])
         if not first.is_success:
             return f"refused: {first.text}"
         text = self.http.get(f"call{endpoint}/{first.json()['event_id']}").text
