@@ -37,13 +37,13 @@ def build() -> gr.Blocks:
             with gr.Tab("Generate", id="generate"):
                 opened = generate.tab()
             with gr.Tab("Sweep", id="sweep"):
-                swept = sweep.tab(opened, tabs)
+                swept, curves = sweep.tab(opened, tabs)
             with gr.Tab("Train", id="train"):
                 trained = train.tab(page, swept, tabs)
             with gr.Tab("Transfer", id="transfer"):
-                transfer.tab(trained)
+                crossed = transfer.tab(trained)
             with gr.Tab("Publish", id="publish"):
-                publish.tab(trained)
+                publish.tab(trained, (curves, crossed), tabs)
         api.endpoints()
         training.endpoints()
         crossing.endpoints()

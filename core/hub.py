@@ -3,6 +3,7 @@
 An exact name is `owner/name@commit` or `owner/name@commit:file`; it is what infotext and cards say.
 """
 
+import errno
 import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -19,6 +20,7 @@ from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError,
 from core import limits, room
 from core.digest import content
 from core.events import Fetch
+from core.patience import patiently
 from core.types import UserError
 
 ID = re.compile(r"([\w.\-]{1,96}/[\w.\-]{1,96})(?:@([0-9a-f]{40}))?(?::([\w.\-/ ()+]{1,200}\.(?:safetensors|onnx)))?")
@@ -64,7 +66,7 @@ def listing(text: str, field: str) -> Listing:
     known = _listings.get((hub, repo, commit))
     if known is None or (commit is None and time.monotonic() - known[0] > FRESH):
         with faults(repo, field):
-            found = HfApi(token=False).model_info(repo, revision=commit, files_metadata=True, token=False)
+            found = patiently(lambda: HfApi(token=False).model_info(repo, revision=commit, files_metadata=True, token=False))
         sizes = {each.rfilename: each.size or 0 for each in found.siblings or []}
         licence = (found.card_data or {}).get("license") if found.card_data else None
         made = Listing(repo=repo, commit=str(found.sha), sizes=sizes, licence=licence if isinstance(licence, str) else None)
@@ -79,7 +81,7 @@ def tensors(found: Listing, file: str, field: str) -> Mapping[str, Any]:
     """The tensors of a safetensors file by its first bytes, which are all that is fetched; each has a `shape`."""
     try:
         with faults(found.repo, field):
-            return HfApi(token=False).parse_safetensors_file_metadata(found.repo, file, revision=found.commit, token=False).tensors
+            return patiently(lambda: HfApi(token=False).parse_safetensors_file_metadata(found.repo, file, revision=found.commit, token=False)).tensors
     except SafetensorsParsingError as error:
         raise UserError(f"{field}: {found.repo}'s {file} is not a whole safetensors file.") from error
 
@@ -142,7 +144,11 @@ def faults(repo: str, field: str):
         raise UserError(f"{field}: {repo} is gated, private or gone on the Hub.") from error
     except HFValidationError as error:
         raise UserError(f"{field}: {repo} is no name that the Hub has.") from error
-    except (HTTPError, OSError, RuntimeError) as error:  # offline, no such commit, cut off on the way; hf_xet says RuntimeError
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise UserError(f"{field}: {repo} has no room on the disk.") from error
+        raise UserError(f"{field}: {repo} is not to be had: the Hub cannot be reached.") from error
+    except (HTTPError, RuntimeError) as error:  # offline, no such commit, cut off on the way; hf_xet says RuntimeError
         raise UserError(f"{field}: {repo} is not to be had: the Hub cannot be reached.") from error
 
 

@@ -12,7 +12,7 @@ from core.expand import with_tags
 from core.prompts import PLACES, compose
 from core.samplers import SAMPLERS
 from core.types import Recipe
-from tabs import settings, stages
+from tabs import brought, settings, stages
 from tabs.files import new_folder, save
 from tabs.widgets import sentences, validator
 
@@ -83,6 +83,7 @@ def tab() -> Opened:
     shown["ratio"].input(_sides, [shown["preset"], shown["ratio"]], [shown["width"], shown["height"]], **latest)
     shown["again"].click(lambda used: used, shown["last_seed"], shown["seed"], **quiet)
     shown["anew"].click(lambda: asking.RANDOM, None, shown["seed"], **quiet)
+    brought.wire(shown, brought.into_file, shown["lora_file"])
     shown["shelf"].input(lambda prompt, name: f"{prompt} <lora:{name}:1>", [shown["prompt"], shown["shelf"]], shown["prompt"], **quiet)
     # Tags that were added belong to the prompt they were added to.
     gr.on([shown["prompt"].change, shown["other_tags"].click], lambda: gr.update(choices=[], value=[]), None, shown["added"], **quiet)
@@ -148,6 +149,7 @@ def _controls(first: Recipe) -> dict[str, Any]:
         c["lora_file"] = gr.File(label="A LoRA of your own", file_types=[".safetensors"], height=110, elem_id="lora")
         c["lora_strength"] = gr.Slider(*limits.STRENGTH, 1, step=0.05, label="Strength", info=info)
         c["shelf"] = gr.Dropdown(shelf.names(), value=None, label="Or one from the shelf", info="goes into the prompt as <lora:name:strength>")
+        c |= brought.lora_box("generate-hub")
     return c | stages.controls(first)
 
 

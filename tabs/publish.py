@@ -3,23 +3,25 @@
 import json
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from core import charts, presets, shelf
+from core.atomic import placed
 from core.markdown import plain
 from core.publish.bundle import bundle
 from core.publish.plan import LICENCES, plan
 from core.publish.push import compared, pushed
 from core.train import runs
 from core.types import UserError
-from tabs.files import chosen, passing_folder, uploaded
+from tabs import brought
+from tabs.files import chosen, new_folder, passing_folder, uploaded
 from tabs.train import Trained
 from tabs.transfer import known
-from tabs.widgets import refusals, sentences, sign_in, signed_in, token
+from tabs.widgets import Measured, refusals, sentences, sign_in, signed_in, token
 
 TOLD = ("repo", "title", "trigger", "description", "license", "private", "dataset")
 ASKED = ("file", "shelf", "run", "home", *TOLD, "reports", "pictures")
@@ -27,8 +29,8 @@ INHERIT = "the base's"
 LARGEST_REPORT = 20_000_000  # bytes
 
 
-def tab(trained: Trained) -> None:
-    """Lay out the tab and wire it; `trained` knows this browser's runs."""
+def tab(trained: Trained, measured: Sequence[Measured], tabs: gr.Tabs) -> None:
+    """Lay out the tab and wire it; `trained` knows this browser's runs, and its button and those of `measured` bring something here."""
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             c = _controls()
@@ -45,6 +47,16 @@ def tab(trained: Trained) -> None:
             c["publish"] = gr.Button("Publish", variant="stop", elem_id="publish")
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     trained.mine.change(lambda mine, run: known(mine, [run] if run else [], several=False), [trained.mine, c["run"]], c["run"], queue=False, **quiet)
+    for each in measured:
+        each.publish.click(_taken, [each.result, c["reports"]], [tabs, c["file"], c["reports"]], queue=False, **quiet)
+    trained.publish.click(
+        lambda mine, run: (gr.Tabs(selected="publish"), known(mine, [run] if run else [], several=False)),
+        [trained.mine, trained.run],
+        [tabs, c["run"]],
+        queue=False,
+        **quiet,
+    )
+    brought.wire(c, brought.into_file, c["file"])
     asked = {name: c[name] for name in (*ASKED, "login")}
     shown = [c[name] for name in ("status", "changes", "card", "text", "curves")]
     c["preview"].click(_previewed, inputs_kwargs=asked, outputs=shown, **quiet)
@@ -58,12 +70,15 @@ def _controls() -> dict[str, Any]:
     with gr.Row():
         c["shelf"] = gr.Dropdown(shelf.names(), value=None, label="Or from the shelf", min_width=140)
         c["run"] = gr.Dropdown([], value=None, label="Or a run of yours", min_width=140, elem_id="publish-run")
+    c |= brought.lora_box("publish-hub")
     c["repo"] = gr.Textbox("", label="Repository", placeholder="owner/name", elem_id="repo")
     c["title"] = gr.Textbox("", label="Title", info="empty for the file's name", elem_id="publish-title")
     c["trigger"] = gr.Textbox(None, label="Trigger words", info="empty for those in the file", elem_id="publish-trigger")
     c["description"] = gr.Textbox("", label="Description", lines=4, elem_id="description")
     with gr.Row():
-        c["home"] = gr.Dropdown(["as the file says", *presets.models()], value="as the file says", label="Trained on", min_width=140)
+        c["home"] = gr.Dropdown(
+            ["as the file says", *presets.models()], value="as the file says", allow_custom_value=True, label="Trained on", info="or owner/name", min_width=140
+        )
         c["license"] = gr.Dropdown([INHERIT, *LICENCES], value=INHERIT, allow_custom_value=True, label="Licence", min_width=140, elem_id="licence")
     with gr.Row():
         c["private"] = gr.Checkbox(True, label="Private", min_width=120)
@@ -74,6 +89,20 @@ def _controls() -> dict[str, Any]:
     )  # fmt: skip
     c["pictures"] = gr.File(label="Pictures made here, for the gallery", file_count="multiple", file_types=[".png"], height=110)
     return c
+
+
+def _taken(result: dict[str, Any] | None, reports: list[str] | None) -> tuple[Any, Any, list[str]]:
+    """What was measured beside what is here already, and of a sweep its LoRA."""
+    if result is None:
+        raise gr.Error("Measure something first.")
+    folder = new_folder()
+    report = folder / "report.json"
+    report.write_text(json.dumps(result["report"]), encoding="utf-8")
+    file = gr.skip()
+    if lora := result.get("lora"):
+        placed(Path(lora), folder / Path(lora).name)
+        file = str(folder / Path(lora).name)
+    return gr.Tabs(selected="publish"), file, [*(reports or []), str(report)]
 
 
 @sentences()

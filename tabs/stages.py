@@ -4,7 +4,7 @@ from typing import Any
 
 import gradio as gr
 
-from core import asking, limits
+from core import asking, limits, pulled
 from core.expand import CATEGORIES, LENGTHS
 from core.types import Recipe
 
@@ -27,8 +27,9 @@ def controls(recipe: Recipe) -> dict[str, Any]:
     def slider(name: str, low: float, high: float, step: float, label: str, info: str | None = None) -> None:
         c[name] = gr.Slider(low, high, values[name], step=step, label=label, info=info, min_width=160)
 
-    def choice(name: str, options: list[str], label: str) -> None:
-        c[name] = gr.Dropdown(options, value=values[name], label=label, min_width=160)
+    def choice(name: str, options: list[str], label: str, ending: str | None = None) -> None:
+        own = {"allow_custom_value": True, "info": f"or a Hub id owner/name:file{ending}"} if ending else {}
+        c[name] = gr.Dropdown(options, value=values[name], label=label, min_width=160, **own)
 
     def steps(name: str, info: str) -> None:
         c[name] = gr.Slider(0, limits.STEPS[1], values[name], step=1, label="Steps", info=info, min_width=160)
@@ -49,7 +50,7 @@ def controls(recipe: Recipe) -> dict[str, Any]:
         c["expand_without"] = gr.CheckboxGroup(list(CATEGORIES), value=values["expand_without"], label="Nothing about")
     with gr.Accordion("Hires: enlarge, then denoise again", open=False):
         with gr.Row():
-            choice("hires_upscaler", asking.choices("hires"), "Upscaler")
+            choice("hires_upscaler", asking.choices("hires"), "Upscaler", pulled.TOOLS["upscaler"])
             slider("hires_factor", *limits.FACTOR, 0.05, "Times")
         with gr.Row():
             slider("hires_denoise", 0, 1, 0.05, "Denoise", "0 only enlarges")
@@ -57,7 +58,7 @@ def controls(recipe: Recipe) -> dict[str, Any]:
             slider("hires_smooth", 0, 1, 0.05, "Smooth first", "evens out texture, keeps edges")
     with gr.Accordion("Details: faces made anew", open=False):
         with gr.Row():
-            choice("detail_detector", asking.choices("detail"), "Detector")
+            choice("detail_detector", asking.choices("detail"), "Detector", pulled.TOOLS["detector"])
             slider("detail_confidence", 0.05, 1, 0.05, "Confidence")
             slider("detail_largest", 0, 100, 1, "Largest", "0: all")
         with gr.Row():

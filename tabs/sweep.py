@@ -16,9 +16,10 @@ from core.plan import SEEDS, STRENGTHS, eyes, neutral, plan
 from core.report import reported
 from core.sweep import Study
 from core.types import UserError
+from tabs import brought
 from tabs.files import new_folder
 from tabs.generate import Opened
-from tabs.widgets import refusals, sentences
+from tabs.widgets import Measured, refusals, sentences
 
 ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
 SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next", "open")
@@ -32,7 +33,7 @@ class Swept(NamedTuple):
     references: Any
 
 
-def tab(opened: Opened, tabs: gr.Tabs) -> Swept:
+def tab(opened: Opened, tabs: gr.Tabs) -> tuple[Swept, Measured]:
     """Lay out the tab and wire it; `opened` puts a picture's settings into the Generate tab of `tabs`."""
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
@@ -42,6 +43,7 @@ def tab(opened: Opened, tabs: gr.Tabs) -> Swept:
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     which = [c["lora_file"], c["shelf"]]
     gr.on([c["lora_file"].change, c["shelf"].input], _explained, which, c["explained"], **quiet)
+    brought.wire(c, brought.into_file, c["lora_file"])
     c["preset"].input(_neutral, c["preset"], c["prompts"], **quiet)
     job: dict[str, Any] = {
         "fn": _sweep,
@@ -71,7 +73,7 @@ def tab(opened: Opened, tabs: gr.Tabs) -> Swept:
         return [gr.Tabs(selected="generate"), said, *(values.get(name, gr.skip()) for name in opened.names)]
 
     c["open"].click(into_generate, [c["result"], c["chosen"], opened.preset], [tabs, opened.said, *opened.components], **quiet)
-    return Swept(c["lora_file"], c["prompts"], c["references"])
+    return Swept(c["lora_file"], c["prompts"], c["references"]), Measured(c["publish"], c["result"])
 
 
 def _controls() -> dict[str, Any]:
@@ -80,6 +82,7 @@ def _controls() -> dict[str, Any]:
     first = next(iter(presets.recipes().values()))
     c["lora_file"] = gr.File(label="LoRA to sweep", file_types=[".safetensors"], height=110, elem_id="sweep-lora")
     c["shelf"] = gr.Dropdown(shelf.names(), value=None, label="Or one from the shelf", elem_id="sweep-shelf")
+    c |= brought.lora_box("sweep-hub")
     with gr.Accordion("What the file says", open=True):
         c["explained"] = gr.Markdown("Choose a LoRA.", elem_id="explained")
     c["preset"] = gr.Dropdown([(r.title, r.name) for r in presets.recipes().values()], value=first.name, label="Preset", elem_id="sweep-preset")
@@ -128,6 +131,7 @@ def _results() -> dict[str, Any]:
     c["cells"] = gr.Gallery(label="Every picture", columns=8, height=320, visible=False, object_fit="contain", format="png", elem_id="cells")
     c["open"] = gr.Button("Open this picture in Generate", visible=False, elem_id="open")
     c["files"] = gr.File(label="Everything: pictures, sheet, curves, report", file_count="multiple", interactive=False, visible=False, elem_id="files")
+    c["publish"] = gr.Button("Take it into Publish", size="sm", elem_id="sweep-publish")
     c["result"] = gr.State(None)
     c["chosen"] = gr.State(0)
     return c

@@ -13,7 +13,7 @@ from core.train.folder import Folder
 from core.train.run import read
 from core.train.settings import OPTIMIZERS, TARGETS, explained, recipes, settings
 from core.types import UserError
-from tabs import jobs, pictures
+from tabs import brought, jobs, pictures
 from tabs.expected import CHOSEN, expected, filled, lines, seconds, settled
 from tabs.sweep import Swept
 from tabs.watching import SHOWN, into_sweep, watched
@@ -32,6 +32,9 @@ class Trained(NamedTuple):
     """By `ASKED`, what `settled` takes."""
     mine: Any
     """The runs that this browser knows, a line each."""
+    publish: Any
+    """The button that takes `run` into the Publish tab."""
+    run: Any
 
 
 def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
@@ -45,7 +48,8 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     asked = {name: c[name] for name in ASKED}
     guessed: dict[str, Any] = {"fn": expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **quiet}
     pictures.wire(c, quiet, guessed)
-    gr.on([c["recipe"].input, c["model"].input], filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**guessed)
+    brought.wire(c, brought.into_choice, c["model"])
+    gr.on([c["recipe"].input, c["model"].change], filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**guessed)
     gr.on([c[name].change for name in (*CHOSEN, "others_said")], **guessed)
     shown = [c[name] for name in SHOWN]
     job = {"validator": refusals((*ASKED, "mine"), settled, {"dataset": "trigger", "overrides": "recipe"}), "concurrency_id": "train", **quiet, "queue": True}
@@ -65,7 +69,7 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     set_up = c["send_new"].click(_set_up, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"]], **job)
     jobs.wire(c, quiet, look, set_up.success(**remembered).success, seconds, asked)
     c["sweep"].click(into_sweep, [c["run"], c["checkpoints"]], [tabs, *swept], **quiet)
-    return Trained(asked, c["mine"])
+    return Trained(asked, c["mine"], c["publish"], c["run"])
 
 
 def _recipe() -> dict[str, Any]:
@@ -78,6 +82,7 @@ def _recipe() -> dict[str, Any]:
         c["model"] = gr.Dropdown(
             [(model.title, model.name) for model in presets.models().values()], value="nano", label="Base model", min_width=180, elem_id="train-model"
         )
+    c |= brought.base_box("train-hub")
     c["help"] = gr.Markdown(help_, elem_id="recipe-help")
     with gr.Row():
         for field in CHOSEN:
@@ -108,6 +113,7 @@ def _run() -> dict[str, Any]:
     with gr.Row():
         c["checkpoints"] = gr.Dropdown([], label="LoRA", visible=False, elem_id="checkpoints")
         c["sweep"] = gr.Button("Open in Sweep", elem_id="into-sweep")
+        c["publish"] = gr.Button("Publish", elem_id="into-publish")
     c["lora"] = gr.File(label="The LoRAs", file_count="multiple", interactive=False, visible=False, elem_id="trained")
     c["run"] = gr.Dropdown([], label="Run", info="runs go on without the page; choose one to see it again", elem_id="runs", allow_custom_value=True)
     with gr.Accordion("Go on from a kept step with other settings", open=False):

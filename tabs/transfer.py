@@ -19,9 +19,9 @@ from core.transfer.outcome import heat, outcome, sheet
 from core.transfer.plan import OWN_SWEEP, SEEDS, STRENGTHS, apart, of_run, plan
 from core.transfer.study import Study
 from core.types import UserError
-from tabs import train
+from tabs import brought, train
 from tabs.files import new_folder
-from tabs.widgets import refusals, sentences
+from tabs.widgets import Measured, refusals, sentences
 
 ASKED = ("files", "shelf", "runs", "home", "models", "strengths", "seeds", "prompts", "clip_skip", "references", "eye", "blocks")
 SHOWN = ("status", "answer", "heat", "matrix", "sheet", "out", "result", "chosen")
@@ -30,7 +30,7 @@ BY_FILE = "as the files say"
 DRAWN, SAID = 3.0, 0.7  # seconds between two drawings of a table that fills, and two words: each costs the model a share of a step
 
 
-def tab(trained: train.Trained) -> None:
+def tab(trained: train.Trained) -> Measured:
     """Lay out the tab and wire it; `trained` is what the Train tab has: a dataset, a recipe, this browser's runs."""
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
@@ -38,6 +38,7 @@ def tab(trained: train.Trained) -> None:
         with gr.Column(scale=7, min_width=320):
             c |= _results()
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    brought.wire(c, brought.into_choice, c["models"])
     c["depth"].input(lambda name: DEPTHS[name], c["depth"], c["strengths"], **quiet)
     trained.mine.change(known, [trained.mine, c["runs"]], c["runs"], **quiet)
     job: dict[str, Any] = {
@@ -64,6 +65,7 @@ def tab(trained: train.Trained) -> None:
     c["stop"].click(**stopped, cancels=running, **quiet).then(**stopped, **quiet)
     c["matrix"].select(_opened, c["result"], c["chosen"], **quiet)
     c["join"].click(_joined, [c["style"], c["content"]], [c["combined"], c["said"]], **quiet)
+    return Measured(c["publish"], c["result"])
 
 
 def _controls() -> dict[str, Any]:
@@ -78,6 +80,7 @@ def _controls() -> dict[str, Any]:
         c["runs"] = gr.Dropdown([], value=[], multiselect=True, label="Your runs", info="of this browser", elem_id="transfer-runs")
     c["home"] = gr.Dropdown([BY_FILE, *(name for _, name in names)], value=BY_FILE, label="Trained on", info="their home, against which all is held")
     c["models"] = gr.CheckboxGroup(names, value=nano, label="Base models", elem_id="transfer-models")
+    c |= brought.base_box("transfer-hub")
     c["depth"] = gr.Radio(list(DEPTHS), value="0.65 and 1", label="Depth", elem_id="depth")
     with gr.Row():
         c["strengths"] = gr.Textbox(STRENGTHS, label="Strengths", min_width=140, elem_id="transfer-strengths")
@@ -137,6 +140,7 @@ def _results() -> dict[str, Any]:
     )
     c["sheet"] = gr.Image(label="Grid", show_label=False, interactive=False, visible=False, format="png", elem_id="transfer-sheet")
     c["out"] = gr.File(label="Everything: pictures, page, table, report", file_count="multiple", interactive=False, visible=False, elem_id="transfer-out")
+    c["publish"] = gr.Button("Take it into Publish", size="sm", elem_id="transfer-publish")
     c["result"] = gr.State(None)
     return c
 

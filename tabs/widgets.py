@@ -3,7 +3,7 @@
 import errno
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import gradio as gr
 from huggingface_hub import get_token
@@ -12,6 +12,15 @@ from core import asking
 from core.device import on_space
 from core.selfcheck import no_login
 from core.types import UserError
+
+
+class Measured(NamedTuple):
+    """What a tab measured, for the Publish tab."""
+
+    publish: Any
+    """The button that takes it there."""
+    result: Any
+    """The state that holds its `report`, and of a sweep the `lora`."""
 
 
 def validator(names: tuple[str, ...], said: Callable[[dict[str, Any]], Mapping[str, Any]] = dict) -> Callable[..., list[dict[str, Any]]]:

@@ -106,7 +106,7 @@ FLOORS = [
     {"core.transfer.report"},
     {"core.transfer.outcome"},
     {"tabs.files", "tabs.widgets", "tabs.stages", "tabs.watch"},
-    {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health"},
+    {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health", "tabs.brought"},
     {"tabs.generate", "tabs.training", "tabs.expected"},
     {"tabs.sweep", "tabs.watching", "tabs.jobs"},
     {"tabs.train", "tabs.crossing"},

@@ -48,9 +48,9 @@ def bundle(publication: Publication, folder: Path) -> dict[str, Path]:
             placed(picture, files[path])
             record.read_picture(files[path])  # it still says how it was made
             shown[path] = prompt
-        for sample in p.dataset.samples if p.dataset else ():
-            if not sample.regularisation:
-                files |= _shown(p.dataset.folder / sample.file, sample.caption, folder)
+        if p.dataset:
+            for sample in p.dataset.samples:
+                files |= {} if sample.regularisation else _shown(p.dataset.folder / sample.file, sample.caption, folder)
         files["README.md"] = _at(folder, "README.md")
         files["README.md"].write_text(card(p, shown, strips=[path for path in files if "/strip-" in path], sha256=content(files[p.name])), encoding="utf-8")
     return files
