@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from huggingface_hub import HfApi
 
 from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
 from tests.publish.hub import Hub
@@ -48,6 +49,33 @@ def test_the_card_is_seen_before_anything_is_sent(page, hub_server: Hub, tmp_pat
     page.locator("#publish").click()
     page.locator("#publish-status").get_by_text("login: tick that this computer's login may be used").wait_for()
     assert not hub_server.repos
+
+
+def test_a_lora_of_the_hub_is_fetched_and_what_was_measured_is_taken_here(page, hub_server: Hub, screenshots: Path) -> None:  # noqa: F811
+    api = HfApi(token="hf_ann")
+    api.create_repo("ann/soft")
+    api.upload_file(path_or_fileobj=EXAMPLE, path_in_repo="soft.safetensors", repo_id="ann/soft")
+    page.get_by_role("tab", name="Sweep").click()
+    page.locator("#sweep-hub input, #sweep-hub textarea").first.fill("ann/gone")
+    page.locator("#sweep-hub-fetch").click()
+    page.locator("#sweep-hub-arrived").get_by_text("lora: ann/gone is gated, private or gone on the Hub.").wait_for()
+    page.locator("#sweep-hub input, #sweep-hub textarea").first.fill("ann/soft")
+    page.locator("#sweep-hub-fetch").click()
+    page.locator("#sweep-hub-arrived").get_by_text(f"Here: ann/soft@{hub_server.commits('ann/soft')[-1].oid}:soft.safetensors").wait_for()
+    page.locator("#explained").get_by_text("rank, alpha").wait_for()
+    page.locator("#strengths input, #strengths textarea").first.fill("0, 2")
+    page.locator("#seeds input, #seeds textarea").first.fill("1, 2")
+    page.locator("#prompts textarea").fill("1girl, smile")
+    page.locator("#sweep").click()
+    page.locator("#sweep-status").get_by_text("4 pictures in").wait_for(timeout=120_000)
+    page.locator("#sweep-publish").click()
+    page.locator("#publish-reports").get_by_text("report").first.wait_for()
+    page.locator("#publish-file").get_by_text("soft").first.wait_for()
+    page.locator("#repo input, #repo textarea").first.fill("ann/mine")
+    page.locator("#publish-preview").click()
+    page.locator("#publish-status").get_by_text(re.compile(r"ann/mine: \d+ files")).wait_for()
+    page.locator("#card").get_by_text("ann/soft@").wait_for()
+    page.screenshot(path=screenshots / "publish-taken-1280.png", full_page=True)
 
 
 def test_what_is_not_allowed_is_said(page, tmp_path: Path) -> None:
