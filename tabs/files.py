@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 import gradio as gr
 import safehttpx
+from gradio import processing_utils
 
 from core import atomic, models, record, room, shelf
 from core.events import Picture
@@ -19,13 +20,12 @@ from core.types import UserError
 FILES = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(Path.home() / ".cache" / "sweetspot" / "files")))
 
 
-async def _unasked(address: str, **_: Any) -> NoReturn:
+async def _unasked(*_: Any, **__: Any) -> NoReturn:
     raise gr.Error("file: it takes an uploaded file; no address is opened.")
 
 
-# Gradio would fetch whatever a client names by an address, in any field that takes a file and at /gradio_api/file=, from any public
-# machine; all of that goes through these two.
-safehttpx.get = safehttpx.async_validate_url = _unasked
+# Gradio would fetch from any public machine what a client names by an address: in any field that takes a file, and at /gradio_api/file=.
+processing_utils.async_ssrf_protected_download = safehttpx.async_validate_url = _unasked
 
 
 def new_folder() -> Path:

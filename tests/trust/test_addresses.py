@@ -50,7 +50,7 @@ class Canary(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.came.append(self.path)
         self.send_response(302)
-        self.send_header("Location", f"http://localhost:{self.server.server_port}/again")
+        self.send_header("Location", f"http://{self.headers['Host']}/again")
         self.end_headers()
 
     do_HEAD = do_GET
