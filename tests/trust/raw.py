@@ -78,5 +78,6 @@ def torch_is_busy() -> Iterator[None]:
 
 
 def left_behind() -> set[Path]:
-    """Every file and folder where the app writes."""
-    return {path for root in (FILES, cells.FOLDER, runs.RUNS) for path in root.rglob("*")}
+    """Every file and folder where the app writes, but the empty file that Gradio's own `File` leaves beside an upload each time it is read."""
+    there = {path for root in (FILES, cells.FOLDER, runs.RUNS) for path in root.rglob("*")}
+    return {path for path in there if not (path.parent == FILES and path.name.startswith("tmp") and path.stat().st_size == 0)}

@@ -104,7 +104,7 @@ def test_case_12_no_field_calls_anybody(client: Client, raw: Raw, hub_server: Hu
     before = left_behind()
     with calls() as called:
         for field, kind in fields.items():
-            for said in here[:4] if kind == "Textbox" else [*here, *inside]:
+            for said in here[:3:2] if kind == "Textbox" else [*here, *inside]:
                 answer = raw.answer(endpoint, **{**beside, field: said})
                 assert answer.startswith("refused: "), f"{endpoint} took {said!r} as {field}: {answer:.300}"
         assert left_behind() == before

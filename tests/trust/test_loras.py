@@ -31,7 +31,7 @@ def untouched(client: Client) -> Iterator[None]:
     assert seen() == before
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", ["cut", "text", "pickle", "header", "sd15", "flux", "loha", "rank", "nan", "declared"])
 def test_case_04_a_bad_file_is_refused_wherever_it_is_brought(raw: Raw, untouched: None, tmp_path: Path, name: str) -> None:
     make, says = REFUSED[name]
     make(GOOD, tmp_path / f"{name}.safetensors")
