@@ -177,8 +177,8 @@ def fetching(call: Callable[..., Kept], *arguments: Any) -> Generator[Fetch, Non
     job = pool.submit(context.run, call, *arguments)
     pool.shutdown(wait=False)
     while not wait([job], timeout=LOOK).done:
-        if told.total:
-            yield Fetch(what=told.repo, done=max(0, min(told.total, _size(told.repo) - told.before)), total=told.total)
+        if total := told.total:  # the thread may be done with it in the next moment
+            yield Fetch(what=told.repo, done=max(0, min(total, _size(told.repo) - told.before)), total=total)
     return job.result()
 
 

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
@@ -32,6 +33,8 @@ CONFIGURED = {
 ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 SHARED = {"text_encoder": "conditioner.embedders.0.", "text_encoder_2": "conditioner.embedders.1.", "vae": "first_stage_model."}
 """The parts that models may have in common, and how their weights' names begin in a checkpoint."""
+LIBRARIES = ("diffusers", "transformers", None)
+"""That the parts of a pipeline are from."""
 Parts = Mapping[str, torch.nn.Module]
 
 log = logging.getLogger(__name__)
@@ -44,6 +47,9 @@ def opened(model: Model, source: Path, parts: Parts) -> StableDiffusionXLPipelin
     """
     config = _local(model.config) if model.config else source if source.is_dir() else fetched(SDXL, CONFIGS)
     options: dict[str, Any] = {"dtype": this_machine().dtype, "local_files_only": True}
+    for place in {config, source} if source.is_dir() else {config}:
+        if named := own_code(place):
+            raise UserError(f"model: {model.title} brings code of its own ({named}), and none is run here")
     try:
         _configured(config, model)
         taken: dict[str, Any] = {**parts, **({"unet": _unet(model)} if model.unet or model.merge else {})}
@@ -75,6 +81,28 @@ def opened(model: Model, source: Path, parts: Parts) -> StableDiffusionXLPipelin
                 weight.data = weight.data.clone()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def own_code(folder: Path) -> str | None:
+    """The first config of a diffusers folder that names code of the repository's own; `None` if none does.
+
+    A pipeline that diffusers does not have, a part that is from no library, an `auto_map`: the libraries would look for
+    all of these beside the weights.
+    """
+    for file in sorted(folder.rglob("*.json")):
+        try:
+            told = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError:  # whoever needs it says so
+            continue
+        if not isinstance(told, dict):
+            continue
+        foreign = any(key in told for key in ("auto_map", "custom_pipeline", "trust_remote_code"))
+        if file.name == "model_index.json":
+            foreign |= not (isinstance(kind := told.get("_class_name"), str) and hasattr(diffusers, kind))
+            foreign |= any(isinstance(made, list) and (not made or made[0] not in LIBRARIES) for made in told.values())
+        if foreign:
+            return file.relative_to(folder).as_posix()
+    return None
 
 
 def _unet(model: Model) -> UNet2DConditionModel:

@@ -8,7 +8,7 @@ from typing import Any
 from core import hub
 from core.device import this_machine
 from core.lorafile import LARGEST, check_kind
-from core.opening import CONFIGS, WEIGHED
+from core.opening import CONFIGS, WEIGHED, own_code
 from core.types import Model, UserError
 
 TOOLS = {"upscaler": ".safetensors", "detector": ".onnx"}
@@ -17,8 +17,6 @@ LARGEST_TOOL = 512 * 2**20  # bytes
 LARGEST_BASE = 20 * 2**30
 LARGEST_CONFIGS = 50 * 2**20
 PIPELINE = "StableDiffusionXLPipeline"
-LIBRARIES = ("diffusers", "transformers", None)
-"""That the parts of a pipeline may come from; anything else is a module of the repository's own, which would have to be run."""
 INPUTS = {"conv_in.weight": 4, "model.diffusion_model.input_blocks.0.0.weight": 4}
 """The U-Net's first layer and its input channels; one for inpainting has 9."""
 
@@ -120,10 +118,8 @@ def _configs(found: hub.Listing) -> Path:
     index = _json(folder / "model_index.json", found.repo)
     if index.get("_class_name") != PIPELINE:
         raise UserError(f"model: {found.repo} is a {str(index.get('_class_name'))[:60]}; it takes {PIPELINE}.")
-    foreign = [part for part, made in index.items() if isinstance(made, list) and (not made or made[0] not in LIBRARIES)]
-    custom = [file for file in folder.rglob("*.json") if "auto_map" in file.read_text(encoding="utf-8", errors="replace")]
-    if foreign or custom:
-        raise UserError(f"model: {found.repo} brings code of its own ({(foreign or [custom[0].parent.name])[0][:60]}), and none is run here.")
+    if named := own_code(folder):
+        raise UserError(f"model: {found.repo} brings code of its own ({named}), and none is run here.")
     for part, start in WEIGHED.items():
         files = [name for name in found.sizes if name.startswith(f"{part}/{start}") and name.endswith(".safetensors")]
         if not files:

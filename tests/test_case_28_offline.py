@@ -40,7 +40,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     started.end()
 
 
-def test_it_starts_and_says_what_is_missing_and_why(server: Server) -> None:
+def test_case_28_it_starts_and_says_what_is_missing_and_why(server: Server) -> None:
     health = server.health()
     assert (health["status"], health["model"]) == ("ok", "nano")
     assert health["queue"] == {"waiting": 0, "limit": 32}
@@ -57,7 +57,7 @@ def test_it_starts_and_says_what_is_missing_and_why(server: Server) -> None:
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_every_tab_renders(server: Server, chromium, screenshots: Path, width: int) -> None:
+def test_case_28_every_tab_renders(server: Server, chromium, screenshots: Path, width: int) -> None:
     context = chromium.new_context(viewport={"width": width, "height": 900})
     page = context.new_page()
     complaints: list[str] = []
@@ -82,7 +82,7 @@ def test_every_tab_renders(server: Server, chromium, screenshots: Path, width: i
     context.close()
 
 
-def test_asked_to_close_it_ends_well(server: Server) -> None:
+def test_case_28_asked_to_close_it_ends_well(server: Server) -> None:
     server.url()
     server.process.send_signal(signal.SIGTERM)
     assert server.ended() == 0
@@ -90,14 +90,14 @@ def test_asked_to_close_it_ends_well(server: Server) -> None:
     assert "Traceback" not in server.err.read_text()
 
 
-def test_a_package_that_is_missing_is_a_sentence(tmp_path: Path) -> None:
+def test_case_28_a_package_that_is_missing_is_a_sentence(tmp_path: Path) -> None:
     """Without torchvision neither spandrel nor diffusers' pipelines import, so nothing could be made: it ends before it begins."""
     server = Server(tmp_path, hidden="torchvision")
     assert server.ended() == 1
     assert server.err.read_text() == "Sweetspot cannot start: torchvision is not installed. `pip install -r requirements.txt` installs what is needed.\n"
 
 
-def test_on_a_space_without_authlib_publish_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_case_28_on_a_space_without_authlib_publish_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "authlib", None)
     monkeypatch.setenv("SPACE_ID", "ann/studio")
     page = app.build()
@@ -107,7 +107,7 @@ def test_on_a_space_without_authlib_publish_says_so(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
-def test_site_packages_were_read_only() -> None:
+def test_case_28_site_packages_were_read_only() -> None:
     if not read_only():
         pytest.skip("this machine lets nobody mount")
     probe = subprocess.run([*READ_ONLY, "touch", str(SITE / "probe")], capture_output=True, text=True)

@@ -126,8 +126,8 @@ def test_a_checkpoint_is_a_base_too(nano_there: Hub, tmp_path: Path, monkeypatch
     ("change", "sentence"),
     [
         (another_pipeline, "ann/other is a FluxPipeline; it takes StableDiffusionXLPipeline"),
-        (own_code, r"ann/other brings code of its own \(unet\), and none is run here"),
-        (own_config, r"ann/other brings code of its own \(unet\), and none is run here"),
+        (own_code, r"ann/other brings code of its own \(model_index.json\), and none is run here"),
+        (own_config, r"ann/other brings code of its own \(unet/config.json\), and none is run here"),
         (inpainting, "takes 9 channels, as a model for inpainting does"),
         (without_vae, r"ann/other has no vae/diffusion_pytorch_model\*\.safetensors"),
     ],
