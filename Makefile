@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
+ZERO := $(addprefix tests/,test_zero.py test_api.py test_generate.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py \
+	publish/test_push.py browser/test_generate.py browser/test_train.py)
 
-.PHONY: run test soak lint nano bench space clean
+.PHONY: run test test-zero soak lint nano bench space clean
 
 run: $(VENV)/.run
 	$(PY) app.py
@@ -14,6 +16,10 @@ test: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m soak
+
+# What makes pictures or trains, through a scheduler that lends its GPU as ZeroGPU does.
+test-zero: $(VENV)/.dev
+	SWEETSPOT_ZERO=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ZERO)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

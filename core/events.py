@@ -34,6 +34,13 @@ class Fetch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model was loaded to go on with; said by the process that has it, which on ZeroGPU is not the page's."""
+
+    model: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Step:
     """A denoising step is done in every picture of the batch under way."""
 
@@ -70,6 +77,8 @@ class Failed:
     """The job ends here; what was finished before stays."""
 
     message: str
+    unlent: bool = False
+    """Whether it was the GPU that could not be had, or was taken away: it need not be asked for again at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,4 +130,4 @@ class Preview:
     """Its name in the run's `previews`: step, prompt and strength."""
 
 
-Event = Fetch | Step | Picture | Seen | Loss | Validation | Saved | Preview | Failed
+Event = Fetch | Loaded | Step | Picture | Seen | Loss | Validation | Saved | Preview | Failed

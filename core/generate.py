@@ -17,7 +17,7 @@ from core import details, hires, limits, lora, models, together, tools
 from core.denoise import Moment, decode, denoise
 from core.device import ran_out_of_memory, this_machine
 from core.encode import chunks_of
-from core.events import Event, Look, Picture, Seen, Step
+from core.events import Event, Loaded, Look, Picture, Seen, Step
 from core.features import VAE, looks, opened
 from core.grain import grained
 from core.types import Cell, Request, UserError
@@ -30,7 +30,7 @@ PREVIEW_LATENTS = 32
 
 
 def generate(cells: Sequence[Cell], *, previews: bool = False, eye: str | None = None, pictures: Sequence[Image.Image] = ()) -> Generator[Event, None, None]:
-    """Make every cell's picture: a `Step` after each denoising step, a `Picture` for each cell.
+    """Make every cell's picture: a `Step` after each denoising step, a `Picture` for each cell, `Loaded` for a model that was not there.
 
     The cells of one batch come together, in the order of the cells. Closing the generator
     stops the work within one step. With an `eye`, pictures come with its `Look` at them, and those
@@ -46,14 +46,15 @@ def generate(cells: Sequence[Cell], *, previews: bool = False, eye: str | None =
         opened(eye)  # before any work
     if pictures:
         assert eye
-        pipeline = models.load(cells[0].request.model)
+        pipeline = yield from _loaded(cells[0].request.model)
         for i, picture in enumerate(pictures):
             yield Seen(index=i, look=looks(pipeline, [picture], eye)[0])
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
         alike[cell.request.model, tuple(use.path for use in cell.request.loras)].append(i)
     for (name, paths), indices in sorted(alike.items()):  # each model is needed once, and each set of LoRAs
-        pipeline, under_way = models.load(name), [cells[i].request for i in indices]
+        pipeline = yield from _loaded(name)
+        under_way = [cells[i].request for i in indices]
         with _enough_memory(under_way), lora.loaded(pipeline, under_way[0].loras) if paths else nullcontext() as worn:
             yield from _group(pipeline, [(i, cells[i]) for i in indices], under_way, worn, clock, previews, eye)
 
@@ -87,6 +88,15 @@ def _group(
                 clock.pictures_done += 1
                 i, cell = group[k]
                 yield Picture(index=i, cell=cell, image=image, before=before, notes=(*notes, SPARED) if sparing else notes, look=seen)
+
+
+def _loaded(name: str) -> Generator[Loaded, None, StableDiffusionXLPipeline]:
+    """The model, and a word of it if it was not there already."""
+    there = models.loaded() == name
+    pipeline = models.load(name)
+    if not there:
+        yield Loaded(model=name)
+    return pipeline
 
 
 @contextmanager

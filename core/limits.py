@@ -50,7 +50,8 @@ AGES = {  # seconds without use after which something is swept away: on a hosted
     "cells": (2 * DAY, 90 * DAY),
     "runs": (3 * DAY, None),  # that no process trains
 }
-FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # control characters, halves of UTF-16 pairs
+FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, those that turn the direction of writing, halves of UTF-16 pairs."""
 
 
 def rows() -> list[tuple[str, str]]:

@@ -5,6 +5,7 @@ kept beside it: exact at every strength, no cost in a denoising step, and nothin
 every sample of a batch has a strength of its own, the weight stays W0 and the change is added to what the layer gives.
 """
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
@@ -26,6 +27,8 @@ from core.types import LoraUse, UserError
 
 KEPT_FILES = 64  # what their headers say; tensors are not kept
 _reading = threading.Lock()
+# A process that is forked while a file is read, as ZeroGPU's are at any time, must not wait for a thread that it does not have.
+os.register_at_fork(before=_reading.acquire, after_in_parent=_reading.release, after_in_child=_reading.release)
 
 
 @lru_cache(KEPT_FILES)
@@ -162,16 +165,16 @@ def norms(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> dict[str, flo
     return {block: (changed[block] / whole[block]) ** 0.5 for block in changed}
 
 
-def inspected(found: LoraFile, pipeline: StableDiffusionXLPipeline | None) -> dict[str, Any]:
+def inspected(found: LoraFile, pipeline: StableDiffusionXLPipeline | None, why: str = "A job has the model") -> dict[str, Any]:
     """What a file says of itself, as plain data; how large its change is beside the weights of `pipeline`, if it fits that model.
 
-    `None` for a model that is busy.
+    `None` for a model that cannot be had now, and `why`.
 
     What a file does not tell, or could not be measured, is `None`; `why` says what was not measured.
     """
     counts = Counter(_block(module) or "other" for module in found.modules)
     try:
-        told, why = (norms(pipeline, found), None) if pipeline else (None, "A job has the model: how large the change is was not measured.")
+        told, why = (norms(pipeline, found), "") if pipeline else (None, f"{why}: how large the change is was not measured.")
     except UserError as error:
         told, why = None, str(error)
     said = found.metadata
@@ -190,7 +193,7 @@ def inspected(found: LoraFile, pipeline: StableDiffusionXLPipeline | None) -> di
         "base": said.get("ss_sd_model_name") or said.get("ss_base_model_version") or said.get("modelspec.architecture"),
         "blocks": {name: counts[name] for name in (*BLOCKS, "other") if counts[name]},
         "effective_norm": told and {name: round(value, 6) for name, value in told.items()},
-        "why": why,
+        "why": why or None,
         "expect": expectation(found),
         "metadata": {key: value[:2000] for key, value in said.items()},
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from core import encode, hub, opening, presets, pulled
+from core import encode, hub, opening, presets, pristine, pulled
 from core.device import Machine, this_machine
 from core.types import Model, UserError
 
@@ -22,6 +22,7 @@ ROOM = 1.2
 log = logging.getLogger(__name__)
 _loaded: dict[str, StableDiffusionXLPipeline] = {}  # at most one; by the model's name
 _digests: dict[str, str] = {}  # of its parts that other models may have, too
+_seal: dict[str, pristine.Mark] = {}  # what it is like with nothing put on
 
 
 def load(name: str) -> StableDiffusionXLPipeline:
@@ -58,9 +59,35 @@ def load(name: str) -> StableDiffusionXLPipeline:
     _loaded[name] = pipeline
     _digests.clear()
     _digests.update(digests)
+    _seal.clear()
+    _seal.update(pristine.seal(pipeline))
     release()
     log.info("loaded %s", name)
     return pipeline
+
+
+def fetched(name: str) -> None:
+    """The model's files on this machine, so that loading waits for no download. Raises `UserError` as `load`."""
+    try:
+        for each in (name, *find(name).merge):
+            opening.folder(find(each))
+    except UserError as error:
+        raise UserError(f"{error}; {_staying()}") from error
+
+
+def checked() -> None:
+    """Make sure that the loaded model is as it was loaded: every weight bit for bit, nothing hung on its layers.
+
+    One that is not is a mistake of ours or of the driver's; it is loaded anew and the log says what was found.
+    """
+    if (name := loaded()) is None or not (changed := pristine.difference(_loaded[name], _seal)):
+        return
+    log.error("%s was not as it was loaded: %s; it is loaded anew", name, changed)
+    _loaded.clear()
+    try:
+        load(name)
+    except UserError:  # it is tried again when it is wanted
+        log.exception("%s cannot be loaded anew", name)
 
 
 def loaded() -> str | None:

@@ -13,7 +13,7 @@ import gradio as gr
 from core import asking, edit, gpu, models, record
 from core.events import Failed, Picture
 from core.hires import size
-from core.lora import file, inspected
+from core.lora import file
 from core.outcome import outcome
 from core.plan import SEEDS, STRENGTHS, plan
 from core.prompts import PLACES
@@ -105,15 +105,9 @@ def _expanding(prompt: str, preset: str, ban: str | None = None, seed: int | Non
 
 
 def inspect_lora(lora: str | dict) -> dict[str, Any]:
-    """What a LoRA's file says: format, rank, alpha, blocks, trigger, tags, and how large its change is on the model that is loaded."""
+    """What a LoRA's file says: format, rank, alpha, blocks, trigger, tags, and how large its change is on the loaded model, unless a job has it."""
     with sentences():
-        return _inspected(chosen(lora))
-
-
-def _inspected(path: str) -> dict[str, Any]:
-    """With the change's size beside the loaded model's weights, unless a job has the model."""
-    found = file(path)
-    return gpu.alone(lambda: inspected(found, models.current())) or inspected(found, None)
+        return gpu.inspected(file(chosen(lora)))
 
 
 def edit_lora(lora: str | dict, multiply: float | None = None, blocks: str | None = None, keep: str | None = None) -> tuple[str, dict[str, Any]]:
@@ -123,7 +117,7 @@ def edit_lora(lora: str | dict, multiply: float | None = None, blocks: str | Non
     """
     with sentences(), filled_folder() as folder:
         made = edit.edited(file(chosen(lora)), folder, multiply, blocks, keep)
-        return str(made), _inspected(str(made))
+        return str(made), gpu.inspected(file(str(made)))
 
 
 def sweep(

@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
-from core import charts, edit, gpu, limits, lora, models, presets, shelf
+from core import charts, edit, gpu, limits, lora, presets, shelf
 from core.blocks import BLOCKS
-from core.events import Failed, Step
+from core.events import Failed, Fetch, Step
 from core.features import VAE
 from core.markdown import plain
 from core.outcome import outcome, sheet
@@ -153,8 +153,7 @@ def _explained(file: str | None, name: str | None) -> str:
         path = _said({"lora_file": file, "shelf": name})["lora"]
         if not path:
             return "Choose a LoRA."
-        found = lora.file(path)
-        told = gpu.alone(lambda: lora.inspected(found, models.current())) or lora.inspected(found, None)
+        told = gpu.inspected(lora.file(path))
     except UserError as error:
         return f"⚠️ {error}"
     facts = {
@@ -186,6 +185,8 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
             if isinstance(event, Failed):
                 yield f"⚠️ {event.message}", *rest
                 raise gr.Error(event.message)
+            if isinstance(event, Fetch):
+                yield brought.arrived(event), *rest
             if isinstance(event, Step):
                 yield f"Picture {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps} · about {event.seconds_left:.0f} s left", *rest
             if len(study.measured) > columns:

@@ -7,6 +7,7 @@ import gradio as gr
 
 from core import gpu, models, presets
 from core.device import on_zero_gpu
+from core.events import Failed
 from core.markdown import plain
 from core.train import runs
 from core.train.folder import Folder
@@ -170,8 +171,12 @@ def _lent(name: str | None) -> Iterator[tuple[Any, ...]]:
     if not on_zero_gpu() or not name:
         yield tuple(gr.skip() for _ in SHOWN)
         return
-    for _ in gpu.lesson(runs.found(name).path):
+    folder = runs.found(name)
+    folder.go_on()
+    for event in gpu.lesson(folder.path):
         yield watched(name, None)
+        if isinstance(event, Failed):
+            raise gr.Error(event.message)
 
 
 def _resumed(name: str | None) -> str:

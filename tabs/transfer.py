@@ -9,7 +9,7 @@ import gradio as gr
 
 from core import edit, limits, lora, models, presets, shelf
 from core.device import on_zero_gpu
-from core.events import Step
+from core.events import Fetch, Step
 from core.features import VAE
 from core.markdown import plain
 from core.plan import eyes
@@ -188,6 +188,8 @@ def _study(**values: Any) -> Iterator[tuple[Any, ...]]:
     with sentences():
         for event in study.run():
             done, total = study.done()
+            if isinstance(event, Fetch):
+                yield brought.arrived(event), *[skip] * (len(SHOWN) - 1)
             if isinstance(event, Step) and time.monotonic() - told > SAID:
                 told = time.monotonic()
                 yield f"Picture {done + 1} of {total} · {event.stage} step {event.step} of {event.steps}", *[skip] * (len(SHOWN) - 1)

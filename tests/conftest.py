@@ -14,6 +14,15 @@ os.environ["SWEETSPOT_RUNS"] = tempfile.mkdtemp(prefix="sweetspot-runs-")
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+if ON_ZERO := os.environ.get("SWEETSPOT_ZERO") == "1":
+    # Before `core.gpu` decorates anything. A team of threads that was started before a fork is not there behind it.
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("SPACES_ZERO_GPU", None)  # xdist hands it on, and `spaces` would want a card
+    from tests import zero
+
+    lender = zero.switched_on()
+    os.environ["SPACES_ZERO_GPU"] = "true"
+
 # One team of threads computes, the app's own: a second one, of the tests' thread, would slow both down (see core/gpu.py).
 from core import gpu  # isort: skip
 import torch  # isort: skip
@@ -21,6 +30,24 @@ from gradio_client import Client  # isort: skip
 
 gpu.lane(lambda: torch.ones(256, 256) @ torch.ones(256, 256))
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def lent(request: pytest.FixtureRequest) -> Iterator[None]:
+    """On ZeroGPU: what goes through the app finds a page's process and workers that are kept; a test of its own calls is a visitor, and has the weights."""
+    if ON_ZERO:
+        lender.easy()
+        zero.visit()
+        if "studio" not in request.fixturenames:
+            packed = bool(zero._packed)
+            zero.unpack()
+            lender.retire()
+            yield
+            lender.retire()
+            if packed:
+                zero.pack()
+            return
+    yield
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from core import record
+from core.device import on_zero_gpu
 
 SNAPSHOT = Path(__file__).parent / "api_snapshot.json"
 
@@ -99,7 +100,7 @@ def test_case_01_nan_in_a_raw_request_is_refused(client: Client) -> None:
 
 
 def test_a_model_that_cannot_be_had_is_a_sentence_and_nano_goes_on(client: Client) -> None:
-    with pytest.raises(AppError, match=r"SDXL base 1.0 .* is not on this machine and the Hub cannot be reached; nano stays loaded"):
+    with pytest.raises(AppError, match="stable-diffusion-xl-base-1.0 is not to be had: the Hub cannot be reached; nano stays loaded"):
         client.predict(prompt="a cat", preset="sdxl-base", steps=2, api_name="/generate")
     files, _ = client.predict(prompt="1girl", steps=2, api_name="/generate")
     assert len(files) == 1
@@ -241,7 +242,10 @@ def test_inspect_lora_tells_what_it_is(client: Client, lora_file: Path) -> None:
     told = client.predict(lora=handle_file(lora_file), api_name="/inspect_lora")
     assert (told["format"], told["rank"], told["alpha"], told["scale"], told["trigger"]) == ("kohya", 4, 2.0, 0.5, "mystyle")
     assert told["blocks"] == {"OUT01": 1}
-    assert told["effective_norm"]["OUT01"] > 0
+    if on_zero_gpu():
+        assert (told["effective_norm"], told["why"]) == (None, "The GPU is lent by the job: how large the change is was not measured.")
+    else:
+        assert told["effective_norm"]["OUT01"] > 0
     assert told["expect"].startswith("U-Net only, alpha/rank 0.5: expect an effective range that starts higher than 1")
 
 

@@ -9,6 +9,7 @@ from diffusers import StableDiffusionXLPipeline
 
 from core import gpu, models, samplers
 from core.denoise import denoise
+from core.device import on_zero_gpu
 from core.events import Failed, Picture, Step
 from core.generate import generate
 from core.together import batches
@@ -129,6 +130,7 @@ def test_zero_gpu_is_asked_for_whole_bounded_seconds() -> None:
     assert gpu.duration(cells(*[large] * 100)) == gpu.LONGEST
 
 
+@pytest.mark.skipif(on_zero_gpu(), reason="jobs that run at once have a GPU and a model each")
 def test_one_job_at_a_time_has_the_model() -> None:
     """A stopped job's place is given away before it has cleaned up; the next one waits for it all the same."""
     first = gpu.run(cells(replace(REQUEST, steps=40)))

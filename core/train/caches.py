@@ -36,16 +36,18 @@ class Posteriors:
         self.folder, self.model = folder, models.fingerprint(model)
         self._kept: dict[tuple[Path, Fit, bool], tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def prepare(self, file: Path, fit: Fit, flip: bool) -> None:
-        """Read or make the posterior of a picture as its bucket crops it."""
+    def prepare(self, file: Path, fit: Fit, flip: bool) -> bool:
+        """Read the posterior of a picture as its bucket crops it, or make it; whether it was made."""
         key = hashlib.sha256(repr((self.model, hashlib.sha256(file.read_bytes()).hexdigest(), fit, flip)).encode()).hexdigest()
         kept = self.folder / f"{key}.safetensors"
+        made = False
         try:
             found = load_file(kept)
         except (OSError, SafetensorError):  # not there, or torn: it is made again
-            found = self._made(cropped(file, fit, flip))
+            found, made = self._made(cropped(file, fit, flip)), True
             write_tensors(kept, found)
         self._kept[file, fit, flip] = found["mean"], found["deviation"]
+        return made
 
     def of(self, file: Path, fit: Fit, flip: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(4, h / 8, w / 8) each, on the CPU."""

@@ -75,6 +75,7 @@ class Folder:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 return True
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a process that was forked meanwhile has the file open, too
         return False
 
     def go_away(self) -> None:
@@ -170,6 +171,10 @@ class Folder:
         for file in self.states.glob("*.safetensors"):
             if file.stem != f"{step:06d}" and _metadata(file)["keep"] == "False":
                 file.unlink()
+
+    def last(self) -> int:
+        """Steps done by the last state; 0 before there is one."""
+        return max((int(file.stem) for file in self.states.glob("*.safetensors")), default=0)
 
     def state(self, step: int | None = None) -> tuple[int, dict[str, torch.Tensor], dict[str, Any]] | None:
         """The last state, or that after `step`: its step, tensors, and the rest; `None` before there is one."""

@@ -56,12 +56,11 @@ class Lessons:
         """How many pictures each bucket has."""
         return Counter(self.fits[sample.file].bucket for sample in self.learnt)
 
-    def prepare(self) -> Iterator[int]:
-        """Bring every picture through the VAE; yields how many are done."""
-        for done, sample in enumerate(self.dataset.samples, 1):
+    def prepare(self) -> Iterator[bool]:
+        """Bring every picture through the VAE; yields for each whether it had not been already."""
+        for sample in self.dataset.samples:
             for flip in (False, True) if self._flips(sample) else (False,):
-                self.posteriors.prepare(self.dataset.folder / sample.file, self.fits[sample.file], flip)
-            yield done
+                yield self.posteriors.prepare(self.dataset.folder / sample.file, self.fits[sample.file], flip)
 
     def size(self, number: int) -> int:
         """Pictures in a batch."""

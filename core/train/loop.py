@@ -40,13 +40,15 @@ Said = Loss | Validation | Saved | Preview | Failed
 
 
 def train(folder: Folder, seconds: float = math.inf, fellows: Alone | None = None) -> Generator[Said, None, None]:
-    """Go on with the run until it is done, asked to stop, or `seconds` are over; what happened is said in its events, too.
+    """Go on with the run until it is done, asked to stop, or `seconds` are over, the model's loading among them.
+
+    What happened is said in its events, too.
 
     Ends with `Failed` when it cannot go on; the last state stays. The caller owns the folder.
     """
-    fellows = fellows or Alone()
+    fellows, until = fellows or Alone(), time.monotonic() + seconds
     try:
-        yield from Session(folder, fellows).steps(time.monotonic() + seconds)
+        yield from Session(folder, fellows).steps(until)
         return
     except UserError as error:
         message = str(error)
@@ -92,8 +94,9 @@ class Session:
     def steps(self, until: float) -> Iterator[Said]:
         """Train; see `train`."""
         made = self.run.settings
-        for _ in self.lessons.prepare():
-            pass
+        for was_made in self.lessons.prepare():
+            if was_made and time.monotonic() > until:  # it stays on disk
+                return
         if self.step == 0:
             yield from self._milestone()
         stop = self._stop(math.inf)  # a slice takes a step, however short it is

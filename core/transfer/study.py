@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from core import cells, lora, measure, models, opening, sweep
-from core.events import Event, Failed, Look, Step
+from core.events import Event, Failed, Loaded, Look
 from core.features import VAE
 from core.sweep import Item
 from core.transfer.judge import Home, Judged, judged
@@ -53,6 +53,8 @@ class Study:
         """Measure -> why there is none, wherever it is missing."""
         self.loads: list[str] = []
         """The models that were loaded, in order."""
+        self.unlent = ""
+        """Why no GPU is lent any more."""
         self.seconds = 0.0
 
     def run(self) -> Generator[Event, None, None]:
@@ -90,12 +92,12 @@ class Study:
         return Sweep(lora=row.lora, settings=settings, eye=self.plan.eye, references=row.references, **axes)
 
     def _column(self, model: str) -> Generator[Event, None, None]:
-        before, missing = models.loaded(), ""
+        missing = ""
         seen: dict[tuple[str, ...], list[Look]] = {}
         for row in self.plan.rows:
             pair = self.pairs[row.name, model]
-            if missing:  # the model cannot be had: it is not asked for again
-                pair.failed = missing
+            if missing or self.unlent:  # the model or the GPU cannot be had: it is not asked for again
+                pair.failed = missing or self.unlent
                 continue
             try:
                 _check_family(row, model)
@@ -103,11 +105,11 @@ class Study:
                 for event in pair.sweep.run():
                     if isinstance(event, Failed):
                         pair.failed = event.message
+                        self.unlent = event.message if event.unlent else ""
                     else:
                         yield event
-                    if isinstance(event, Step) and models.loaded() != before:
-                        before = model
-                        self.loads.append(model)
+                    if isinstance(event, Loaded):
+                        self.loads.append(event.model)
             except UserError as error:
                 pair.failed = str(error)
             except FileNotFoundError as error:
