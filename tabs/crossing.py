@@ -5,11 +5,11 @@ from typing import Any
 
 import gradio as gr
 
-from core.train import runs
 from core.transfer.outcome import outcome
 from core.transfer.plan import SEEDS, STRENGTHS, apart, of_run, plan
 from core.transfer.study import Study
 from core.types import UserError
+from tabs import caller
 from tabs.files import chosen, new_folder, uploaded
 from tabs.widgets import refusals, sentences
 
@@ -28,7 +28,7 @@ def tables(said: Any) -> list[dict[str, Any]]:
         if unknown := sorted(set(told) - {"lora", "run", "home", "blocks", "apart", "last"}):
             raise UserError(f"loras: {unknown[0][:40]!r} is not a setting; the settings are lora, run, home, blocks, apart and last.")
         if "run" in told:
-            made = of_run(runs.found(told["run"]))
+            made = of_run(caller.found(told["run"]))
             if not made:
                 raise UserError(f"loras: the run {str(told['run'])[:40]} has kept no LoRA yet.")
             rows = made[-1:] if told.get("last") else made

@@ -89,7 +89,7 @@ def chosen(lora: Any) -> str:
 
 
 def placed(file: Path, folder: str) -> Path:
-    """A run's file where a page may show it; `folder` is the run's own name, which cannot be guessed."""
+    """A run's file where a page may show it; `folder` is what `core.train.owner.shown` says, which cannot be guessed."""
     at = FILES / folder / file.name
     atomic.placed(file, at)
     return at

@@ -7,9 +7,10 @@ from typing import Any
 import gradio as gr
 
 from core.markdown import plain
-from core.train import jobs, runs
+from core.train import jobs
 from core.train.offers import Hardware, Offer, hardware, offer
 from core.types import UserError
+from tabs import caller
 from tabs.widgets import on_space, sign_in, signed_in, token
 
 SECONDS = 15  # between two looks at a Job; its log alone takes five
@@ -97,7 +98,7 @@ def _sent(visitor: gr.OAuthToken | None, login: bool, run: str | None, space: st
     try:
         if chosen is None:
             raise UserError("hardware: choose one first; nothing is sent before its price is shown.")
-        jobs.sent(runs.found(run), chosen, os.environ.get("SPACE_ID") or (space or "").strip(), _own(login, visitor))
+        jobs.sent(caller.found(run), chosen, os.environ.get("SPACE_ID") or (space or "").strip(), _own(login, visitor))
     except UserError as error:
         return f"⚠️ {plain(str(error))}", *(gr.skip() for _ in range(3))
     return _shown(run, [], True)
@@ -105,7 +106,7 @@ def _sent(visitor: gr.OAuthToken | None, login: bool, run: str | None, space: st
 
 def _looked(visitor: gr.OAuthToken | None, login: bool, run: str | None) -> tuple[Any, ...]:
     """How the run's Job stands; asked of the Hub only while there is one."""
-    folder = runs.known(run)
+    folder = caller.known(run)
     if folder is None or not folder.is_away():
         return _shown(run, [], False)
     own = token(login, visitor)
@@ -120,7 +121,7 @@ def _looked(visitor: gr.OAuthToken | None, login: bool, run: str | None) -> tupl
 
 def _ended(visitor: gr.OAuthToken | None, login: bool, run: str | None) -> tuple[Any, ...]:
     try:
-        jobs.stopped(runs.found(run), _own(login, visitor))
+        jobs.stopped(caller.found(run), _own(login, visitor))
     except UserError as error:
         return f"⚠️ {plain(str(error))}", *(gr.skip() for _ in range(3))
     return _shown(run, [], True)
@@ -128,7 +129,7 @@ def _ended(visitor: gr.OAuthToken | None, login: bool, run: str | None) -> tuple
 
 def _shown(run: str | None, lines: list[str], keep: bool) -> tuple[Any, ...]:
     """The Job of a run as it was last seen; without new `lines` those there stay where `keep` says so."""
-    folder = runs.known(run)
+    folder = caller.known(run)
     job = jobs.of(folder) if folder else None
     if folder is None or job is None:
         return "", gr.update(value="", visible=False), gr.update(interactive=False), gr.Timer(active=False)

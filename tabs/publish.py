@@ -15,9 +15,8 @@ from core.markdown import plain
 from core.publish.bundle import bundle
 from core.publish.plan import LICENCES, plan
 from core.publish.push import compared, pushed
-from core.train import runs
 from core.types import UserError
-from tabs import brought
+from tabs import brought, caller
 from tabs.files import chosen, new_folder, passing_folder, uploaded
 from tabs.train import Trained
 from tabs.transfer import known
@@ -149,7 +148,7 @@ def _said(values: Mapping[str, Any]) -> dict[str, Any]:
     told["home"] = None if values["home"] in (None, "as the file says") else values["home"]
     told |= reports([Path(file) for file in values["reports"] or []])
     if values["run"]:
-        return told | {"run": str(runs.found(values["run"]).path)}
+        return told | {"run": str(caller.found(values["run"]).path)}
     return told | {"lora": values["file"] or (str(shelf.path(values["shelf"])) if values["shelf"] else None)}
 
 
@@ -222,7 +221,7 @@ def publish(
 def _asked(lora: Any, run: str | None, pictures: list | None = None, **told: Any) -> dict[str, Any]:
     """What `/publish` takes as `core.publish.plan` takes it."""
     said = {name: told.get(name) for name in (*TOLD, "sweep", "transfer")} | {"pictures": [uploaded(each, "pictures") for each in pictures or []]}
-    return said | ({"run": str(runs.found(run).path)} if run else {"lora": chosen(lora) if lora else None})
+    return said | ({"run": str(caller.found(run).path)} if run else {"lora": chosen(lora) if lora else None})
 
 
 def endpoints() -> None:

@@ -14,7 +14,7 @@ from core.train.folder import Folder
 from core.train.run import read
 from core.train.settings import OPTIMIZERS, TARGETS, explained, recipes, settings
 from core.types import UserError
-from tabs import brought, jobs, pictures
+from tabs import brought, caller, jobs, pictures
 from tabs.expected import CHOSEN, expected, filled, lines, seconds, settled
 from tabs.sweep import Swept
 from tabs.watching import SHOWN, into_sweep, watched
@@ -32,7 +32,7 @@ class Trained(NamedTuple):
     asked: dict[str, Any]
     """By `ASKED`, what `settled` takes."""
     mine: Any
-    """The runs that this browser knows, a line each."""
+    """The runs that this browser knows, and those of the account, a line each."""
     publish: Any
     """The button that takes `run` into the Publish tab."""
     run: Any
@@ -132,7 +132,7 @@ def _set_up(mine: str, **values: Any) -> tuple[str, Any]:
     """A new run that nobody trains yet."""
     try:
         run, _, found = settled(values)
-        folder = runs.prepared(run, found)
+        folder = runs.prepared(run, found, account=caller.account())
     except UserError as error:
         raise gr.Error(str(error)) from error
     return _known(folder, mine)
@@ -140,7 +140,7 @@ def _set_up(mine: str, **values: Any) -> tuple[str, Any]:
 
 def _started(mine: str, **values: Any) -> tuple[str, Any, str]:
     known, choice = _set_up(mine, **values)
-    _go(runs.found(choice["value"]))
+    _go(caller.found(choice["value"]))
     return known, choice, "Starting …"
 
 
@@ -156,13 +156,14 @@ def _known(folder: Folder, mine: str) -> tuple[str, Any]:
 
 def _choice(mine: list[str], chosen: str | None) -> Any:
     """The runs that this browser knows and that are still there."""
-    there = [(name, folder) for name in mine if (folder := runs.known(name))]
+    there = [(name, folder) for name in mine if (folder := caller.known(name))]
     return gr.update(choices=[(f"{(run := read(folder)).name}, {run.began[:16].replace('T', ' ')}", name) for name, folder in there], value=chosen)
 
 
 def _attached(mine: str | None) -> tuple[str, Any]:
-    """A page that is loaded again sees its last run."""
-    there = [name for name in (mine or "").split()[:MINE] if runs.known(name)]
+    """A page that is loaded again sees its last run; who is logged in, also those that were begun elsewhere."""
+    begun = [*(mine or "").split()[:MINE], *(folder.name for folder in caller.own())]
+    there = [name for name in dict.fromkeys(begun) if caller.known(name)][:MINE]
     return "\n".join(there), _choice(there, there[0] if there else None)
 
 
@@ -171,7 +172,7 @@ def _lent(name: str | None) -> Iterator[tuple[Any, ...]]:
     if not on_zero_gpu() or not name:
         yield tuple(gr.skip() for _ in SHOWN)
         return
-    folder = runs.found(name)
+    folder = caller.found(name)
     folder.go_on()
     for event in gpu.lesson(folder.path):
         yield watched(name, None)
@@ -181,7 +182,7 @@ def _lent(name: str | None) -> Iterator[tuple[Any, ...]]:
 
 def _resumed(name: str | None) -> str:
     try:
-        _go(runs.found(name))
+        _go(caller.found(name))
         return "Going on …"
     except UserError as error:
         return f"⚠️ {plain(str(error))}"
@@ -189,7 +190,7 @@ def _resumed(name: str | None) -> str:
 
 def _stopped(name: str | None) -> str:
     try:
-        runs.found(name).ask_to_stop()
+        caller.found(name).ask_to_stop()
         return "Stopping after this step …"
     except UserError as error:
         return f"⚠️ {plain(str(error))}"
@@ -197,7 +198,7 @@ def _stopped(name: str | None) -> str:
 
 def _forked(name: str | None, step: int | None, changed: str, mine: str) -> tuple[str, Any, str]:
     try:
-        folder, _ = runs.forked(runs.found(name), int(step or 0), lines(changed))
+        folder, _ = runs.forked(caller.found(name), int(step or 0), lines(changed), account=caller.account())
         _go(folder)
         return *_known(folder, mine), "Starting …"
     except UserError as error:

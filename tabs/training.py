@@ -15,11 +15,11 @@ from core.data.intake import written
 from core.data.tagging import counts
 from core.device import on_zero_gpu
 from core.events import Failed
-from core.train import runs
+from core.train import owner, runs
 from core.train.folder import Folder
 from core.train.lesson import buckets
 from core.types import UserError
-from tabs import pictures
+from tabs import caller, pictures
 from tabs.files import new_folder, placed, uploaded
 from tabs.widgets import sentences
 
@@ -46,7 +46,7 @@ def train_start(
     """
     with sentences(), _dataset(dataset, regularisation) as found:
         run, warnings = runs.settled(found, recipe, model or "nano", trigger=trigger, overrides=overrides)
-        folder = runs.prepared(run, found)
+        folder = runs.prepared(run, found, account=caller.account())
         _go(folder)
     sizes = buckets(run.settings)
     fits = [sizes.fit(sample.width, sample.height).bucket for sample in found.samples]
@@ -62,13 +62,13 @@ def train_start(
 def train_status(run: str) -> dict[str, Any]:
     """How a run stands: state, step, loss, seconds left; previews, checkpoints and the LoRA as files; why it failed."""
     with sentences():
-        return _status(runs.found(run))
+        return _status(caller.found(run))
 
 
 def train_stop(run: str) -> dict[str, Any]:
     """Stop a run after the step under way; `/train_resume` goes on."""
     with sentences():
-        folder = runs.found(run)
+        folder = caller.found(run)
         folder.ask_to_stop()
         return _status(folder)
 
@@ -76,7 +76,7 @@ def train_stop(run: str) -> dict[str, Any]:
 def train_resume(run: str) -> dict[str, Any]:
     """Go on with a run that was stopped or failed, exactly where its last state is."""
     with sentences():
-        folder = runs.found(run)
+        folder = caller.found(run)
         _go(folder)
         return _status(folder)
 
@@ -102,7 +102,7 @@ def _status(folder: Folder) -> dict[str, Any]:
 
 def _file(file: Path, folder: Folder) -> dict[str, Any]:
     """A file as Gradio sends it, also inside of JSON."""
-    return {"path": str(placed(file, folder.name)), "orig_name": file.name, "meta": {"_type": "gradio.FileData"}}
+    return {"path": str(placed(file, owner.shown(folder))), "orig_name": file.name, "meta": {"_type": "gradio.FileData"}}
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from core.transfer.outcome import heat, outcome, sheet
 from core.transfer.plan import OWN_SWEEP, SEEDS, STRENGTHS, apart, of_run, plan
 from core.transfer.study import Study
 from core.types import UserError
-from tabs import brought, train
+from tabs import brought, caller, train
 from tabs.files import new_folder
 from tabs.widgets import Measured, refusals, sentences
 
@@ -77,7 +77,7 @@ def _controls() -> dict[str, Any]:
         c["shelf"] = gr.Dropdown(
             shelf.names(), value=[], multiselect=True, allow_custom_value=True, label="Shelf, or Hub", info="a name, or owner/name", elem_id="transfer-shelf"
         )
-        c["runs"] = gr.Dropdown([], value=[], multiselect=True, label="Your runs", info="of this browser", elem_id="transfer-runs")
+        c["runs"] = gr.Dropdown([], value=[], multiselect=True, label="Your runs", info="of this browser, or of your account", elem_id="transfer-runs")
     c["home"] = gr.Dropdown([BY_FILE, *(name for _, name in names)], value=BY_FILE, label="Trained on", info="their home, against which all is held")
     c["models"] = gr.CheckboxGroup(names, value=nano, label="Base models", elem_id="transfer-models")
     c |= brought.base_box("transfer-hub")
@@ -155,7 +155,7 @@ def _said(values: dict[str, Any]) -> dict[str, Any]:
     tables += [{"lora": str(shelf.found(str(name))), **told} for name in values["shelf"] or []]
     for name in values["runs"] or []:
         run, _, kept = name.partition(":")
-        made = of_run(runs.found(run))
+        made = of_run(caller.found(run))
         tables += made if kept else made[-1:]
     if values["blocks"]:
         tables = [row for table in tables for row in apart(table)]
@@ -164,10 +164,10 @@ def _said(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def known(mine: str, chosen: Sequence[str], several: bool = True) -> Any:
-    """This browser's runs that have a LoRA: the last one of each, or, where `several` are taken, all that it kept."""
+    """The visitor's runs that have a LoRA: the last one of each, or, where `several` are taken, all that it kept."""
     choices = []
     for name in mine.split()[: train.MINE]:
-        if (folder := runs.known(name)) and any(folder.loras.glob("*.safetensors")):
+        if (folder := caller.known(name)) and any(folder.loras.glob("*.safetensors")):
             run = read(folder)
             said = f"{run.name} on {run.model}, {run.began[5:16].replace('T', ' ')}"
             choices += [(said, name), *([(f"{said}: every kept step", f"{name}:all")] if several else [])]
@@ -259,7 +259,7 @@ def _across(bases: Sequence[str], kept: bool, mine: str, **values: Any) -> Itera
         if on_zero_gpu():
             raise UserError("models: a lent GPU trains in slices; train on one base after another in the Train tab, then choose the runs here.")
         planned = [train.settled({**values, "model": model}) for model in bases]  # all of them are checked before the first begins
-        folders = [runs.prepared(run, found) for run, _, found in planned]
+        folders = [runs.prepared(run, found, account=caller.account()) for run, _, found in planned]
     except UserError as error:
         raise gr.Error(str(error)) from error
     for folder in folders:

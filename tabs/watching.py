@@ -8,10 +8,11 @@ import gradio as gr
 from core import charts, limits
 from core.data import dataset as datasets
 from core.markdown import plain
-from core.train import runs
+from core.train import owner, runs
 from core.train.folder import Folder
 from core.train.preview import prompts, strengths
 from core.train.run import Run, read
+from tabs import caller
 from tabs.files import placed
 
 SHOWN = ("status", "losses", "film", "lora", "checkpoints", "stop", "resume", "timer", "seen")
@@ -20,7 +21,7 @@ DRAWINGS = 40  # of the curves, in a run
 
 def watched(name: str | None, seen: Any) -> tuple[Any, ...]:
     """The run as it stands; drawn anew only where something is new."""
-    folder = runs.known(name)
+    folder = caller.known(name)
     if folder is None:
         return "Ready." if not name else "⚠️ This run is not there any more.", *(gr.skip() for _ in SHOWN[1:-2]), gr.Timer(active=False), None
     status, run = runs.status(folder), read(folder)
@@ -34,7 +35,8 @@ def watched(name: str | None, seen: Any) -> tuple[Any, ...]:
     kinds = {kind: [line for line in said if line["kind"] == kind] for kind in ("loss", "validation")}
     drawn = charts.losses(f"{run.name} on {run.model}", run.settings.steps, kinds["loss"], kinds["validation"]) if kinds["loss"] else None
     film = gr.skip() if seen and seen[-1] == now[-1] else gr.update(value=_film(run, folder), visible=True) if status.previews else gr.update(visible=False)
-    files = [placed(folder.loras / file, folder.name) for file in (*status.checkpoints, *([status.lora] if status.lora else []))]
+    place = owner.shown(folder)
+    files = [placed(folder.loras / file, place) for file in (*status.checkpoints, *([status.lora] if status.lora else []))]
     names = [file.name for file in files]
     return (
         _sentence(status, run, folder),
@@ -81,10 +83,10 @@ def _film(run: Run, folder: Folder) -> Any:
 
 def into_sweep(name: str | None, file: str | None) -> list[Any]:
     """The chosen LoRA, its trigger in the prompts and its pictures as references, in the Sweep tab."""
-    folder = runs.known(name)
+    folder = caller.known(name)
     if folder is None or not file or not (folder.loras / Path(file).name).exists():
         raise gr.Error("Choose a LoRA first.")
-    run, found = read(folder), datasets.load(folder.dataset)
+    run, found, place = read(folder), datasets.load(folder.dataset), owner.shown(folder)
     own = [sample for sample in found.samples if not sample.regularisation][: limits.REFERENCES]
-    references = [str(placed(folder.dataset / sample.file, folder.name)) for sample in own]
-    return [gr.Tabs(selected="sweep"), str(placed(folder.loras / Path(file).name, folder.name)), "\n".join(prompts(run.model, run.trigger, many=4)), references]
+    references = [str(placed(folder.dataset / sample.file, place)) for sample in own]
+    return [gr.Tabs(selected="sweep"), str(placed(folder.loras / Path(file).name, place)), "\n".join(prompts(run.model, run.trigger, many=4)), references]

@@ -7,6 +7,7 @@ state/*.safetensors   all that the next step needs, by the number of steps done
 loras/            LoRAs by the number of steps done, and the last
 previews/         pictures by steps, prompt and strength
 failure           why it could not go on
+account           whose it is, on a Space; see owner.py
 owner             locked by the process that trains
 stop, waiting     there when it is asked to stop, and while it waits for its turn
 away              there while it is trained elsewhere, by the Job that job.json tells of

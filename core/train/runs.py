@@ -23,6 +23,7 @@ from core import closing, limits, models, room
 from core.data import dataset as datasets
 from core.data.dataset import Dataset
 from core.shelf import slug
+from core.train import owner
 from core.train import run as written
 from core.train.folder import Folder
 from core.train.lesson import buckets, caption_of, divided
@@ -93,8 +94,11 @@ def settled(
     return run, notes + advice(run, dataset)
 
 
-def prepared(run: Run, dataset: Dataset, into: Path | None = None) -> Folder:
-    """A folder for a run that is settled, with its pictures in it. Raises `UserError` for one that is taken, and where none can begin now."""
+def prepared(run: Run, dataset: Dataset, into: Path | None = None, *, account: str | None = None) -> Folder:
+    """A folder for a run that is settled, with its pictures in it, bound to the `account`.
+
+    Raises `UserError` for one that is taken, and where none can begin now.
+    """
     if into is None:
         admitted()
     folder = Folder(into or RUNS / secrets.token_hex(16))
@@ -104,12 +108,13 @@ def prepared(run: Run, dataset: Dataset, into: Path | None = None) -> Folder:
     for sample in dataset.samples:
         shutil.copyfile(dataset.folder / sample.file, folder.dataset / sample.file)
     datasets.save(replace(dataset, folder=folder.dataset))
+    owner.bind(folder, account)  # before it can be found
     written.write(run, folder)
     return folder
 
 
-def forked(folder: Folder, step: int, overrides: Mapping[str, Any]) -> tuple[Folder, Run]:
-    """A new run that begins where another stood after `step`, with other settings. Raises `UserError`."""
+def forked(folder: Folder, step: int, overrides: Mapping[str, Any], *, account: str | None = None) -> tuple[Folder, Run]:
+    """A new run, bound to the `account`, that begins where another stood after `step`, with other settings. Raises `UserError`."""
     admitted()
     parent = written.read(folder)
     if (state := folder.state(step)) is None:
@@ -124,6 +129,7 @@ def forked(folder: Folder, step: int, overrides: Mapping[str, Any]) -> tuple[Fol
     if folder.latents.exists():  # they do not come back from a Job
         shutil.copytree(folder.latents, child.latents)
     run = replace(parent, settings=made, parent=f"{parent.name}@{step}", began=datetime.now(UTC).isoformat(timespec="seconds"))
+    owner.bind(child, account)
     written.write(run, child)
     _, tensors, told = state
     child.save_state(step, tensors, told, keep=True)
@@ -131,19 +137,20 @@ def forked(folder: Folder, step: int, overrides: Mapping[str, Any]) -> tuple[Fol
     return child, run
 
 
-def found(name: Any) -> Folder:
-    """The run of that name. Raises `UserError`; nothing but a name that was given out becomes a path."""
-    if not isinstance(name, str) or not re.fullmatch(r"[0-9a-f]{32}", name) or not (RUNS / name / "run.json").exists():
-        raise UserError(f"run: {str(name)[:40]!r} is not there.")
-    return Folder(RUNS / name)
+def found(name: Any, account: str | None) -> Folder:
+    """The run of that name, if a visitor with this account may know of it. Raises `UserError`, the same for one of somebody else's;
+    nothing but a name that was given out becomes a path.
+    """
+    if isinstance(name, str) and re.fullmatch(r"[0-9a-f]{32}", name) and (RUNS / name / "run.json").exists():
+        folder = Folder(RUNS / name)
+        if owner.may(folder, account):
+            return folder
+    raise UserError(f"run: {str(name)[:40]!r} is not there.")
 
 
-def known(name: Any) -> Folder | None:
-    """The run of that name, if there is one."""
-    try:
-        return found(name)
-    except UserError:
-        return None
+def of(account: str | None) -> list[Folder]:
+    """The runs that are bound to the account, the newest first."""
+    return [folder for folder in listed() if owner.owns(folder, account)]
 
 
 def start(folder: Folder) -> None:

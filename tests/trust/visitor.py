@@ -10,10 +10,10 @@ from typing import Any
 
 
 class Visitor:
-    """One session of the app at `url`."""
+    """One session of the app at `url`; `headers` go with every request, such as a browser's cookie."""
 
-    def __init__(self, url: str):
-        self.url, self.session = url, secrets.token_hex(6)
+    def __init__(self, url: str, headers: dict[str, str] | None = None):
+        self.url, self.session, self.headers = url, secrets.token_hex(6), headers or {}
         told = json.loads(self.get("config"))
         self.jobs = {one["api_name"]: one for one in told["dependencies"]}
         self.components = {one["id"]: one["props"] for one in told["components"]}
@@ -22,11 +22,11 @@ class Visitor:
         self.response: HTTPResponse | None = None
 
     def get(self, path: str) -> bytes:
-        with urllib.request.urlopen(f"{self.url}{path}", timeout=60) as response:
+        with urllib.request.urlopen(urllib.request.Request(f"{self.url}{path}", headers=self.headers), timeout=60) as response:
             return response.read()
 
     def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"})
+        request = urllib.request.Request(f"{self.url}{path}", json.dumps(body).encode(), {"Content-Type": "application/json", **self.headers})
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.loads(response.read())
 
@@ -55,7 +55,8 @@ class Visitor:
     def messages(self) -> Iterator[dict[str, Any]]:
         """What the stream says, until its jobs are done or the visitor hangs up."""
         if self.response is None:
-            self.response = urllib.request.urlopen(f"{self.url}gradio_api/queue/data?session_hash={self.session}", timeout=120)
+            stream = urllib.request.Request(f"{self.url}gradio_api/queue/data?session_hash={self.session}", headers=self.headers)
+            self.response = urllib.request.urlopen(stream, timeout=120)
         assert self.response is not None
         while line := self.response.readline():
             self.raw += line
