@@ -5,6 +5,7 @@ import json
 import time
 import urllib.error
 from collections.abc import Awaitable, Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,9 @@ def space() -> Iterator[str]:
         page.close()
 
 
+@cache
 def come(space: str, name: str | None) -> Visitor:
-    """A new browser of somebody, logged in or not."""
+    """Somebody's browser, logged in or not."""
     return Visitor(space, {"X-Account": name} if name else None)
 
 
@@ -90,7 +92,7 @@ def ann(space: str, tmp_path_factory: pytest.TempPathFactory) -> Folder:
 
 
 def ways(page: Visitor, run: str) -> dict[str, list[tuple[str, dict[str, Any]]]]:
-    """Every way to ask for a run; each is one session, in which a page's choices are what its calls before have left there."""
+    """Every way to ask for a run: a call, after those that fill the choices which a page has for it."""
     mine = page.named(page.jobs["_attached"]["inputs"][0])
     choices = next(name for name, one in page.jobs.items() if [page.named(i) for i in one["inputs"]] == [mine, "publish-run"])
     publish: dict[str, Any] = {"publish-run": run, "repo": "../x"}
