@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,11 +21,11 @@ if ON_ZERO := os.environ.get("SWEETSPOT_ZERO") == "1":
     os.environ.pop("SPACES_ZERO_GPU", None)  # xdist hands it on, and `spaces` would want a card
     from tests import zero
 
-    lender = zero.switched_on()
+    zero.switched_on()
     os.environ["SPACES_ZERO_GPU"] = "true"
 
 # One team of threads computes, the app's own: a second one, of the tests' thread, would slow both down (see core/gpu.py).
-from core import gpu  # isort: skip
+from core import gpu, models  # isort: skip
 import torch  # isort: skip
 from gradio_client import Client  # isort: skip
 
@@ -36,18 +37,56 @@ torch.set_num_threads(1)
 def lent(request: pytest.FixtureRequest) -> Iterator[None]:
     """On ZeroGPU: what goes through the app finds a page's process and workers that are kept; a test of its own calls is a visitor, and has the weights."""
     if ON_ZERO:
-        lender.easy()
+        scheduler = zero.LENDERS[0]
+        scheduler.easy()
         zero.visit()
         if "studio" not in request.fixturenames:
             packed = bool(zero._packed)
             zero.unpack()
-            lender.retire()
+            scheduler.retire()
             yield
-            lender.retire()
+            scheduler.retire()
             if packed:
                 zero.pack()
             return
     yield
+
+
+@pytest.fixture(scope="module")
+def switched() -> Iterator[Any]:
+    """The scheduler: the whole suite's, or one for these tests, which then decorate the door's functions anew."""
+    from tests import zero
+
+    if ON_ZERO:
+        yield zero.LENDERS[0]
+        return
+    import spaces
+    from spaces.config import Config
+
+    models.load("nano")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Config, "zero_gpu", False)
+        lender = zero.switched_on(launch=False)
+        patch.setenv("SPACES_ZERO_GPU", "true")
+        patch.setattr(gpu, "_run", spaces.GPU(duration=gpu.duration)(gpu._run))
+        patch.setattr(gpu, "_lesson", spaces.GPU(duration=gpu.slice_duration)(gpu._lesson))
+        yield lender
+
+
+@pytest.fixture
+def lender(switched: Any) -> Iterator[Any]:
+    """A visitor, and no worker yet."""
+    from gradio.context import LocalContext
+
+    from tests import zero
+
+    switched.easy()
+    switched.asked.clear()
+    switched.retire()
+    visitor = LocalContext.request.set(zero.VISITOR)  # type: ignore[arg-type]
+    yield switched
+    LocalContext.request.reset(visitor)
+    switched.retire()
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +123,8 @@ def chromium() -> Iterator[object]:
         browser = driver.chromium.launch(executable_path=binary, args=quiet)
         yield browser
         browser.close()
+        if ON_ZERO:
+            zero.LENDERS[0].retire()  # a worker has the driver's pipe open, too, and the driver waits for its end
 
 
 @pytest.fixture(scope="session")

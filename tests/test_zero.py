@@ -6,29 +6,24 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import gradio as gr
 import numpy as np
 import pytest
-import spaces
 import torch
-from gradio.context import LocalContext
-from spaces.config import Config
 
 from core import generate, gpu, lora, models
 from core.details import Detail
-from core.device import on_zero_gpu
 from core.events import Event, Failed, Picture, Step
 from core.plan import plan
 from core.sweep import Study
 from core.train import runs
 from core.transfer.plan import plan as crossing
 from core.transfer.study import Study as Crossing
-from core.types import Cell, Hires, LoraUse, Request, UserError
+from core.types import Cell, Hires, LoraUse, Request
 from tests import zero
 from tests.sweep.conftest import EXAMPLE
 from tests.train.parts import assert_same, dataset, followed, prepared
@@ -52,34 +47,6 @@ STOPS: dict[str, Callable[[Event], bool]] = {
     **{stage: partial(lambda stage, event: isinstance(event, Step) and event.stage == stage, stage) for stage in ("base", "hires", "detail")},
 }
 """Stage -> the event behind which a person gives the job up."""
-
-
-@pytest.fixture(scope="module")
-def switched() -> Iterator[zero.Zero]:
-    """The scheduler: the whole suite's, or one for these tests, which then decorate the door's functions anew."""
-    if on_zero_gpu():
-        yield zero.LENDERS[0]
-        return
-    models.load("nano")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Config, "zero_gpu", False)
-        lender = zero.switched_on(launch=False)
-        patch.setenv("SPACES_ZERO_GPU", "true")
-        patch.setattr(gpu, "_run", spaces.GPU(duration=gpu.duration)(gpu._run))
-        patch.setattr(gpu, "_lesson", spaces.GPU(duration=gpu.slice_duration)(gpu._lesson))
-        yield lender
-
-
-@pytest.fixture
-def lender(switched: zero.Zero) -> Iterator[zero.Zero]:
-    """A visitor, and no worker yet."""
-    switched.easy()
-    switched.asked.clear()
-    switched.retire()
-    visitor = LocalContext.request.set(zero.VISITOR)  # type: ignore[arg-type]
-    yield switched
-    LocalContext.request.reset(visitor)
-    switched.retire()
 
 
 def cells(*requests: Request) -> list[Cell]:
@@ -278,68 +245,3 @@ def test_a_long_job_is_made_in_several_calls(lender: zero.Zero, monkeypatch: pyt
     steps = [event for event in events if isinstance(event, Step)]
     assert (steps[-1].pictures_done, steps[-1].pictures) == (4, 5)
     assert steps[0].seconds_left > 1.5 > steps[-1].seconds_left
-
-
-# --- the double beside what was read of the real one -----------------------------------------------
-
-
-def lent(task: Callable, **how) -> Callable:
-    return spaces.GPU(**how)(task)
-
-
-def test_a_worker_is_kept_for_its_function(lender: zero.Zero) -> None:
-    def pid():
-        yield os.getpid()
-
-    one, other = lent(pid), lent(lambda: os.getpid())
-    first = next(iter(one()))
-    assert [*one(), other(), other()] == [first, (second := other()), second]
-    assert len({first, second, os.getpid()}) == 3
-
-
-def test_errors_keep_their_class_name_only(lender: zero.Zero) -> None:
-    def fails(error: Exception) -> None:
-        raise error
-
-    task = lent(fails)
-    with pytest.raises(gr.Error, match="UserError") as caught:
-        task(UserError("width: 7 is not allowed"))
-    assert (caught.value.title, caught.value.message) == ("ZeroGPU worker error", "UserError")
-    with pytest.raises(gr.Error, match="as it is"):
-        task(gr.Error("as it is"))
-
-
-def test_seconds_are_whole_and_those_of_the_arguments(lender: zero.Zero) -> None:
-    lent(lambda many: many, duration=lambda many: many)(119.9)
-    lent(lambda: None)()
-    assert lender.asked == [119, 60]
-
-
-def test_a_job_that_is_given_up_ends_behind_its_next_word(lender: zero.Zero, tmp_path: Path) -> None:
-    def goes_on():
-        try:
-            for i in range(9):
-                (tmp_path / "said").write_text(str(i))
-                yield i
-                time.sleep(0.2)
-        finally:
-            (tmp_path / "ended").touch()
-
-    job = lent(goes_on)()
-    next(job)
-    job.close()
-    assert (tmp_path / "ended").exists()
-    assert (tmp_path / "said").read_text() == "1"
-
-
-def test_the_page_has_no_weights(lender: zero.Zero) -> None:
-    zero.pack()
-    try:
-        pipeline = models.load("nano")
-        with pytest.raises(Exception, match=r"Cannot apply function .* on disk-offloaded Tensor"):
-            pipeline.unet.conv_in.weight.square()
-        assert models.tokens("1girl, smile") > 0
-        assert gpu.inspected(lora.file(str(EXAMPLE)))["why"].startswith("The GPU is lent by the job")
-        assert pixels(list(gpu.run(cells(PLAIN)))).any(), "a worker has them"
-    finally:
-        zero.unpack()
