@@ -17,11 +17,13 @@ from core.train import runs
 from core.types import UserError
 from tabs import api, crossing, generate, health, publish, sweep, train, training, transfer
 from tabs.files import FILES
+from tabs.sessions import forget
 from tabs.watch import watch
 
 CSS = "#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; font-size: .85em }"
 
-LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD, "show_error": False, "enable_monitoring": False, "footer_links": ["api"]}
+LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD, "state_session_capacity": limits.SESSIONS, "footer_links": ["api"]}
+LAUNCH |= {"show_error": False, "enable_monitoring": False}
 PATIENCE = 20
 """Seconds that jobs and runs have to end and save once the studio is asked to close; whoever stops a container kills it after about 30."""
 
@@ -53,6 +55,7 @@ def build() -> gr.Blocks:
         with gr.Accordion("Limits", open=False, elem_id="limits"):
             gr.Markdown("\n".join(["| what | how much |", "|---|---|", *(f"| {what} | {bound} |" for what, bound in limits.rows())]))
     watch(page)
+    forget(page)
     journal.say("start", machine=this_machine().line(), wrong=found.wrong or None, missing=found.missing or None)
     return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
 

@@ -40,6 +40,7 @@ PICTURE_ASPECT = 16  # longer side over shorter, at most: covering a bucket, a s
 CAPTION = 10_000  # characters
 REPEATS = (1, 1000)  # of a picture in an epoch
 QUEUE = 32  # requests waiting
+SESSIONS = 1000  # whose uploads and results a page remembers; who has been away longest is forgotten first
 RUNS_WAITING = 8  # trainings that wait for their turn, of all visitors: nobody has a name here
 UPLOAD = "200mb"  # a file
 DISK_FLOOR = 2 * 10**9  # bytes that stay free: below it nothing begins that writes

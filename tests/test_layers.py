@@ -106,7 +106,7 @@ FLOORS = [
     {"core.publish.bundle", "core.publish.push"},
     {"core.transfer.report"},
     {"core.transfer.outcome"},
-    {"tabs.files", "tabs.widgets", "tabs.stages", "tabs.watch", "tabs.caller"},
+    {"tabs.files", "tabs.sessions", "tabs.widgets", "tabs.stages", "tabs.watch", "tabs.caller"},
     {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health", "tabs.brought"},
     {"tabs.generate", "tabs.training", "tabs.expected"},
     {"tabs.sweep", "tabs.watching", "tabs.jobs"},
