@@ -16,6 +16,8 @@ from core.types import UserError
 
 NAMED = re.compile(r"[0-9a-f]{32}|[0-9a-f]{64}")
 """How folders of files and of runs are called, by us and by Gradio; nothing of another name is touched, wherever a variable points to."""
+STRAY = re.compile(r"tmp[a-z0-9_]{8}")
+"""Gradio leaves an empty file for each file that a call brings, and what it has of an upload that was broken off."""
 CELL = re.compile(r"[0-9a-f]{64}(-[\w.-]+)?\.(png|npz)")
 
 
@@ -37,7 +39,7 @@ def sweep(files: Path) -> dict[str, int]:
     ages = {name: age for name, (hosted, home) in limits.AGES.items() if (age := hosted if on_space() else home) is not None}
     old = {name: time.time() - age for name, age in ages.items()}
     return {
-        "files": sum(_removed(folder) for folder in _folders(files) if _used(folder) < old["files"]),
+        "files": sum(_removed(each) for each in (*_folders(files), *_strays(files)) if _used(each) < old["files"]),
         "cells": sum(_removed(file) for file in cells.FOLDER.glob("??/*") if CELL.fullmatch(file.name) and _used(file) < old["cells"]),
         "runs": sum(_removed_run(folder) for folder in _folders(runs.RUNS) if _used(folder) < old["runs"]) if "runs" in old else 0,
     }
@@ -45,6 +47,10 @@ def sweep(files: Path) -> dict[str, int]:
 
 def _folders(within: Path) -> Iterable[Path]:
     return [folder for folder in within.glob("*") if NAMED.fullmatch(folder.name) and folder.is_dir() and not folder.is_symlink()]
+
+
+def _strays(within: Path) -> Iterable[Path]:
+    return [file for file in within.glob("tmp*") if STRAY.fullmatch(file.name) and file.is_file() and not file.is_symlink()]
 
 
 def _used(path: Path) -> float:

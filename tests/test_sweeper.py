@@ -60,6 +60,14 @@ def test_files_of_a_page_go_by_their_age(monkeypatch: pytest.MonkeyPatch) -> Non
     assert all(each.exists() for each in (new, copied, foreign / "picture.png"))
 
 
+def test_what_gradio_leaves_beside_them_goes_too() -> None:
+    left, now, named = (written(files.FILES / name, days) for name, days in (("tmp1exo_o77", 8), ("tmp3q5ot8d3", 0.5), ("tmpfile.txt", 900)))
+    assert sweeper.sweep(files.FILES)["files"] == 1
+    assert not left.exists()
+    assert now.exists()
+    assert named.exists()
+
+
 def test_a_cell_that_is_found_is_in_use() -> None:
     names = ["ab" * 32, "cd" * 32]
     for name in names:

@@ -24,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 from core import cells, limits, sweeper  # noqa: E402
 from core.train import runs  # noqa: E402
 from tests.server import Server  # noqa: E402
-from tests.trust.crowd import KINDS, NANO, Size, Tally, crowd, slow_readers, work  # noqa: E402
+from tests.trust.crowd import EACH, KINDS, NANO, Size, Tally, crowd, slow_readers, work  # noqa: E402
 
 CLIENTS, JOBS, SLOW = 50, 5, 10
 BOUND = 0.05
@@ -60,12 +60,17 @@ def swept(folder: Path) -> dict[str, int]:
     return lying(folder)
 
 
+def warming(many: int) -> range:
+    """Numbers of jobs that come before all others, every kind among them."""
+    first = 10**5 * len(KINDS)
+    return range(first, first + many)
+
+
 def load(server: Server, clients: int, jobs: int, slow: int, size: Size) -> dict[str, Any]:
     """Everybody at once."""
     url, tally, warm = server.url() + "/", Tally(), Tally()
     with ThreadPoolExecutor(clients) as pool:
-        for _ in pool.map(lambda number: work(url, 10**6 + number, size, warm), range(max(clients, len(KINDS)))):
-            pass
+        list(pool.map(lambda number: work(url, number, size, warm), warming(2 * EACH)))
         trained(server)
         before = memory(server)
 
@@ -85,8 +90,8 @@ def load(server: Server, clients: int, jobs: int, slow: int, size: Size) -> dict
 def soak(server: Server, jobs: int, size: Size) -> dict[str, Any]:
     """One job after another, and in pairs."""
     url, tally, warm, course = server.url() + "/", Tally(), Tally(), []
-    for number in range(2 * len(KINDS)):
-        work(url, 10**6 + number, size, warm)
+    for number in warming(2 * EACH):
+        work(url, number, size, warm)
     trained(server)
     before = memory(server)
     for i, first in enumerate(range(0, jobs, 25)):

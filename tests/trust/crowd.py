@@ -123,14 +123,17 @@ def png(number: int, info: PngInfo | None = None) -> bytes:
 
 
 KINDS: tuple[Callable[[Visitor], bool], ...] = (
-    Visitor.generate, Visitor.with_lora, Visitor.inspect_lora, Visitor.generate, Visitor.expand_prompt, Visitor.read_picture,
-    Visitor.with_lora, Visitor.sweep, Visitor.generate, Visitor.inspect_lora, Visitor.train,
+    Visitor.generate, Visitor.with_lora, Visitor.inspect_lora, Visitor.expand_prompt, Visitor.read_picture, Visitor.sweep, Visitor.train,
+    Visitor.generate, Visitor.with_lora, Visitor.inspect_lora, Visitor.generate, Visitor.generate, Visitor.with_lora, Visitor.expand_prompt,
+    Visitor.generate, Visitor.read_picture, Visitor.generate, Visitor.inspect_lora, Visitor.with_lora, Visitor.generate, Visitor.with_lora,
+    Visitor.generate, Visitor.generate,
 )  # fmt: skip
-"""In turn; no number of jobs of a client divides theirs, so that clients differ."""
+"""What visitors ask for, in turn; all kinds stand at its beginning."""
+EACH = 7
 
 
 def work(url: str, number: int, size: Size, tally: Tally) -> None:
-    """One job; whoever finds the queue full presses again a second later."""
+    """Job `number`: one job; whoever finds the queue full presses again a second later."""
     kind = KINDS[number % len(KINDS)]
     while True:
         begin = time.monotonic()
