@@ -67,7 +67,7 @@ class Visitor:
 
     def __init__(self, url: str, number: int, size: Size):
         self.raw, self.number, self.size = Raw(url), number, size
-        self.prompt = f"1girl, smile, visitor {number}"
+        self.prompt = f"1girl, visitor {number}, smile"
 
     def ask(self, endpoint: str, **values: Any) -> list[Any]:
         """What the endpoint returns. Raises `Refused` with its sentence, `Broke` with anything else."""
@@ -84,7 +84,9 @@ class Visitor:
     def generate(self, **more: Any) -> bool:
         files, report = self.ask("/generate", prompt=self.prompt, seed=self.number, **self.size, **more)
         picture = Image.open(io.BytesIO(self.raw.http.get(f"file={files[0]['path']}").raise_for_status().content))
-        return report["seeds"] == [self.number] and self.prompt in picture.text["parameters"] and f"Seed: {self.number}," in picture.text["parameters"]
+        told = picture.text["parameters"]
+        own = self.prompt in told and f"Seed: {self.number}," in told and ("<lora:" in told) == bool(more)
+        return own and report["seeds"] == [self.number]
 
     def with_lora(self) -> bool:
         return self.generate(loras=[{"lora": "nano-airbrush", "strength": 1.5}])
@@ -99,7 +101,7 @@ class Visitor:
         return {cell["seed"] for cell in report["cells"]} == set(seeds) and {cell["prompt"] for cell in report["cells"]} == {self.prompt}
 
     def expand_prompt(self) -> bool:
-        return f"visitor {self.number}" in self.ask("/expand_prompt", prompt=self.prompt, seed=self.number, max_tags=3)[0]["prompt"]
+        return f" visitor {self.number}," in self.ask("/expand_prompt", prompt=self.prompt, seed=self.number, max_tags=3)[0]["prompt"]
 
     def read_picture(self) -> bool:
         info = PngInfo()
@@ -128,8 +130,9 @@ KINDS: tuple[Callable[[Visitor], bool], ...] = (
     Visitor.generate, Visitor.read_picture, Visitor.generate, Visitor.inspect_lora, Visitor.with_lora, Visitor.generate, Visitor.with_lora,
     Visitor.generate, Visitor.generate,
 )  # fmt: skip
-"""What visitors ask for, in turn; all kinds stand at its beginning."""
+"""What visitors ask for, in turn."""
 EACH = 7
+"""As many of them, the first, are all that there are."""
 
 
 def work(url: str, number: int, size: Size, tally: Tally) -> None:
