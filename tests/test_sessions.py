@@ -32,7 +32,7 @@ def page() -> Iterator[gr.Blocks]:
 
 @pytest.mark.parametrize(("said", "event"), [("ha", "complete"), ("break", "error")])
 def test_a_scripts_call_is_forgotten_when_it_is_over(page: gr.Blocks, said: str, event: str) -> None:
-    raw = Raw(page.local_url)
+    raw = Raw(str(page.local_url))
     name = raw.post("call/count", {"data": [said]}).json()["event_id"]
     assert f"event: {event}" in raw.http.get(f"call/count/{name}").text
     assert not page.state_holder.session_data
@@ -40,7 +40,7 @@ def test_a_scripts_call_is_forgotten_when_it_is_over(page: gr.Blocks, said: str,
 
 
 def test_a_page_is_remembered_by_what_it_touched(page: gr.Blocks) -> None:
-    raw = Raw(page.local_url)
+    raw = Raw(str(page.local_url))
     for times in (1, 2):
         raw.post("queue/join", {"data": ["ha", None], "fn_index": 0, "session_hash": "mine"}).raise_for_status()
         assert f'"{"ha" * times}"' in raw.http.get("queue/data", params={"session_hash": "mine"}).text

@@ -136,16 +136,16 @@ EACH = 7
 
 
 def work(url: str, number: int, size: Size, tally: Tally) -> None:
-    """Job `number`: one job; whoever finds the queue full presses again a second later."""
-    kind = KINDS[number % len(KINDS)]
+    """Job `number`: one job; whoever finds the queue full presses again two seconds later."""
+    kind, visitor = KINDS[number % len(KINDS)], Visitor(url, number, size)
     while True:
         begin = time.monotonic()
         try:
-            own = kind(Visitor(url, number, size))
+            own = kind(visitor)
         except Refused as refusal:
             tally.refused.append(str(refusal))
             if FULL in str(refusal):
-                time.sleep(1)
+                time.sleep(2)
                 continue
         except (Broke, httpx.HTTPError) as error:
             tally.errors.append(f"{kind.__name__}: {type(error).__name__}: {error}")
