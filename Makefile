@@ -37,6 +37,7 @@ bench: $(VENV)/.dev
 	$(PY) tests/bench/lessons.py
 	$(PY) tests/bench/transfer.py
 	$(PY) tests/bench/across.py
+	$(PY) tests/bench/load.py
 
 # Holds the checkout against the rules of a Space, and prints the command that uploads it.
 space: $(VENV)/.dev
