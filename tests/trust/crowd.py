@@ -65,15 +65,20 @@ def _share(ordered: list[float], part: float) -> float:
 class Visitor:
     """One job of one client, with a number that is nobody else's."""
 
-    def __init__(self, url: str, number: int, size: Size):
-        self.raw, self.number, self.size = Raw(url), number, size
+    def __init__(self, url: str, number: int, size: Size, refused: list[str]):
+        self.raw, self.number, self.size, self.refused = Raw(url), number, size, refused
         self.prompt = f"1girl, visitor {number}, smile"
 
     def ask(self, endpoint: str, **values: Any) -> list[Any]:
-        """What the endpoint returns. Raises `Refused` with its sentence, `Broke` with anything else."""
-        first = self.raw.asked(endpoint, **values)
+        """What the endpoint returns; whoever finds the queue full presses again two seconds later.
+
+        Raises `Refused` with its sentence, `Broke` with anything else.
+        """
+        while FULL in (first := self.raw.asked(endpoint, **values)).text:
+            self.refused.append(door(first))
+            time.sleep(2)
         if not first.is_success:
-            raise Refused(door(first)) if first.status_code == 422 or FULL in first.text else Broke(door(first))
+            raise Refused(door(first)) if first.status_code == 422 else Broke(door(first))
         text = self.raw.http.get(f"call{endpoint}/{first.json()['event_id']}").text
         event, _, data = text.rstrip().rpartition("\n\n")[2].partition("\ndata: ")
         if event == "event: complete":
@@ -136,24 +141,18 @@ EACH = 7
 
 
 def work(url: str, number: int, size: Size, tally: Tally) -> None:
-    """Job `number`: one job; whoever finds the queue full presses again two seconds later."""
-    kind, visitor = KINDS[number % len(KINDS)], Visitor(url, number, size)
-    while True:
-        begin = time.monotonic()
-        try:
-            own = kind(visitor)
-        except Refused as refusal:
-            tally.refused.append(str(refusal))
-            if FULL in str(refusal):
-                time.sleep(2)
-                continue
-        except (Broke, httpx.HTTPError) as error:
-            tally.errors.append(f"{kind.__name__}: {type(error).__name__}: {error}")
-        else:
-            tally.held.append((kind.__name__, time.monotonic() - begin))
-            if not own:
-                tally.mixed.append(f"{kind.__name__} {number}")
-        return
+    """Job `number`."""
+    kind, begin = KINDS[number % len(KINDS)], time.monotonic()
+    try:
+        own = kind(Visitor(url, number, size, tally.refused))
+    except Refused as refusal:
+        tally.refused.append(str(refusal))
+    except (Broke, httpx.HTTPError) as error:
+        tally.errors.append(f"{kind.__name__}: {type(error).__name__}: {error}")
+    else:
+        tally.held.append((kind.__name__, time.monotonic() - begin))
+        if not own:
+            tally.mixed.append(f"{kind.__name__} {number}")
 
 
 @contextmanager
