@@ -1,5 +1,6 @@
 """LoRAs from the Hub: looked at before they are fetched, anonymous, whole or one sentence."""
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -69,10 +70,21 @@ def test_case_26_a_file_that_came_in_other_is_not_kept(there: Hub, tmp_path: Pat
 
 
 def test_case_26_what_was_cut_is_said_and_the_next_press_fetches_it(there: Hub) -> None:
-    there.fail("GET .*/resolve/.*safetensors", "cut")
+    there.fail("GET .*/resolve/.*safetensors", "cut", times=3)  # as often as it is asked
     with pytest.raises(UserError, match="lora: ann/soft is not to be had: the Hub cannot be reached"):
         pulled.lora("ann/soft")
     assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
+
+
+def test_case_26_what_was_cut_goes_on_where_it_was(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)  # what is written at a time; the example is smaller than the usual
+    found = hub.listing("ann/soft", "lora")
+    there.fail("GET .*/resolve/.*safetensors", "cut")
+    with suppress(UserError):
+        hub.file(found, "soft.safetensors", "lora")
+    assert hub.file(found, "soft.safetensors", "lora").read_bytes() == EXAMPLE.read_bytes()
+    starts = [one.headers["range"] for one in there.asked if one.method == "GET" and "range" in one.headers and "resolve" in one.path]
+    assert any(not start.startswith("bytes=0-") for start in starts), f"it began anew: {starts}"
 
 
 def test_case_26_what_passes_is_tried_again(there: Hub) -> None:
