@@ -2,8 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-ZERO := $(addprefix tests/,test_api.py test_generate.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py publish/test_push.py \
-	browser/test_generate.py)
+ZERO := $(addprefix tests/,test_api.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py)
 
 .PHONY: run test test-zero soak lint nano bench space clean
 

@@ -1,9 +1,9 @@
 """A GPU that is lent by the second: how many to ask for, what goes into one call, and what is said where it is not lent."""
 
 import math
-import pickle
 import re
 from collections.abc import Iterator, Sequence
+from pickle import PicklingError
 
 from core import models
 from core.events import Picture, Step
@@ -95,7 +95,7 @@ def sentence(error: Exception) -> str:
             return "The GPU was taken away before the work was done: its time was over, or its process died."
         case "ZeroGPU worker error":
             return f"The work broke off on the GPU ({message}), which is a mistake of the studio."
-    if isinstance(error, pickle.PicklingError):
+    if isinstance(error, PicklingError):
         return "The job could not be handed to the GPU's process (PicklingError), which is a mistake of the studio."
     return f"ZeroGPU did not answer as it should ({message if title else type(error).__name__}): try again later."
 

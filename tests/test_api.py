@@ -190,7 +190,7 @@ def test_bad_stages_are_refused_before_the_queue(client: Client, stages: dict, s
 
 
 def test_a_tool_that_cannot_be_had_is_a_sentence(client: Client) -> None:
-    with pytest.raises(AppError, match=r"upscaler: DAT x2 \(w-e-w/DAT\) is not on this machine and the Hub cannot be reached"):
+    with pytest.raises(AppError, match="upscaler: w-e-w/DAT is not to be had: the Hub cannot be reached"):
         client.predict(prompt="1girl", steps=2, hires={"upscaler": "DAT x2"}, api_name="/generate")
 
 

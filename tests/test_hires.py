@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.ESRGAN import ESRGAN
 
-from core import hires, tools
+from core import hires, hub, tools
 from core.grain import grained, smoothed
 from core.nano.draw import drawing
 from core.nano.pictures import HELD_OUT, scene
@@ -92,7 +92,7 @@ def test_files_that_are_no_upscalers_are_refused_unused(tmp_path: Path) -> None:
 def test_a_file_that_was_swapped_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiments/pretrained_models/DAT").mkdir(parents=True)
     (tmp_path / "experiments/pretrained_models/DAT/DAT_x2.pth").write_bytes(b"other bytes")
-    monkeypatch.setattr(tools, "snapshot_download", lambda *_, **__: str(tmp_path))
+    monkeypatch.setattr(hub, "folder", lambda *_: tmp_path)
     with pytest.raises(UserError, match="is not the file that was pinned"):
         tools.file.__wrapped__("upscaler", "DAT x2")
 

@@ -45,7 +45,9 @@ def forbidden(text: str) -> list[str]:
         if isinstance(node, ast.Import):
             found += [alias.name for alias in node.names if alias.name.partition(".")[0] in MODULES]
         elif isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] in MODULES:
-            found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name != "UnpicklingError"]  # an error's name is no pickle
+            found += [
+                f"{node.module}.{alias.name}" for alias in node.names if alias.name not in ("PicklingError", "UnpicklingError")
+            ]  # an error's name is no pickle
         elif isinstance(node, ast.ImportFrom):
             found += [f"{node.module}.{alias.name}" for alias in node.names if alias.name == "load" and node.module in ("torch", "gradio", "numpy")]
         elif isinstance(node, ast.Call):
@@ -58,9 +60,13 @@ def forbidden(text: str) -> list[str]:
     return found
 
 
+NAMED = {"core.opening": {"custom_pipeline", "trust_remote_code"}}
+"""Room -> words that it refuses in a config."""
+
+
 @pytest.mark.parametrize("file", RUN, ids=room)
 def test_nothing_forbidden_is_used(file: Path) -> None:
-    assert not forbidden(file.read_text(encoding="utf-8"))
+    assert not set(forbidden(file.read_text(encoding="utf-8"))) - NAMED.get(room(file), set())
 
 
 def test_what_makes_the_weights_loads_no_objects() -> None:

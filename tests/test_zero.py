@@ -114,7 +114,7 @@ def test_case_15_a_job_that_ends_anywhere_leaves_nothing_to_the_next(lender: zer
                 trap.write_text(f"{stage}/{how}")
                 last = list(gpu.run(job_of_a))[-1]
                 assert not trap.exists(), f"the job never came to: {stage}; it ended with {last}"
-                assert isinstance(last, Failed), f"{stage}, {how}"
+                assert isinstance(last, Failed) or how == "memory", f"{stage}, {how}"  # which costs one more attempt
             assert (lender.workers == before) == (how in ("memory", "stops")), f"{stage}, {how}: the worker was to be {'kept' if how == 'memory' else 'gone'}"
             assert (pixels(list(gpu.run(cells(PLAIN)))) == clean).all(), f"{stage}, {how}: the next picture is not that of a clean run"
 

@@ -61,6 +61,7 @@ def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Pat
     assert page.locator("#seed input").input_value() in ("1", "2")
 
 
+@pytest.mark.soak
 def test_stop_keeps_what_is_finished_and_sweep_goes_on(page) -> None:
     begin(page, "0-3 (+1)", "31-34")
     page.locator("#sweep-status").get_by_text(re.compile(r"Picture 9 of 32, step \d+ of 25")).wait_for(timeout=60_000)

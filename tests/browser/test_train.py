@@ -69,6 +69,7 @@ def test_case_22_fifteen_pictures_become_a_lora_while_the_page_is_away(page, sof
     assert (found.rank, found.scale, found.components) == (4, 0.5, ("unet",))
 
 
+@pytest.mark.soak
 def test_stop_resume_and_a_fork(page, soft: list[Path]) -> None:
     brought(page, soft[:3])
     page.locator("#trigger textarea, #trigger input").fill("soft")

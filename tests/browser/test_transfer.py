@@ -44,6 +44,7 @@ def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path:
     assert "At strength 0.65" in (tmp_path / "study.html").read_text()
 
 
+@pytest.mark.soak
 def test_one_training_set_on_two_bases_is_trained_and_crossed(page, tmp_path: Path) -> None:
     for i, (picture, _) in enumerate(airbrushed(3)):
         picture.save(tmp_path / f"{i}.png")

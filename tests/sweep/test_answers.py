@@ -31,6 +31,7 @@ def test_the_example_has_a_sweet_spot(study: Study) -> None:
     assert inside["effect_background"] is not None, "faces were found"
 
 
+@pytest.mark.soak
 def test_twice_the_alpha_is_half_the_strength(study: Study, swept: Swept, tmp_path: Path) -> None:
     doubled = edit.edited(lorafile.read(EXAMPLE), tmp_path, multiply=2)
     once, twice = reported(study), reported(swept(lora=str(doubled), strengths="0-2.5 (+0.25)"))
@@ -39,6 +40,7 @@ def test_twice_the_alpha_is_half_the_strength(study: Study, swept: Swept, tmp_pa
     assert twice["sweet_spot"] == pytest.approx([end / 2 for end in once["sweet_spot"]], abs=STEP / 2)
 
 
+@pytest.mark.soak
 def test_after_the_edit_one_is_the_sweet_spot(study: Study, swept: Swept, tmp_path: Path) -> None:
     report = reported(study)
     file = edit.edited(lorafile.read(EXAMPLE), tmp_path, multiply=report["normalise_by"])
@@ -46,6 +48,7 @@ def test_after_the_edit_one_is_the_sweet_spot(study: Study, swept: Swept, tmp_pa
     assert again["recommended"] == pytest.approx(1.0, abs=0.25), again["why"]
 
 
+@pytest.mark.soak
 def test_other_seeds_say_the_same(swept: Swept) -> None:
     first, second = (reported(swept(strengths="0-5 (+1)", seeds=seeds)) for seeds in ("1-4", "11-14"))
     assert second["recommended"] == pytest.approx(first["recommended"], rel=0.15), (first["why"], second["why"])

@@ -53,6 +53,7 @@ def trained(data: Dataset, recipe: str, trigger: str, into: Path) -> Path:
     return lora
 
 
+@pytest.mark.soak
 def test_fifteen_soft_gradients_become_a_style_with_a_sweet_spot(tmp_path: Path) -> None:
     soft = drawn(airbrushed(), tmp_path / "soft", captions=False)
     tagger = Tagger(tools.file("tagger", models.find("nano").tagger or ""))

@@ -86,7 +86,7 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(crossed: Cros
     why = {(lora, model): pair["why"] for (lora, model), pair in found.items()}
     assert found[EXAMPLE.stem, "nano"]["verdict"] is not None
     assert "is not there" in why[EXAMPLE.stem, "gone"]
-    assert "is not on this machine and the Hub cannot be reached" in why[EXAMPLE.stem, "far"]
+    assert "is not to be had: the Hub cannot be reached" in why[EXAMPLE.stem, "far"]
     assert why[EXAMPLE.stem, "large"].endswith("made for nano, which large is not.")
     assert why[EXAMPLE.stem, "nan"].startswith("The picture became no numbers (NaN) with Not a number")
     assert "which this model does not have" in why["lacking", "nano"]
