@@ -15,7 +15,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import GatedRepoError, HFValidationError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError, SafetensorsParsingError
+from huggingface_hub.errors import (
+    DryRunError,
+    GatedRepoError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+    SafetensorsParsingError,
+)
 
 from core import limits, room
 from core.digest import content
@@ -140,15 +148,14 @@ def faults(repo: str, field: str):
     """What the Hub does not give, as one sentence."""
     try:
         yield
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        raise UserError(f"{field}: {repo} is gated, private or gone on the Hub.") from error
     except HFValidationError as error:
         raise UserError(f"{field}: {repo} is no name that the Hub has.") from error
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
+    except (OSError, HTTPError, RuntimeError) as error:  # offline, no such commit, cut off on the way; hf_xet says RuntimeError
+        why = error.__cause__ if isinstance(error, DryRunError) else error
+        if isinstance(why, GatedRepoError | RepositoryNotFoundError):
+            raise UserError(f"{field}: {repo} is gated, private or gone on the Hub.") from error
+        if isinstance(why, OSError) and why.errno == errno.ENOSPC:
             raise UserError(f"{field}: {repo} has no room on the disk.") from error
-        raise UserError(f"{field}: {repo} is not to be had: the Hub cannot be reached.") from error
-    except (HTTPError, RuntimeError) as error:  # offline, no such commit, cut off on the way; hf_xet says RuntimeError
         raise UserError(f"{field}: {repo} is not to be had: the Hub cannot be reached.") from error
 
 

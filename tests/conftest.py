@@ -1,5 +1,6 @@
 """What several tests need: the embedded model, the running app, a browser."""
 
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -123,8 +124,8 @@ def chromium() -> Iterator[object]:
         browser = driver.chromium.launch(executable_path=binary, args=quiet)
         yield browser
         browser.close()
-        if ON_ZERO:
-            zero.LENDERS[0].retire()  # a worker has the driver's pipe open, too, and the driver waits for its end
+        for worker in multiprocessing.active_children():  # those of ZeroGPU have the driver's pipe open, too, and the driver waits for its end
+            worker.kill()
 
 
 @pytest.fixture(scope="session")

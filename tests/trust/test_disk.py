@@ -13,7 +13,7 @@ from gradio_client.exceptions import AppError
 from huggingface_hub import HfApi, constants
 from PIL import Image
 
-from core import cells, hub
+from core import cells, hub, limits, pulled
 from core.types import UserError
 from tabs.files import FILES
 from tests.lora.parts import fingerprint
@@ -65,6 +65,20 @@ def refused(client: Client, asked: dict[str, Any]) -> None:
     assert str(error.value).startswith(FULL)
     assert fingerprint() == before
     assert urllib.request.urlopen(client.src, timeout=10).status == 200
+
+
+@pytest.fixture(autouse=True)
+def no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the room goes between the look at the disk and the writing."""
+    monkeypatch.setattr(limits, "DISK_FLOOR", 0)
+
+
+def test_case_25_below_the_floor_nothing_begins(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "DISK_FLOOR", 10**9)
+    with mounted(FILES) as disk:
+        with pytest.raises(AppError, match=r"^disk: 0\.01 GB are free, and 1 GB must stay free"):
+            client.predict(**PICTURE)
+        assert not disk.files()
 
 
 def test_case_25_a_disk_that_is_full_at_a_picture(client: Client) -> None:
@@ -122,10 +136,10 @@ def test_case_25_a_disk_that_is_full_at_a_download(hub_server: Hub, tmp_path: Pa
         if not later[0]:
             disk.leave(room)
         with pytest.raises(UserError, match=r"^lora: ") as error:
-            hub.fetched("ann/soft")
+            pulled.lora("ann/soft")
         if how == "no room":
             assert "the disk has room for" in str(error.value)
         assert not [file for file in disk.files() if file.suffix == ".safetensors"], "half a LoRA stayed under its name"
         disk.ballast.unlink()
         later[0] = False
-        assert hub.fetched("ann/soft").read_bytes() == EXAMPLE.read_bytes()
+        assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()

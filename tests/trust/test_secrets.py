@@ -93,7 +93,8 @@ def test_case_13_a_visitor_gets_nothing_by_the_owners_token(app: App) -> None:
     told = answer(visitor, "publish", lora="nano-airbrush", repo="ann/private", dry_run=True)
     assert "'commit': None" in told, "a private repository was looked at"
     assert "login: nobody is logged in" in answer(visitor, "publish", lora="nano-airbrush", repo="ann/private")
-    assert "is gated, private or gone" in answer(visitor, "generate", prompt="a cat", preset="sdxl-base", steps=1)
+    told = answer(visitor, "generate", prompt="a cat", preset="sdxl-base", steps=1)
+    assert "is gated, private or gone" in told, told
     assert len(app.server.asked) > 20
     assert not [one for one in app.server.asked if "authorization" in one.headers], "a token went along"
 
