@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from core.atomic import replacing
 from core.blocks import CONTENT, STYLE, block_of, to_sai, weights
 from core.digest import content
 from core.lorafile import LoraFile
 from core.lorakeys import Module
+from core.tensorfile import write_tensors
 from core.types import UserError
 
 MULTIPLY = (0.01, 100.0)
@@ -65,7 +64,9 @@ def edited(
     if hint:
         told["modelspec.usage_hint"] = hint
     named = "".join([f"-x{times:g}" if times != 1 else "", f"-{keep}" if keep in (*KEEP,)[1:] else "", "-blocks" if blocks else ""]) or "-kohya"
-    return _written(kept, told, folder / f"{found.path.stem[:100]}{named}.safetensors")
+    file = folder / f"{found.path.stem[:100]}{named}.safetensors"
+    write_tensors(file, kept, told)
+    return file
 
 
 def history(found: LoraFile) -> dict[str, float]:
@@ -89,7 +90,9 @@ def combined(style: LoraFile, content: LoraFile, folder: Path) -> Path:
     triggers = ", ".join(dict.fromkeys(found.trigger for found in (content, style) if found.trigger))
     told = {"ss_network_dim": str(style.rank), **({"modelspec.trigger_phrase": triggers} if triggers else {})}
     told |= {name: style.metadata[name] for name in ("ss_base_model_version", "modelspec.architecture") if name in style.metadata}
-    return _written(kept, told, folder / f"{content.path.stem[:60]}-in-{style.path.stem[:60]}.safetensors")
+    file = folder / f"{content.path.stem[:60]}-in-{style.path.stem[:60]}.safetensors"
+    write_tensors(file, kept, told)
+    return file
 
 
 def _kept(found: LoraFile, shares: Mapping[str, float] | None, times: float) -> dict[str, torch.Tensor]:
@@ -102,12 +105,6 @@ def _kept(found: LoraFile, shares: Mapping[str, float] | None, times: float) -> 
     if not kept:
         raise UserError(f"keep: nothing of {found.path.name} is in the blocks that were chosen.")
     return kept
-
-
-def _written(tensors: Mapping[str, torch.Tensor], told: dict[str, str], file: Path) -> Path:
-    with replacing(file) as unfinished:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, unfinished, told)
-    return file
 
 
 def _multiplied(module: Module, tensors: Mapping[str, torch.Tensor], times: float) -> dict[str, torch.Tensor]:

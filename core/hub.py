@@ -7,9 +7,8 @@ import errno
 import re
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from contextvars import ContextVar, copy_context
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from huggingface_hub.errors import (
 )
 
 from core import limits, room
+from core.aside import aside
 from core.digest import content
 from core.events import Fetch
 from core.patience import patiently
@@ -34,8 +34,6 @@ from core.types import UserError
 ID = re.compile(r"([\w.\-]{1,96}/[\w.\-]{1,96})(?:@([0-9a-f]{40}))?(?::([\w.\-/ ()+]{1,200}\.(?:safetensors|onnx)))?")
 FRESH = 600
 """Seconds for which a name keeps the commit that it was resolved to."""
-LOOK = 0.5
-"""Seconds between two looks at what has arrived."""
 Kept = TypeVar("Kept")
 
 
@@ -178,15 +176,19 @@ def fetching(call: Callable[..., Kept], *arguments: Any) -> Generator[Fetch, Non
     A download whose watcher goes away goes on, and one that was cut off goes on where it was when it is asked for again.
     """
     told = _Arriving()
-    context = copy_context()
-    context.run(_arriving.set, told)
-    pool = ThreadPoolExecutor(1, thread_name_prefix="fetching")
-    job = pool.submit(context.run, call, *arguments)
-    pool.shutdown(wait=False)
-    while not wait([job], timeout=LOOK).done:
-        if total := told.total:  # the thread may be done with it in the next moment
-            yield Fetch(what=told.repo, done=max(0, min(total, _size(told.repo) - told.before)), total=total)
-    return job.result()
+
+    def watched() -> Kept:
+        _arriving.set(told)
+        return call(*arguments)
+
+    looks = aside(watched)
+    try:
+        while True:
+            next(looks)
+            if total := told.total:  # the thread may be done with it in the next moment
+                yield Fetch(what=told.repo, done=max(0, min(total, _size(told.repo) - told.before)), total=total)
+    except StopIteration as done:
+        return done.value
 
 
 @contextmanager

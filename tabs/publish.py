@@ -3,17 +3,20 @@
 import json
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import gradio as gr
 
 from core import charts, presets, shelf
+from core.aside import aside
 from core.atomic import placed
 from core.markdown import plain
 from core.publish.bundle import bundle
-from core.publish.plan import LICENCES, plan
+from core.publish.plan import LICENCES, Publication, plan
 from core.publish.push import compared, pushed
 from core.types import UserError
 from tabs import brought, caller
@@ -26,6 +29,8 @@ TOLD = ("repo", "title", "trigger", "description", "license", "private", "datase
 ASKED = ("file", "shelf", "run", "home", *TOLD, "reports", "pictures")
 INHERIT = "the base's"
 LARGEST_REPORT = 20_000_000  # bytes
+AT_ONCE: dict[str, Any] = {"concurrency_id": "publish", "concurrency_limit": 4}
+"""Publications: nobody waits behind another's slow upload."""
 
 
 def tab(trained: Trained, measured: Sequence[Measured], tabs: gr.Tabs) -> None:
@@ -43,7 +48,9 @@ def tab(trained: Trained, measured: Sequence[Measured], tabs: gr.Tabs) -> None:
                 c["text"] = gr.Code(language="markdown", interactive=False, elem_id="card-text")
             c["login"] = sign_in("use-login")
             c["over"] = gr.Checkbox(False, label="Write into a repository that was not made here", elem_id="write-over")
-            c["publish"] = gr.Button("Publish", variant="stop", elem_id="publish")
+            with gr.Row():
+                c["publish"] = gr.Button("Publish", variant="primary", elem_id="publish")
+                c["stop"] = gr.Button("Stop", variant="stop", elem_id="publish-stop")
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     trained.mine.change(lambda mine, run: known(mine, [run] if run else [], several=False), [trained.mine, c["run"]], c["run"], queue=False, **quiet)
     for each in measured:
@@ -59,7 +66,16 @@ def tab(trained: Trained, measured: Sequence[Measured], tabs: gr.Tabs) -> None:
     asked = {name: c[name] for name in (*ASKED, "login")}
     shown = [c[name] for name in ("status", "changes", "card", "text", "curves")]
     c["preview"].click(_previewed, inputs_kwargs=asked, outputs=shown, **quiet)
-    c["publish"].click(_published, inputs_kwargs={**asked, "over": c["over"]}, outputs=c["status"], **quiet)
+    sending = c["publish"].click(
+        _published,
+        inputs_kwargs={**asked, "over": c["over"]},
+        outputs=c["status"],
+        trigger_mode="multiple",  # as in tabs/sweep.py
+        **AT_ONCE,
+        **quiet,
+    )
+    stopped = {"fn": lambda: "Stopped. Nothing is in the repository unless its commit had begun: 'Show what would be sent' tells.", "inputs": None}
+    c["stop"].click(**stopped, outputs=c["status"], cancels=[sending], **quiet)
 
 
 def _controls() -> dict[str, Any]:
@@ -129,16 +145,32 @@ def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any
     )
 
 
-@sentences()
-def _published(visitor: gr.OAuthToken | None, login: bool = False, over: bool = False, **values: Any) -> str:
+def _published(visitor: gr.OAuthToken | None, login: bool = False, over: bool = False, **values: Any) -> Iterator[str]:
     try:
-        publication = plan(_said(values))
-        own = signed_in(login, visitor)
-        with passing_folder() as folder:
-            url = pushed(publication.repo, bundle(publication, folder), own, private=publication.private, message=f"Publish {publication.name}", over=over)
-    except UserError as error:
-        return f"⚠️ {plain(str(error))}"
-    return f"**Published**: {url}"
+        with sentences(), passing_folder() as folder:
+            publication = plan(_said(values))
+            own = signed_in(login, visitor)
+            files = bundle(publication, folder)
+            yield f"Sending {len(files)} files, {sum(file.stat().st_size for file in files.values()):,} bytes …"
+            url = yield from _sent(publication, files, own, over)
+    except gr.Error as error:
+        yield f"⚠️ {plain(error.message)}"
+    else:
+        yield f"**Published**: {url}"
+
+
+def _sent(publication: Publication, files: Mapping[str, Path], own: str, over: bool = False) -> Generator[Any, None, str]:
+    """Send it, and return the commit's address; closed before the commit has begun, there will be none."""
+    stop = Event()
+    looks = aside(partial(pushed, private=publication.private, over=over, stop=stop), publication.repo, files, own, f"Publish {publication.name}")
+    try:
+        while True:
+            next(looks)
+            yield gr.skip()
+    except StopIteration as done:
+        return done.value
+    finally:
+        stop.set()
 
 
 def _said(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,7 +226,7 @@ def publish(
     pictures: list | None = None,
     use_login: bool = False,
     dataset: bool = False,
-) -> dict[str, Any]:
+) -> Iterator[dict[str, Any]]:
     """Publish a LoRA, or a run's, to the Hub in one commit. `sweep` and `transfer` are reports of this very file.
 
     `dataset` sends a run's training pictures, too.
@@ -211,11 +243,12 @@ def publish(
             there = compared(publication.repo, files, own or False)
             listed = [{"file": change.path, "size": change.size, "what": change.what} for change in there.changes]
             if dry_run:
-                return {"url": None, "commit": there.commit, "files": listed, "card": files["README.md"].read_text(encoding="utf-8")}
+                yield {"url": None, "commit": there.commit, "files": listed, "card": files["README.md"].read_text(encoding="utf-8")}
+                return
             if own is None:
                 raise UserError("login: nobody is logged in; at home set use_login to true, after `hf auth login`.")
-            url = pushed(publication.repo, files, own, private=publication.private, message=f"Publish {publication.name}")
-    return {"url": url, "commit": url.rpartition("/")[2], "files": listed}
+            url = yield from _sent(publication, files, own)
+    yield {"url": url, "commit": url.rpartition("/")[2], "files": listed}
 
 
 def _asked(lora: Any, run: str | None, pictures: list | None = None, **told: Any) -> dict[str, Any]:
@@ -238,6 +271,6 @@ def endpoints() -> None:
         inputs_kwargs=asked,
         outputs=gr.JSON(visible=False),
         validator=refusals(tuple(asked), lambda values: plan(_asked(**values)), {"home": "lora"}),
-        concurrency_id="publish",
+        **AT_ONCE,
         api_name="publish",
     )

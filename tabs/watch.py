@@ -26,13 +26,13 @@ def watch(page: gr.Blocks) -> None:
         place = getattr(block.fn, "__module__", "").rpartition(".")[2]
         kind = {"kind": block.api_name} if public else {"kind": place, "call": name.strip("_")}
         clicked = any(event == "click" for _, event in block.targets) and name != "<lambda>"
-        block.fn = _watched(block.fn, kind, logged=public or block.queue or clicked, begins=block.queue)
+        block.fn = _watched(block.fn, kind, len(block.outputs), logged=public or block.queue or clicked, begins=block.queue)
         if block.validator:
             block.validator = _checked(block.validator, kind)
     page.process_api = _processed(page.process_api)
 
 
-def _watched(handler: Callable[..., Any], kind: dict[str, Any], logged: bool, begins: bool) -> Callable[..., Any]:
+def _watched(handler: Callable[..., Any], kind: dict[str, Any], outputs: int, logged: bool, begins: bool) -> Callable[..., Any]:
     """The handler: one line in the journal for each call, or where it is not `logged` for one that broke; what `begins` work does not while the studio closes.
 
     What only moves things about on the page is not logged.
@@ -49,6 +49,8 @@ def _watched(handler: Callable[..., Any], kind: dict[str, Any], logged: bool, be
     @wraps(handler)
     def stream(*arguments: Any, **named: Any) -> Iterator[Any]:
         with _told(kind, logged, begins) as call:
+            # Gradio knows a generator by what it yields, and closes none that was stopped before its first word: that comes before any work.
+            yield tuple(gr.skip() for _ in range(outputs)) if outputs > 1 else gr.skip()
             with call.current():
                 results = handler(*arguments, **named)
             try:

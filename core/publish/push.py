@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Event
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
@@ -67,12 +68,18 @@ def compared(repo: str, files: Mapping[str, Path], token: str | bool) -> There:
     return There(commit=info.sha, ours=empty or marked, changes=tuple(changes))
 
 
-def pushed(repo: str, files: Mapping[str, Path], token: str, *, private: bool, message: str, over: bool = False) -> str:
+def pushed(repo: str, files: Mapping[str, Path], token: str, message: str, *, private: bool, over: bool = False, stop: Event | None = None) -> str:
     """Send them in one commit, all or nothing, and return its address; pressing again after a failure finishes it.
 
-    `over` allows to write into a repository that was not made here. Raises `UserError` in one sentence; nothing is changed then
-    but that the repository may have been made.
+    `over` allows to write into a repository that was not made here. Once `stop` is set nothing more begins; of what was uploaded
+    nothing is in the repository before its commit. Raises `UserError` in one sentence; nothing is changed then but that the
+    repository may have been made.
     """
+
+    def go_on() -> None:
+        if stop is not None and stop.is_set():
+            raise UserError(f"repo: {repo} was not written: it was stopped before its commit.")
+
     api = HfApi(token=token)
     try:
         who = patiently(api.whoami)
@@ -84,9 +91,12 @@ def pushed(repo: str, files: Mapping[str, Path], token: str, *, private: bool, m
             raise UserError(f"repo: {repo} was not made here; tick that it may be written over, or choose another name.")
         if all(change.what == "same" for change in there.changes):
             return f"{api.endpoint}/{repo}/commit/{there.commit}"
+        go_on()
         if there.commit is None:
             api.create_repo(repo, private=private, exist_ok=True)  # made meanwhile, or by a press before that failed
         operations = [CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()]
+        api.preupload_lfs_files(repo, operations)
+        go_on()
         return api.create_commit(repo, operations, commit_message=message, parent_commit=there.commit).commit_url
     except (HTTPError, OSError, RuntimeError) as error:
         raise UserError(f"repo: {repo} was not written: {_why(error)}") from error

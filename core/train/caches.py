@@ -21,7 +21,7 @@ from core import models
 from core.data.buckets import Fit
 from core.encode import Conditioning, encode
 from core.prompts import Span
-from core.train.folder import write_tensors
+from core.tensorfile import write_tensors
 
 TEXT_BYTES = 512 * 2**20
 """Of captions that are kept: about 1,600 of SDXL's."""

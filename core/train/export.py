@@ -16,8 +16,8 @@ from peft import get_peft_model_state_dict
 
 from core.blocks import to_sai
 from core.data.dataset import Dataset
+from core.tensorfile import write_tensors
 from core.train.adapter import Adapter
-from core.train.folder import write_tensors
 from core.train.metadata import told_of
 from core.train.run import Run
 

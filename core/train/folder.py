@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from core.atomic import TORN, replacing
+from core.tensorfile import write_tensors
 from core.types import UserError
 
 FAILURE = 1000
@@ -196,9 +196,3 @@ def write_text(file: Path, text: str) -> None:
     """Write a file that is whole at any time."""
     with replacing(file) as unfinished:
         unfinished.write_text(text, encoding="utf-8")
-
-
-def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """The same for tensors."""
-    with replacing(file) as unfinished:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata or {}))

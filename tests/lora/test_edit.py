@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from core import edit, lora, lorafile, models
 from core.blocks import STYLE, block_of
+from core.digest import content
 from core.types import LoraUse, UserError
 from tests.lora.parts import fingerprint, noise_of
 
@@ -49,6 +50,12 @@ def test_metadata_follows(folder: Path, tmp_path: Path) -> None:
     assert found.tags == {"1girl": 9, "smile": 3}
     assert found.metadata["ss_network_alpha"] == "4"
     assert found.metadata["modelspec.usage_hint"] == "Strength 1"
+
+
+def test_the_same_content_is_the_same_file(folder: Path, tmp_path: Path) -> None:
+    """Or every publication would change its repository."""
+    source = lorafile.read(folder / "kohya.safetensors")
+    assert len({content(edit.edited(source, tmp_path / str(time), multiply=2, hint='Strength 1, über 2 "zuviel"')) for time in range(5)}) == 1
 
 
 def test_blocks_that_are_kept(folder: Path, tmp_path: Path) -> None:

@@ -45,6 +45,8 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.asked.append(Asked(self.command, path, {key.lower(): value for key, value in self.headers.items()}, len(self.body)))
         if stops:
             return
+        if kind == "held":
+            self.hub.go.wait()
         try:
             if kind and kind[0].isdigit():
                 raise Refused(int(kind[:3]), f"{kind}: a test wants it", MORE.get(kind, {}))
@@ -234,5 +236,6 @@ def hub(tokens: dict[str, str], more: dict[str, Callable[[Handler], Answer]] | N
     try:
         yield made
     finally:
+        made.go.set()
         server.shutdown()
         server.server_close()

@@ -10,8 +10,9 @@ LARGE = (".safetensors", ".png")
 FIRST = {".gitattributes": "".join(f"*{suffix} filter=lfs diff=lfs merge=lfs -text\n" for suffix in LARGE).encode()}
 """What the Hub itself commits to a new repository."""
 
-Kind = Literal["401", "402", "403", "403 gated", "404", "409", "429", "500", "503", "cut", "wrong sha"]
-"""`cut`: the connection closes after half of the promised body, or of what is sent. `wrong sha`: one bit of a large file is flipped on its way."""
+Kind = Literal["401", "402", "403", "403 gated", "404", "409", "429", "500", "503", "cut", "wrong sha", "held"]
+"""`cut`: the connection closes after half of the promised body, or of what is sent. `wrong sha`: one bit of a large file is flipped on its way.
+`held`: the answer waits until the Hub is told to `go`."""
 
 
 class Refused(Exception):
@@ -75,6 +76,7 @@ class Hub:
     yard: object = None
     """What routes beside those of repositories keep."""
     lock: threading.Lock = field(default_factory=threading.Lock)
+    go: threading.Event = field(default_factory=threading.Event)
 
     def fail(self, method_and_path: str, kind: Kind, times: int = 1) -> None:
         """Makes the next `times` requests go wrong in whose "METHOD /path" the regular expression is found."""

@@ -1,7 +1,9 @@
 """Stop pressed at every place that a job has: nothing half is left, no LoRA stays on, and the next job works."""
 
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -11,7 +13,8 @@ from gradio_client import Client, handle_file
 from huggingface_hub import constants
 from PIL import Image
 
-from core import cells
+from core import cells, gpu
+from core.events import Event
 from tabs.files import FILES
 from tests.lora.parts import fingerprint
 from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
@@ -92,6 +95,29 @@ def test_case_23_stop_in_the_queue(studio: str) -> None:
 
 
 @pytest.mark.usefixtures("nothing_stays")
+@pytest.mark.parametrize("job", ["generate", "sweep"])
+def test_case_23_stop_before_the_first_step(studio: str, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
+    """While the model is loaded, say: Gradio has no generator yet that it could close."""
+    begun, load, made = threading.Event(), threading.Event(), gpu.generate
+
+    def slowly(*asked: Any, **more: Any) -> Iterator[Event]:
+        begun.set()
+        load.wait()
+        return (yield from made(*asked, **more))
+
+    monkeypatch.setattr(gpu, "generate", slowly)
+    visitor = Visitor(studio)
+    event = visitor.join(job, **{"generate": {"prompt": WORN, "seed": 8}, "sweep": {"lora": "nano-airbrush", "seeds": "71-74"}}[job])
+    begun.wait()
+    threading.Timer(0.2, load.set).start()
+    with unet_calls() as calls:
+        visitor.cancel(job, event)
+        lane_is_free()
+    assert len(calls) <= 2
+    visitor.hang_up()
+
+
+@pytest.mark.usefixtures("nothing_stays")
 def test_case_23_gradio_client_cancels_a_script(client: Client) -> None:
     job = client.submit(prompt=WORN, steps=150, seed=3, api_name="/generate")
     with unet_calls() as calls:
@@ -118,24 +144,31 @@ def test_case_23_an_upload_that_breaks_off_leaves_no_file(studio: str, client: C
 
 @pytest.mark.usefixtures("nothing_stays")
 @pytest.mark.parametrize("how", ["cancel", "hang up"])
-def test_case_23_a_publication_that_is_left_is_whole_or_not_there(studio: str, hub_server: Hub, how: str) -> None:  # noqa: F811
+@pytest.mark.parametrize(("at", "commits"), [("PUT /lfs/", 1), ("POST /api/models/ann/left/commit/", 2)], ids=["upload", "commit"])
+def test_case_23_a_publication_that_is_left_is_whole_or_not_there(studio: str, hub_server: Hub, how: str, at: str, commits: int) -> None:  # noqa: F811
+    """Whoever stops is answered while the Hub holds what was sent: of an upload nothing gets into the repository, and a commit that has begun is whole."""
     Path(constants.HF_TOKEN_PATH).write_text("hf_ann")
-    visitor = Visitor(studio)
+    hub_server.fail(at, "held")
+    FILES.mkdir(exist_ok=True)
+    before, visitor = set(FILES.iterdir()), Visitor(studio)
     event = visitor.join("publish", lora="nano-airbrush", repo="ann/left", use_login=True)
     visitor.until("process_starts")
-    while not hub_server.asked:
+    while not any(f"{one.method} {one.path}".startswith(at) for one in hub_server.asked):
         time.sleep(0.005)
     visitor.cancel("publish", event) if how == "cancel" else visitor.hang_up()
-    while "ann/left" not in hub_server.repos or len(hub_server.commits("ann/left")) < 2:
-        time.sleep(0.01)  # what has begun to be sent is sent to its end
+    while set(FILES.iterdir()) != before:  # until the job has cleaned up behind itself
+        time.sleep(0.005)
+    hub_server.go.set()
+    while any(thread.name.startswith("aside") for thread in threading.enumerate()):
+        time.sleep(0.005)
+    assert len(hub_server.commits("ann/left")) == commits
     visitor.hang_up()
     again = Visitor(studio)
     again.join("publish", lora="nano-airbrush", repo="ann/left", use_login=True)
     assert again.ended()["success"]
     files = hub_server.files("ann/left")
     assert {"README.md", "nano-airbrush.safetensors"} <= files.keys()
-    for commit in hub_server.commits("ann/left"):
-        assert set(commit.files) in ({".gitattributes"}, set(files)), "a commit with half of the files"
+    assert [set(commit.files) for commit in hub_server.commits("ann/left")] == [{".gitattributes"}, set(files)]
 
 
 @pytest.mark.usefixtures("nothing_stays")

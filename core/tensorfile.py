@@ -1,0 +1,29 @@
+"""Tensors and what is said of them as a safetensors file: whole at any time, and the same bytes for the same content."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from core.atomic import replacing
+
+
+def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write the file, or nothing."""
+    with replacing(file) as unfinished:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata or {}))
+        _sorted(unfinished)
+
+
+def _sorted(file: Path) -> None:
+    """Put the metadata in order: the library writes it in another one each time, and a file would never have the same hash twice."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
+        told = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        assert len(told) <= size, "the library writes its header in more words than are needed"
+        opened.seek(8)
+        opened.write(told.ljust(size))
