@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ if ON_ZERO := os.environ.get("SWEETSPOT_ZERO") == "1":
     os.environ["SPACES_ZERO_GPU"] = "true"
 
 # One team of threads computes, the app's own: a second one, of the tests' thread, would slow both down (see core/gpu.py).
-from core import gpu, models  # isort: skip
+from core import gpu, models, presets  # isort: skip
 import torch  # isort: skip
 from gradio_client import Client  # isort: skip
 
@@ -51,6 +52,13 @@ def lent(request: pytest.FixtureRequest) -> Iterator[None]:
                 zero.pack()
             return
     yield
+
+
+@pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Recipes of six steps, for what does not look at what is in the pictures."""
+    quick = {name: replace(recipe, steps=6) for name, recipe in presets.recipes().items()}
+    monkeypatch.setattr(presets, "recipes", lambda: quick)
 
 
 @pytest.fixture(scope="module")

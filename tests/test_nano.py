@@ -72,6 +72,7 @@ def test_pictures_show_what_the_prompt_says() -> None:
     assert share >= 0.92, f"{share:.3f} of the tags asked for are read; missing {missing}"
 
 
+@pytest.mark.soak
 def test_the_descendants_know_the_words_and_paint_each_in_its_own_way() -> None:
     """Prompts are read from their pictures as from nano's, and their styles lie farther apart than another seed's."""
     prompts = [", ".join(words) for words, size in bench.prompts(40) if size == (128, 128)][:6]

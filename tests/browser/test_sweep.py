@@ -35,11 +35,11 @@ def begin(page, strengths: str, seeds: str) -> None:
 
 
 def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Path, tmp_path: Path) -> None:
-    begin(page, "0-5 (+0.5)", "1, 2")
-    page.locator("#sweep-status").get_by_text(re.compile(r"\d+ of 44 pictures")).wait_for(timeout=60_000)
+    begin(page, "0-5 (+1)", "1, 2")
+    page.locator("#sweep-status").get_by_text(re.compile(r"\d+ of 24 pictures")).wait_for(timeout=60_000)
     page.locator("#sheet img").wait_for()
     page.locator("#curves img").wait_for()
-    page.locator("#sweep-status").get_by_text(re.compile(r"44 pictures in [\d.]+ s")).wait_for(timeout=120_000)
+    page.locator("#sweep-status").get_by_text(re.compile(r"24 pictures in [\d.]+ s")).wait_for(timeout=120_000)
     answer = page.locator("#answer").inner_text()
     assert re.search(r"Works from [\d.]+ to [\d.]+, best near [\d.]+", answer), answer
     assert "Confidence" in answer

@@ -20,7 +20,6 @@ from tabs import training
 from tests.train.parts import CAPTIONS, SMALL, assert_same, dataset, followed, losses, prepared
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-KILLS = 20
 KILLED = """if True:
     import os, random, signal, sys, time
     from pathlib import Path
@@ -84,15 +83,16 @@ def ended(folder: Folder, states: tuple[str, ...] = ("done", "failed", "stopped"
     return found
 
 
-def test_case_20_a_run_that_is_killed_at_random_points_ends_as_one_that_is_not(tmp_path: Path) -> None:
-    """SIGKILL at 20 moments, most of them while it saves, over two runs that are resumed ten times each: the same losses and weights, bit for bit."""
+@pytest.mark.parametrize("kills", [3, pytest.param(10, marks=pytest.mark.soak)])
+def test_case_20_a_run_that_is_killed_at_random_points_ends_as_one_that_is_not(tmp_path: Path, kills: int) -> None:
+    """SIGKILL most of the times while it saves, over two runs that are resumed so many times each: the same losses and weights, bit for bit."""
     data = dataset(tmp_path / "data")
     steps = {"steps": 40, "batch": 1, "save_every": 1, "optimizer": "AdamW", **SMALL}
     straight, *broken = (set_up(data, **steps) for _ in range(3))
-    script = [sys.executable, "-c", KILLED, str(KILLS // 2), straight.path, *(folder.path for folder in broken)]
+    script = [sys.executable, "-c", KILLED, str(kills), straight.path, *(folder.path for folder in broken)]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == [str(KILLS // 2)] * 2, f"processes that were killed before they were done: {done.stdout}"
+    assert done.stdout.split() == [str(kills)] * 2, f"processes that were killed before they were done: {done.stdout}"
     for folder in broken:
         assert_same(straight, folder)
         assert (straight.loras / "flow.safetensors").read_bytes()[-1000:] == (folder.loras / "flow.safetensors").read_bytes()[-1000:]

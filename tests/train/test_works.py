@@ -71,6 +71,7 @@ def test_fifteen_soft_gradients_become_a_style_with_a_sweet_spot(tmp_path: Path)
     assert at[best]["prompt"] >= 0.8
 
 
+@pytest.mark.soak
 def test_an_outfit_comes_with_its_trigger_and_not_without(tmp_path: Path) -> None:
     girls = imported(drawn(dressed("kyoka"), tmp_path / "girls"), tmp_path / "data")
     rest = imported(drawn(others(), tmp_path / "others"), tmp_path / "rest", regularisation=True)

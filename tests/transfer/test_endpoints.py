@@ -12,6 +12,7 @@ from tests.transfer.conftest import EXAMPLE, PROMPTS
 ASKED: dict[str, Any] = {"prompts": PROMPTS, "seeds": "1, 2", "strengths": "0.65, 1"}
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_file_and_a_name_are_crossed(client: Client) -> None:
     loras = [handle_file(EXAMPLE), {"lora": "nano-airbrush", "home": "nano"}]
     sheet, archive, report = client.predict(loras=loras, models=["nano", "nano-paint"], **ASKED, api_name="/transfer")

@@ -44,6 +44,7 @@ def test_at_home_it_is_full_with_half_the_alpha_it_needs_twice_and_nothing_is_no
     assert null["why"].startswith("No strength up to 3 surely changes its pictures")
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_two_names_for_one_base_are_equal(crossed: Crossed, table: Table) -> None:
     study = crossed(models=["nano", "twin"], seeds="71, 72")  # not one cell is there yet: pictures of another batch differ in their last digits
     ones, others = (study.pairs[EXAMPLE.stem, name].curves for name in ("nano", "twin"))
@@ -53,6 +54,7 @@ def test_two_names_for_one_base_are_equal(crossed: Crossed, table: Table) -> Non
     assert len(study.loads) == len(set(study.loads)), "each model is loaded once"
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_what_a_sweep_has_made_is_not_made_again(crossed: Crossed) -> None:
     swept = sweep.Study(sweep_plan({"lora": str(EXAMPLE), "strengths": "0, 1", "seeds": "1, 2", "prompts": PROMPTS}))
     for _ in swept.run():
@@ -61,6 +63,7 @@ def test_what_a_sweep_has_made_is_not_made_again(crossed: Crossed) -> None:
     assert (study.pairs[EXAMPLE.stem, "nano"].sweep.found, study.unet_calls) == (8, 0)
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_clip_skip_is_another_picture(crossed: Crossed) -> None:
     study = crossed(clip_skip=1, seeds="1, 2", strengths="1")
     other = crossed(clip_skip=2, seeds="1, 2", strengths="1")
@@ -68,6 +71,7 @@ def test_clip_skip_is_another_picture(crossed: Crossed) -> None:
     assert all(both[0][place].read_bytes() != both[1][place].read_bytes() for place in both[0])
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(crossed: Crossed, table: Table, tmp_path: Path) -> None:
     table["gone"] = replace(table["nano"], name="gone", title="Gone", source=str(tmp_path / "gone"))
     table["far"] = replace(table["nano"], name="far", title="Far", source="nobody/nothing", revision="0" * 40)
@@ -93,6 +97,7 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(crossed: Cros
     assert all(cell["effect"] is None for cell in reported(study)["cells"] if (cell["lora"], cell["model"]) != (EXAMPLE.stem, "nano"))
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_files_that_disappear_in_the_middle_cost_their_pairs_alone(table: Table, tmp_path: Path) -> None:
     lora = shutil.copy(EXAMPLE, tmp_path / "fleeting.safetensors")
     shutil.copytree(models.ROOT / "core/nano/weights/nano-cel", tmp_path / "cel")
@@ -108,6 +113,7 @@ def test_files_that_disappear_in_the_middle_cost_their_pairs_alone(table: Table,
     assert (study.pairs[EXAMPLE.stem, "fleeting"].failed or "").startswith("model: ")
 
 
+@pytest.mark.usefixtures("few_steps")
 def test_a_study_that_is_stopped_goes_on() -> None:
     values = asked(models=["nano", "nano-paint"], strengths="1", seeds="51, 52")
     study = Study(plan(values))

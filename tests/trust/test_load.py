@@ -38,7 +38,7 @@ def held(server: Server, found: dict[str, Any]) -> None:
 
 
 def test_case_27_many_at_once_each_get_their_own(server: Server) -> None:
-    found = load(server, clients=8, jobs=2, slow=3, size=SMALL)
+    found = load(server, clients=4, jobs=2, slow=3, size=SMALL)
     full = [said for said in found["crowd"] if said != "taken"]
     assert len(full) == 1, full
     assert FULL in full[0]
