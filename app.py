@@ -15,7 +15,7 @@ from core import closing, journal, limits, models, presets, selfcheck, sweeper
 from core.device import this_machine
 from core.train import runs
 from core.types import UserError
-from tabs import api, crossing, generate, health, publish, sweep, train, training, transfer
+from tabs import api, crossing, generate, health, publish, publishing, sweep, train, training, transfer
 from tabs.files import FILES
 from tabs.sessions import forget
 from tabs.watch import watch
@@ -49,7 +49,7 @@ def build() -> gr.Blocks:
         api.endpoints()
         training.endpoints()
         crossing.endpoints()
-        publish.endpoints()
+        publishing.endpoints()
         gr.Markdown(this_machine().line(), elem_id="machine")
         gr.Markdown(found.line(), elem_id="lacks")
         with gr.Accordion("Limits", open=False, elem_id="limits"):

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-from core.limits import FORBIDDEN
+from core.checks import FORBIDDEN
 from core.types import Detail, Grain, Hires, Model, Request, UserError
 
 VERSION = "0.1.0"

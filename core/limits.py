@@ -1,10 +1,9 @@
 """What is allowed, in one place: every bound, and the sentence that names the field, the value and the bound."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from core.samplers import SAMPLERS
+from core.checks import denoise, real, real_or_none, sampler, shown, switch, text, texts, whole, whole_or_none
 from core.types import Request, UserError
 
 SIDE = (64, 2048)  # pixels
@@ -51,8 +50,6 @@ AGES = {  # seconds without use after which something is swept away: on a hosted
     "cells": (2 * DAY, 90 * DAY),
     "runs": (3 * DAY, None),  # that no process trains
 }
-FORBIDDEN = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, those that turn the direction of writing, halves of UTF-16 pairs."""
 
 
 def rows() -> list[tuple[str, str]]:
@@ -108,163 +105,86 @@ def check(request: Request) -> None:
         raise UserError(sentence)
 
 
-def _whole(low: int, high: int, step: int = 1):
-    allowed = f"a whole number from {low} to {high}" + (f" in steps of {step}" if step > 1 else "")
-
-    def why(field: str, value: Any) -> str | None:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # false for NaN
-        if fits and value == int(value) and value % step == 0:
-            return None
-        return f"{field}: {_shown(value)} is not allowed; it takes {allowed}."
-
-    return why
-
-
-def _whole_or_none(low: int, high: int):
-    number = _whole(low, high)
-    return lambda field, value: None if value is None else number(field, value)
-
-
-def _denoise(field: str, value: Any) -> str | None:
-    fits = isinstance(value, int | float) and not isinstance(value, bool) and (value == 0 or 0.05 <= value <= 1)
-    return None if fits else f"{field}: {_shown(value)} is not allowed; it takes 0, or a number from 0.05 to 1."
-
-
-def _real(low: float, high: float):
-    def why(field: str, value: Any) -> str | None:
-        fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high  # false for NaN
-        return None if fits else f"{field}: {_shown(value)} is not allowed; it takes a number from {low:g} to {high:g}."
-
-    return why
-
-
-def _real_or_none(low: float, high: float):
-    number = _real(low, high)
-    return lambda field, value: None if value is None else number(field, value)
-
-
-def _text(empty: bool):
-    def why(field: str, value: Any) -> str | None:
-        if not isinstance(value, str):
-            return f"{field}: {_shown(value)} is not text."
-        if not empty and not value.strip():
-            return f"{field}: it is empty; write what the picture should show."
-        if len(value) > PROMPT:
-            return f"{field}: {len(value):,} characters are too many; it takes up to {PROMPT:,}."
-        if FORBIDDEN.search(value):
-            return f"{field}: it holds a control character or half of one; only text and line breaks are allowed."
-        return None
-
-    return why
-
-
-def _texts(most: int):
-    one = _text(empty=True)
-
-    def why(field: str, value: Any) -> str | None:
-        if not isinstance(value, list | tuple):
-            return f"{field}: {_shown(value)} is not a list of texts."
-        if len(value) > most:
-            return f"{field}: {len(value)} entries are too many; it takes up to {most}."
-        return next((problem for part in value if (problem := one(field, part))), None)
-
-    return why
-
-
-def _switch(field: str, value: Any) -> str | None:
-    return None if isinstance(value, bool) else f"{field}: {_shown(value)} is not allowed; it takes true or false."
-
-
-def _sampler(field: str, value: Any) -> str | None:
-    return None if value in list(SAMPLERS) else f"{field}: {_shown(value)} is unknown; it takes {', '.join(SAMPLERS)}."
-
-
-def _shown(value: Any) -> str:
-    """The value as a message may repeat it: short, on one line."""
-    text = repr(value)
-    return text if len(text) <= 40 else text[:40] + "…"
-
-
 CHECKS = {
-    "prompt": _text(empty=False),
-    "negative": _text(empty=True),
-    "width": _whole(*SIDE, step=SIDE_STEP),
-    "height": _whole(*SIDE, step=SIDE_STEP),
-    "steps": _whole(*STEPS),
-    "cfg": _real(*CFG),
-    "sampler": _sampler,
-    "seed": _whole(*SEED),
-    "clip_skip": _whole(1, 2),
-    "count": _whole(*COUNT),
+    "prompt": text(PROMPT, empty=False),
+    "negative": text(PROMPT),
+    "width": whole(*SIDE, step=SIDE_STEP),
+    "height": whole(*SIDE, step=SIDE_STEP),
+    "steps": whole(*STEPS),
+    "cfg": real(*CFG),
+    "sampler": sampler,
+    "seed": whole(*SEED),
+    "clip_skip": whole(1, 2),
+    "count": whole(*COUNT),
 }
 STAGES = {
     "hires": {
-        "factor": _real(*FACTOR),
-        "denoise": _denoise,
-        "steps": _whole_or_none(*STEPS),
-        "smooth": _real(0, 1),
+        "factor": real(*FACTOR),
+        "denoise": denoise,
+        "steps": whole_or_none(*STEPS),
+        "smooth": real(0, 1),
     },
     "detail": {
-        "prompt": _text(empty=True),
-        "negative": _text(empty=True),
-        "confidence": _real(0.05, 1),
-        "largest": _whole(0, 100),
-        "least": _real(0, 1),
-        "most": _real(0, 1),
-        "dilate": _whole(-128, 128),
-        "blur": _whole(0, 64),
-        "padding": _whole(0, 256),
-        "denoise": _real(0.05, 1),
-        "steps": _whole_or_none(*STEPS),
-        "lora_strength": _real_or_none(*STRENGTH),
+        "prompt": text(PROMPT),
+        "negative": text(PROMPT),
+        "confidence": real(0.05, 1),
+        "largest": whole(0, 100),
+        "least": real(0, 1),
+        "most": real(0, 1),
+        "dilate": whole(-128, 128),
+        "blur": whole(0, 64),
+        "padding": whole(0, 256),
+        "denoise": real(0.05, 1),
+        "steps": whole_or_none(*STEPS),
+        "lora_strength": real_or_none(*STRENGTH),
     },
     "grain": {
-        "amount": _real(0, 0.5),
-        "size": _real(0.5, 8),
-        "monochrome": _switch,
-        "blur": _real(0, 4),
+        "amount": real(0, 0.5),
+        "size": real(0.5, 8),
+        "monochrome": switch,
+        "blur": real(0, 4),
     },
     "expand": {
-        "temperature": _real(0.05, 2),
-        "top_p": _real(0.05, 1),
-        "top_k": _whole(1, 1000),
-        "ban": _texts(200),
-        "without": _texts(10),
-        "max_tags": _whole(1, 100),
+        "temperature": real(0.05, 2),
+        "top_p": real(0.05, 1),
+        "top_k": whole(1, 1000),
+        "ban": texts(200, PROMPT),
+        "without": texts(10, PROMPT),
+        "max_tags": whole(1, 100),
     },
 }
 """The numbers and texts of the records that `Request` and `Recipe` hold."""
 
 TRAINING = {
-    "rank": _whole(*RANK),
-    "alpha": _real(0.01, 1024),
-    "dropout": _real(0, 0.9),
-    "resolution": _whole(64, 2048, step=8),
-    "least_side": _whole(32, 2048, step=8),
-    "most_side": _whole(64, 8192, step=8),
-    "bucket_step": _whole(8, 256, step=8),
-    "steps": _whole(1, 100_000),
-    "batch": _whole(1, 64),
-    "accumulation": _whole(1, 256),
-    "rate": _real(2e-7, 10),
-    "text_rate": _real(2e-7, 10),
-    "weight_decay": _real(0, 10),
-    "warmup": _whole(0, 100_000),
-    "cycles": _whole(1, 1000),
-    "clip": _real(0, 1000),
-    "min_snr": _real_or_none(0.1, 100),
-    "noise_offset": _real(0, 1),
-    "prior_weight": _real(0, 10),
-    "ema": _real_or_none(0, 0.9999),
-    "clip_skip": _whole(1, 2),
-    "keep_tokens": _whole(0, 75),
-    "tag_dropout": _real(0, 1),
-    "caption_dropout": _real(0, 1),
-    "held_out": _whole(0, 100),
-    "seed": _whole(*SEED),
-    "expected_strength": _real(0.05, STRENGTH[1]),
-    "preview_every": _whole(0, 100_000),
-    "save_every": _whole(1, 100_000),
+    "rank": whole(*RANK),
+    "alpha": real(0.01, 1024),
+    "dropout": real(0, 0.9),
+    "resolution": whole(64, 2048, step=8),
+    "least_side": whole(32, 2048, step=8),
+    "most_side": whole(64, 8192, step=8),
+    "bucket_step": whole(8, 256, step=8),
+    "steps": whole(1, 100_000),
+    "batch": whole(1, 64),
+    "accumulation": whole(1, 256),
+    "rate": real(2e-7, 10),
+    "text_rate": real(2e-7, 10),
+    "weight_decay": real(0, 10),
+    "warmup": whole(0, 100_000),
+    "cycles": whole(1, 1000),
+    "clip": real(0, 1000),
+    "min_snr": real_or_none(0.1, 100),
+    "noise_offset": real(0, 1),
+    "prior_weight": real(0, 10),
+    "ema": real_or_none(0, 0.9999),
+    "clip_skip": whole(1, 2),
+    "keep_tokens": whole(0, 75),
+    "tag_dropout": real(0, 1),
+    "caption_dropout": real(0, 1),
+    "held_out": whole(0, 100),
+    "seed": whole(*SEED),
+    "expected_strength": real(0.05, STRENGTH[1]),
+    "preview_every": whole(0, 100_000),
+    "save_every": whole(1, 100_000),
 }
 """The numbers of a training."""
 
@@ -273,5 +193,5 @@ def training_problems(values: Mapping[str, Any]) -> dict[str, str]:
     """Field -> sentence for each number of a training that is not allowed."""
     found = {name: why for name, check in TRAINING.items() if (why := check(name, values[name]))}
     if not found and not all(0 <= beta < 1 for beta in values["betas"]):
-        found["betas"] = f"betas: {_shown(values['betas'])} is not allowed; it takes two numbers from 0 to less than 1."
+        found["betas"] = f"betas: {shown(values['betas'])} is not allowed; it takes two numbers from 0 to less than 1."
     return found

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from core.limits import FORBIDDEN
+from core.checks import FORBIDDEN
 from core.lorakeys import Module, modules
 from core.types import UserError
 

@@ -12,6 +12,7 @@ FILES = [ROOT / "app.py", *sorted((ROOT / "tabs").rglob("*.py")), *sorted((ROOT 
 FLOORS = [
     {
         "core.types",
+        "core.aside",
         "core.atomic",
         "core.journal",
         "core.installed",
@@ -32,6 +33,7 @@ FLOORS = [
         "core.transfer",
         "core.transfer.page",
     },
+    {"core.checks", "core.tensorfile"},
     {
         "core.closing",
         "core.publish.measured",
@@ -107,7 +109,7 @@ FLOORS = [
     {"core.transfer.report"},
     {"core.transfer.outcome"},
     {"tabs.files", "tabs.sessions", "tabs.widgets", "tabs.stages", "tabs.watch", "tabs.caller"},
-    {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health", "tabs.brought"},
+    {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health", "tabs.brought", "tabs.publishing"},
     {"tabs.generate", "tabs.training", "tabs.expected"},
     {"tabs.sweep", "tabs.watching", "tabs.jobs"},
     {"tabs.train", "tabs.crossing"},

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from core import limits
 from core.atomic import replacing
+from core.checks import FORBIDDEN
 from core.data.words import Wording
 from core.types import UserError
 
@@ -103,12 +104,12 @@ def tidied(caption: str) -> str:
     """A caption without control characters, empty lines and spaces around lines. Raises `UserError` for one that is too long."""
     if len(caption) > limits.CAPTION:
         raise UserError(f"caption: {len(caption):,} characters are too many; it takes up to {limits.CAPTION:,}.")
-    return "\n".join(stripped for line in limits.FORBIDDEN.sub("", caption).splitlines() if (stripped := line.strip()))
+    return "\n".join(stripped for line in FORBIDDEN.sub("", caption).splitlines() if (stripped := line.strip()))
 
 
 def shown(name: str) -> str:
     """A file's name as it may be shown: on one line, without control characters, its end rather than its beginning."""
-    plain = " ".join(limits.FORBIDDEN.sub("", name).split())
+    plain = " ".join(FORBIDDEN.sub("", name).split())
     return plain if len(plain) <= LONGEST_NAME else "…" + plain[-LONGEST_NAME:]
 
 

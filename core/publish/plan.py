@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core import edit, hub, limits, lora, models, shelf
+from core.checks import FORBIDDEN
 from core.data import dataset as datasets
 from core.data.tagging import counts
 from core.digest import content
@@ -129,7 +130,7 @@ def _text(field: str, value: Any, most: int) -> str:
         raise UserError(f"{field}: {str(text)[:40]!r} is not text.")
     if len(text) > most:
         raise UserError(f"{field}: {len(text):,} characters are too many; it takes up to {most:,}.")
-    return limits.FORBIDDEN.sub("", text).strip()
+    return FORBIDDEN.sub("", text).strip()
 
 
 def _pictures(said: Any) -> tuple[tuple[Path, str], ...]:
