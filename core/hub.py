@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
-from core import limits, room
+from core import hubcache, limits, room
 from core.aside import aside
 from core.digest import content
 from core.events import Fetch
@@ -194,6 +194,8 @@ def fetching(call: Callable[..., Kept], *arguments: Any) -> Generator[Fetch, Non
 @contextmanager
 def _watched(repo: str, total: int, what: str):
     """While so many bytes arrive; raises `UserError` if there is no room for them."""
+    if total > _free():
+        hubcache.swept(limits.HOUR)
     if total > (free := _free()):
         raise UserError(f"{what} has {total:,} bytes, and the disk has room for {free:,}.")
     if (told := _arriving.get()) is not None:

@@ -49,6 +49,7 @@ AGES = {  # seconds without use after which something is swept away: on a hosted
     "files": (DAY, 7 * DAY),  # uploads, and what a page shows
     "cells": (2 * DAY, 90 * DAY),
     "runs": (3 * DAY, None),  # that no process trains
+    "downloads": (DAY, None),  # of the Hub's, that the studio's own tables do not name
 }
 
 

@@ -1,4 +1,4 @@
-"""Sweeps away what nobody uses any more: a page's files, finished cells, and on a hosted Space runs; by the ages in `core.limits`."""
+"""Sweeps away what nobody uses any more: a page's files, finished cells, and on a hosted Space runs and downloads; by the ages in `core.limits`."""
 
 import re
 import shutil
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from core import cells, journal, limits
+from core import cells, hubcache, journal, limits, room
 from core.device import on_space
 from core.train import runs
 from core.train.folder import Folder
@@ -22,14 +22,16 @@ CELL = re.compile(r"[0-9a-f]{64}(-[\w.-]+)?\.(png|npz)")
 
 
 def start(files: Path) -> None:
-    """Sweep now and every hour, beside everything else; `files` is where a page's lie."""
+    """Sweep now and every hour, and each minute while a hosted Space's disk is below its floor; `files` is where a page's lie."""
 
     def sweeping() -> None:
+        last = float("-inf")
         while True:
-            gone = {name: many for name, many in sweep(files).items() if many}
-            if gone:
-                journal.say("swept", **gone)
-            time.sleep(limits.HOUR)
+            if time.monotonic() - last >= limits.HOUR or _short(files):
+                last = time.monotonic()
+                if gone := {name: many for name, many in sweep(files).items() if many}:
+                    journal.say("swept", **gone)
+            time.sleep(60)
 
     threading.Thread(target=sweeping, name="sweeper", daemon=True).start()
 
@@ -37,12 +39,20 @@ def start(files: Path) -> None:
 def sweep(files: Path) -> dict[str, int]:
     """Remove what is older than its age; how many of each went."""
     ages = {name: age for name, (hosted, home) in limits.AGES.items() if (age := hosted if on_space() else home) is not None}
+    if _short(files):
+        ages |= dict.fromkeys(("files", "cells", "downloads"), limits.HOUR)
     old = {name: time.time() - age for name, age in ages.items()}
     return {
         "files": sum(_removed(each) for each in (*_folders(files), *_strays(files)) if _used(each) < old["files"]),
         "cells": sum(_removed(file) for file in cells.FOLDER.glob("??/*") if CELL.fullmatch(file.name) and _used(file) < old["cells"]),
         "runs": sum(_removed_run(folder) for folder in _folders(runs.RUNS) if _used(folder) < old["runs"]) if "runs" in old else 0,
+        "downloads": hubcache.swept(ages["downloads"]) if "downloads" in ages else 0,
     }
+
+
+def _short(files: Path) -> bool:
+    """Whether nothing can begin on a hosted Space until there is room."""
+    return on_space() and room.free(files) < limits.DISK_FLOOR
 
 
 def _folders(within: Path) -> Iterable[Path]:

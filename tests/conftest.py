@@ -14,6 +14,7 @@ import pytest
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
 os.environ["SWEETSPOT_CELLS"] = tempfile.mkdtemp(prefix="sweetspot-cells-")
 os.environ["SWEETSPOT_RUNS"] = tempfile.mkdtemp(prefix="sweetspot-runs-")
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="sweetspot-hub-")  # a Space sweeps it
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -63,6 +63,7 @@ FLOORS = [
         "core.caption",
         "core.encode",
     },
+    {"core.hubcache"},
     {"core.hub"},
     {"core.opening"},
     {"core.pulled"},

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from core import cells, closing, gpu, limits, sweeper
 from core.events import Look
@@ -22,6 +23,7 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cells, "FOLDER", tmp_path / "cells")
     monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
     monkeypatch.setattr(files, "FILES", tmp_path / "files")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("SPACE_ID", raising=False)
 
 
@@ -50,7 +52,7 @@ def test_files_of_a_page_go_by_their_age(monkeypatch: pytest.MonkeyPatch) -> Non
     os.utime(copied)
     between, foreign, link = folder("e" * 32, 3), folder("my pictures", 900), files.FILES / ("f" * 32)
     link.symlink_to(foreign)
-    assert sweeper.sweep(files.FILES) == {"files": 2, "cells": 0, "runs": 0}
+    assert sweeper.sweep(files.FILES) == {"files": 2, "cells": 0, "runs": 0, "downloads": 0}
     assert not old.exists()
     assert not upload.exists()
     assert all(each.exists() for each in (new, copied, between, foreign / "picture.png", link))
@@ -58,6 +60,17 @@ def test_files_of_a_page_go_by_their_age(monkeypatch: pytest.MonkeyPatch) -> Non
     sweeper.sweep(files.FILES)
     assert not between.exists()
     assert all(each.exists() for each in (new, copied, foreign / "picture.png"))
+
+
+def test_where_the_disk_is_full_an_hour_is_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or whoever fills it shuts the Space for days; at home nothing goes before its time."""
+    old, new = folder("a" * 32, 0.1), folder("b" * 32, 0.01)
+    cell = written(cells.picture("ab" * 32), 0.1)
+    monkeypatch.setattr(limits, "DISK_FLOOR", 10**18)
+    assert not any(sweeper.sweep(files.FILES).values())
+    monkeypatch.setenv("SPACE_ID", "ann/studio")
+    assert sweeper.sweep(files.FILES) == {"files": 1, "cells": 1, "runs": 0, "downloads": 0}
+    assert (old.exists(), cell.exists(), new.exists()) == (False, False, True)
 
 
 def test_what_gradio_leaves_beside_them_goes_too() -> None:

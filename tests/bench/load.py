@@ -21,6 +21,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from huggingface_hub import constants  # noqa: E402
+
 from core import cells, limits, sweeper  # noqa: E402
 from core.train import runs  # noqa: E402
 from tests.server import Server  # noqa: E402
@@ -52,7 +54,7 @@ def lying(folder: Path) -> dict[str, int]:
 
 
 def swept(folder: Path) -> dict[str, int]:
-    """The same after the sweeper came by a hundred days later, as on a hosted Space; `cells.FOLDER` and `runs.RUNS` are the app's."""
+    """The same after the sweeper came by a hundred days later, as on a hosted Space; `cells.FOLDER`, `runs.RUNS` and the Hub's cache are the app's."""
     then = time.time() - 100 * limits.DAY
     for each in (*folder.rglob("*"), folder):
         os.utime(each, (then, then), follow_symlinks=False)
@@ -112,7 +114,7 @@ def main() -> None:
     many = int(sys.argv[2]) if sys.argv[1:2] == ["--jobs"] else None
     with TemporaryDirectory(prefix="sweetspot-load-") as at:
         server = Server(Path(at))
-        cells.FOLDER, runs.RUNS = server.folder / "cells", server.folder / "runs"
+        cells.FOLDER, runs.RUNS, constants.HF_HUB_CACHE = server.folder / "cells", server.folder / "runs", str(server.folder / "hub")
         begin, loaded = time.monotonic(), os.getloadavg()
         try:
             found = soak(server, many, NANO) if many else load(server, CLIENTS, JOBS, SLOW, NANO)

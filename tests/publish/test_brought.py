@@ -1,6 +1,8 @@
 """Bases, upscalers and detectors by `owner/name`: looked at before they are fetched, at one commit that the picture names, code never."""
 
 import json
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
-from core import asking, gpu, hub, models, opening, presets, shelf
+from core import asking, gpu, hub, hubcache, limits, models, opening, presets, pulled, shelf, tools
 from core.events import Fetch, Picture
 from core.generate import generate
 from core.infotext import infotext, read
@@ -106,6 +108,28 @@ def test_a_base_is_fetched_once_at_its_commit_and_makes_the_same_picture(nano_th
     gpu.lane(models.load, found.name)
     assert not nano_there.asked, "the Hub was asked for what is here"
     gpu.lane(models.load, "nano")
+
+
+def test_what_nobody_uses_goes_from_a_space_and_is_fetched_again(nano_there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When its time is over, or when the next download has no room; never what the studio's tables name, and at home nothing."""
+    table = {"own": replace(presets.tools()["nano DAT x2"], name="own", source="ann/tools", revision=commit("ann/tools"), file="upscaler/model.safetensors")}
+    monkeypatch.setattr(presets, "tools", lambda: table)
+    kept = tools.file("upscaler", "own")
+    found = models.find("ann/tiny")
+    weights = opening.folder(found) / "unet/diffusion_pytorch_model.safetensors"
+    for blob in Path(constants.HF_HUB_CACHE).rglob("blobs/*"):
+        os.utime(blob, (time.time() - limits.DAY, time.time() - limits.DAY))
+    assert hubcache.swept(limits.HOUR) == 0
+    monkeypatch.setenv("SPACE_ID", "ann/studio")
+    assert hubcache.swept(2 * limits.DAY) == 0
+    free = iter((0, 10**9))
+    monkeypatch.setattr(hub, "_free", lambda: next(free, 10**9))
+    HfApi(token="hf_ann").create_repo("ann/soft")
+    HfApi(token="hf_ann").upload_file(repo_id="ann/soft", path_or_fileobj=EXAMPLE, path_in_repo="soft.safetensors")
+    pulled.lora("ann/soft")
+    assert (weights.exists(), kept.exists()) == (False, True)
+    opening.folder(found)
+    assert weights.exists()
 
 
 def test_a_checkpoint_is_a_base_too(nano_there: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
