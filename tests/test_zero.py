@@ -192,7 +192,8 @@ def test_case_21_death_of_the_worker_names_what_was_finished(lender: zero.Zero) 
 
 
 def test_case_21_a_sweep_goes_on_from_there(lender: zero.Zero, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = {"lora": str(EXAMPLE), "seeds": f"{time.time_ns() % 2**31}, 1", "strengths": "0, 2", "prompts": "1girl, red hair"}
+    new = time.time_ns() % 2**31  # no other test has made these
+    values = {"lora": str(EXAMPLE), "seeds": f"{new}, {new + 1}", "strengths": "0, 2", "prompts": "1girl, red hair"}
     stages = generate._stages
 
     def taken_away(pipeline, requests, *rest):

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
-from core import asking, gpu, hub, hubcache, limits, models, opening, presets, pulled, shelf, tools
+from core import aside, asking, gpu, hub, hubcache, limits, models, opening, presets, pulled, shelf, tools
 from core.events import Fetch, Picture
 from core.generate import generate
 from core.infotext import infotext, read
@@ -204,7 +204,7 @@ def test_a_lora_of_the_hub_is_named_in_the_picture(nano_there: Hub) -> None:
 
 
 def test_what_arrives_is_told(nano_there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "LOOK", 0.001)  # the server gives all of it at once
+    monkeypatch.setattr(aside, "LOOK", 0.001)  # the server gives all of it at once
     found = models.find("ann/tiny")
     told = list(hub.fetching(opening.folder, found))
     assert told

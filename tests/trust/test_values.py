@@ -46,7 +46,7 @@ def held(client: Client, raw: Raw) -> Iterator[list[Job]]:
     """One job that has the GPU's place and cannot go on, and one that waits behind it."""
     with torch_is_busy():
         jobs = [client.submit(prompt="1girl", steps=2, width=64, height=64, seed=1, api_name="/generate")]
-        while jobs[0].status().code != Status.PROCESSING:
+        while jobs[0].status().code not in (Status.PROCESSING, Status.ITERATING):
             time.sleep(0.02)
         jobs.append(client.submit(prompt="1girl", steps=2, width=64, height=64, seed=1, api_name="/generate"))
         while raw.waiting() != 1:
