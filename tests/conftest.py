@@ -1,5 +1,6 @@
 """What several tests need: the embedded model, the running app, a browser."""
 
+import atexit
 import multiprocessing
 import os
 import shutil
@@ -11,10 +12,10 @@ from typing import Any
 
 import pytest
 
-os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
-os.environ["SWEETSPOT_CELLS"] = tempfile.mkdtemp(prefix="sweetspot-cells-")
-os.environ["SWEETSPOT_RUNS"] = tempfile.mkdtemp(prefix="sweetspot-runs-")
-os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="sweetspot-hub-")  # a Space sweeps it
+# The app's places, gone at the end; the Hub's cache among them, since a Space sweeps it.
+for place in ("GRADIO_TEMP_DIR", "SWEETSPOT_CELLS", "SWEETSPOT_RUNS", "HF_HUB_CACHE"):
+    os.environ[place] = tempfile.mkdtemp(prefix="sweetspot-tests-")
+    atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 

@@ -122,7 +122,7 @@ def main() -> None:
         finally:
             server.end()
         os.environ["SPACE_ID"] = "somebody/studio"  # the ages of a hosted Space: at home runs stay
-        found |= {"swept": swept(server.folder), "seconds": round(time.monotonic() - begin)}
+        found |= {"swept": swept(server.folder), "took": round(time.monotonic() - begin)}
     device = f"{platform.machine()}, {os.cpu_count()} cores"
     report = {"date": date.today().isoformat(), "device": device, "load_average": [round(each, 1) for each in loaded], **found}
     print(json.dumps(report, indent=1))
