@@ -10,6 +10,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
+from core import limits
+
 THUMBNAIL = 160
 """Longest side in pixels of a picture in the sheet, if it is larger."""
 WIDEST = 9000
@@ -150,7 +152,7 @@ def _drawn(figure: Figure) -> Image.Image:
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
 
 
-@lru_cache(4096)  # a sheet that fills is drawn many times
+@lru_cache(limits.CELLS)  # a sheet that fills is drawn many times
 def _thumbnail(file: Path, size: tuple[int, int]) -> Image.Image:
     with Image.open(file) as one:
         return one.convert("RGB").resize(size, Image.Resampling.LANCZOS)

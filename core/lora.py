@@ -25,7 +25,7 @@ from core.lorafile import COMPONENTS, LoraFile
 from core.lorakeys import Module
 from core.types import LoraUse, UserError
 
-KEPT_FILES = 64  # what their headers say; tensors are not kept
+KEPT_FILES = 32  # more than a study's rows: what their headers say; tensors are not kept
 _reading = threading.Lock()
 # A process that is forked while a file is read, as ZeroGPU's are at any time, must not wait for a thread that it does not have.
 os.register_at_fork(before=_reading.acquire, after_in_parent=_reading.release, after_in_child=_reading.release)

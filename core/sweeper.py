@@ -1,5 +1,6 @@
-"""Sweeps away what nobody uses any more: a page's files, finished cells, and on a hosted Space runs and downloads; by the ages in `core.limits`."""
+"""Sweeps away what nobody uses any more, by the ages in `core.limits`: a page's files, cells, on a hosted Space runs and downloads. And memory."""
 
+import ctypes
 import re
 import shutil
 import threading
@@ -31,6 +32,7 @@ def start(files: Path) -> None:
                 last = time.monotonic()
                 if gone := {name: many for name, many in sweep(files).items() if many}:
                     journal.say("swept", **gone)
+            _give_back()
             time.sleep(60)
 
     threading.Thread(target=sweeping, name="sweeper", daemon=True).start()
@@ -48,6 +50,12 @@ def sweep(files: Path) -> dict[str, int]:
         "runs": sum(_removed_run(folder) for folder in _folders(runs.RUNS) if _used(folder) < old["runs"]) if "runs" in old else 0,
         "downloads": hubcache.swept(ages["downloads"]) if "downloads" in ages else 0,
     }
+
+
+def _give_back() -> None:
+    """Let the system have the memory that is free inside of glibc's heaps; else a process keeps what the busiest moment of each thread took."""
+    with suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _short(files: Path) -> bool:

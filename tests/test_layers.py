@@ -20,7 +20,6 @@ FLOORS = [
         "core.train",
         "core.train.fellows",
         "core.train.order",
-        "core.charts",
         "core.decide",
         "core.samplers",
         "core.masks",
@@ -50,6 +49,7 @@ FLOORS = [
         "core.events",
     },
     {
+        "core.charts",
         "core.data.buckets",
         "core.data.dataset",
         "core.data.pictures",
