@@ -9,16 +9,16 @@ ZERO := $(addprefix tests/,test_api.py sweep/test_endpoints.py transfer/test_end
 run: $(VENV)/.run
 	$(PY) app.py
 
-# Workers of one thread each: teams of threads that share the cores wait for each other. Three for two cores, since browsers and processes are waited for.
+# Two workers of one thread each: teams of threads that share the cores wait for each other.
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 soak: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m soak
 
 # What makes pictures or trains, through a scheduler that lends its GPU as ZeroGPU does.
 test-zero: $(VENV)/.dev
-	SWEETSPOT_ZERO=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder $(ZERO)
+	SWEETSPOT_ZERO=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ZERO)
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-# The app's places, gone at the end; the Hub's cache among them, since a Space sweeps it.
-for place in ("GRADIO_TEMP_DIR", "SWEETSPOT_CELLS", "SWEETSPOT_RUNS", "HF_HUB_CACHE"):
-    os.environ[place] = tempfile.mkdtemp(prefix="sweetspot-tests-")
-    atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)
+os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
+os.environ["SWEETSPOT_CELLS"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
+os.environ["SWEETSPOT_RUNS"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="sweetspot-tests-")  # a Space sweeps it
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -32,6 +32,9 @@ if ON_ZERO := os.environ.get("SWEETSPOT_ZERO") == "1":
 from core import gpu, models, presets  # isort: skip
 import torch  # isort: skip
 from gradio_client import Client  # isort: skip
+
+for place in ("GRADIO_TEMP_DIR", "SWEETSPOT_CELLS", "SWEETSPOT_RUNS", "HF_HUB_CACHE"):
+    atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)
 
 gpu.lane(lambda: torch.ones(256, 256) @ torch.ones(256, 256))
 torch.set_num_threads(1)

@@ -11,6 +11,7 @@ from core.plan import plan
 from core.sweep import Study
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
+PROMPTS = "1girl, blue hair, short hair, red eyes, smile, upper body, white background\n1girl, red hair, ponytail, purple eyes, frown, upper body, beach"
 Swept = Callable[..., Study]
 
 
@@ -29,5 +30,5 @@ def swept() -> Swept:
 
 @pytest.fixture(scope="session")
 def study(swept: Swept) -> Study:
-    """From 0 to 5 by halves, four prompts, two seeds."""
-    return swept(strengths="0-5 (+0.5)")
+    """From 0 to 5 by halves, two prompts, two seeds."""
+    return swept(strengths="0-5 (+0.5)", prompts=PROMPTS)
