@@ -12,7 +12,7 @@ Kept = TypeVar("Kept")
 def aside(call: Callable[..., Kept], *arguments: Any) -> Generator[None, None, Kept]:
     """What `call(*arguments)` gives or raises, after a `None` for each look at it; closed before, nobody waits for it any more and it goes on."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="aside")
-    job = pool.submit(call, *arguments)  # not in this context: Gradio's holds its generator, which would not be closed then
+    job = pool.submit(call, *arguments)
     pool.shutdown(wait=False)
     while not wait([job], timeout=LOOK).done:
         yield
