@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-ZERO := $(addprefix tests/,test_api.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py)
+ZERO := $(addprefix tests/,test_api.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py \
+	trust/test_cancel.py trust/test_visitors.py browser/test_generate.py browser/test_sweep.py)
 
 .PHONY: run test test-zero soak lint nano bench space clean
 
@@ -16,7 +17,7 @@ test: $(VENV)/.dev
 soak: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -m soak
 
-# What makes pictures or trains, through a scheduler that lends its GPU as ZeroGPU does.
+# What makes pictures or trains, through a scheduler that lends its GPU as ZeroGPU does; `make test-zero ZERO=tests` runs the whole suite so.
 test-zero: $(VENV)/.dev
 	SWEETSPOT_ZERO=1 OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ZERO)
 

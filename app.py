@@ -10,12 +10,14 @@ import time
 from typing import Any
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from core import closing, journal, limits, models, presets, selfcheck, sweeper
 from core.device import this_machine
 from core.train import runs
 from core.types import UserError
 from tabs import api, crossing, generate, health, publish, publishing, sweep, train, training, transfer
+from tabs.door import Door
 from tabs.files import FILES
 from tabs.sessions import forget
 from tabs.watch import watch
@@ -60,6 +62,11 @@ def build() -> gr.Blocks:
     return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
 
 
+def beside(page: gr.Blocks) -> dict[str, Any]:
+    """What the server has beside Gradio's own; for `launch(app_kwargs=...)`."""
+    return {"routes": [health.route(page)], "middleware": [Middleware(Door)]}
+
+
 def main() -> None:
     """Start the server and stay until a signal asks it to close; a preset that is wrong ends the start with its sentence."""
     journal.guard()
@@ -69,7 +76,7 @@ def main() -> None:
         page = build()
     except UserError as error:
         sys.exit(f"Sweetspot cannot start: {error}")
-    page.launch(server_name=os.environ.get("GRADIO_SERVER_NAME"), prevent_thread_lock=True, app_kwargs={"routes": [health.route(page)]}, **LAUNCH)
+    page.launch(server_name=os.environ.get("GRADIO_SERVER_NAME"), prevent_thread_lock=True, app_kwargs=beside(page), **LAUNCH)
     sweeper.start(FILES)
     while not closing.asked():
         time.sleep(0.2)

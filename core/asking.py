@@ -7,10 +7,12 @@ the preset's. A page says it in pieces: `hires` and `hires_factor`, each from it
 import re
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import fields, replace
 from typing import Any
 
 from core import hub, limits, presets, pulled, shelf, tools
+from core.beforehand import Elsewhere
 from core.details import ANIMEFACE
 from core.expand import Expanded, check, expand
 from core.hires import LANCZOS, LATENT
@@ -44,7 +46,8 @@ def stage(name: str, values: Mapping[str, Any]) -> Any:
     made = replace(getattr(chosen, name), **{key: _plain(value) for key, value in settings.items()})
     field = TOOLS[name][0] if name in TOOLS else None
     if field in pulled.TOOLS and hub.is_id(asked := getattr(made, field)):
-        return replace(made, **{field: pulled.exact(field, asked)})
+        with suppress(Elsewhere):
+            return replace(made, **{field: pulled.exact(field, asked)})
     return made
 
 
@@ -83,7 +86,8 @@ def problems(values: Mapping[str, Any]) -> dict[str, str]:
             return {name: str(error)}
     found: dict[str, str] = {}
     try:
-        loras(values)
+        with suppress(Elsewhere):
+            loras(values)
     except UserError as error:
         found[next((name for name in ("lora_file", "loras") if values.get(name)), "prompt")] = str(error)
     asked = filled(values)

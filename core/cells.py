@@ -10,24 +10,26 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from core import models
+from core import hub, models
 from core.atomic import replacing
 from core.device import this_machine
 from core.digest import content
 from core.events import Look, Spread
-from core.prompts import networks
 from core.types import Request
 
 FOLDER = Path(os.environ.get("SWEETSPOT_CELLS", str(Path.home() / ".cache" / "sweetspot" / "cells")))
 ENGINE = 1
 """Counts up when the same request makes another picture or is looked at in another way."""
+SWEPT = "disk: pictures of this study were swept away before it ended, as the disk was full; begin again, and what is still there is found."
 
 
 def key(request: Request) -> str:
-    """The hash of everything that a cell's picture, its infotext and its look depend on: of a LoRA its content, and the name that is written."""
+    """The hash of everything that a cell's picture, its infotext and its look depend on: of a LoRA its content, and the name and origin that are written.
+
+    The prompt is in it as it is written: a tag that the model never hears of would be somebody else's words in a picture that others take.
+    """
     told = asdict(request)
-    told["prompt"] = networks(request.prompt)[0].strip()  # its LoRAs stand in `loras`
-    told["loras"] = [{**asdict(use), "path": [content(Path(use.path)), Path(use.path).stem]} for use in request.loras if use.strength or use.text_strength]
+    told["loras"] = [{**asdict(use), "path": _file(Path(use.path))} for use in request.loras if use.strength or use.text_strength]
     made = {"engine": ENGINE, "precision": str(this_machine().dtype), "device": this_machine().device, "model": models.fingerprint(request.model), **told}
     return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
 
@@ -47,10 +49,15 @@ def look(name: str, eye: str) -> Look | None:
         return None
     if not picture(name).exists():
         return None
-    with suppress(OSError):  # a disk that is only read from
-        for file in (picture(name), _look_file(name, eye)):
-            file.touch()  # in use: what nobody has used for long is swept away
+    use(name, eye)
     return found
+
+
+def use(name: str, eye: str) -> None:
+    """Say that a cell is in use: what nobody has used for long is swept away."""
+    with suppress(OSError):  # gone, or a disk that is only read from
+        for file in (picture(name), _look_file(name, eye)):
+            os.utime(file)
 
 
 def keep(name: str, eye: str, seen: Look) -> None:
@@ -64,6 +71,11 @@ def keep(name: str, eye: str, seen: Look) -> None:
     file = _look_file(name, eye)
     with replacing(file) as unfinished, unfinished.open("xb") as out:
         np.savez(out, **kept)  # type: ignore[arg-type]
+
+
+def _file(lora: Path) -> list[str | None]:
+    """What an infotext depends on of a LoRA's file."""
+    return [content(lora), lora.stem, hub.origin(lora)]
 
 
 def _look_file(name: str, eye: str) -> Path:

@@ -5,6 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from core import limits
 
+matplotlib.rcParams["text.parse_math"] = False  # names of files, and of reports that somebody brings, are no formulas
 THUMBNAIL = 160
 """Longest side in pixels of a picture in the sheet, if it is larger."""
 WIDEST = 9000
@@ -87,7 +89,7 @@ def curves(report: Mapping[str, Any]) -> Image.Image:
         axes.grid(alpha=0.2)
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
-    above.set_title(f"{report['lora']} on {report['model']}", fontsize=11, loc="left")
+    above.set_title(f"{report['lora']} on {report['model']}"[:120], fontsize=11, loc="left")
     return _drawn(figure)
 
 

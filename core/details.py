@@ -12,7 +12,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from core import masks, tools
+from core import hub, limits, masks, tools
+from core.apart import Apart, apart
 from core.denoise import Start, encode_pictures
 from core.detect import AnimeFace, Detector, detector
 from core.masks import Box
@@ -40,7 +41,7 @@ class Place:
     """Steps of the whole way from noise, of which the request's are gone."""
 
 
-def finder(name: str) -> tuple[Detector | AnimeFace, str | None]:
+def finder(name: str) -> tuple[Detector | Apart | AnimeFace, str | None]:
     """The detector of that name and, where another had to take its place, a note.
 
     Raises `UserError` for one that is unknown or cannot be had; for anime faces, animeface steps in.
@@ -48,7 +49,8 @@ def finder(name: str) -> tuple[Detector | AnimeFace, str | None]:
     if name == ANIMEFACE:
         return AnimeFace(), None
     try:
-        return detector(tools.file("detector", name)), None
+        file = tools.file("detector", name)
+        return (apart if hub.is_id(name) else detector)(file), None
     except UserError:
         if name != Detail().detector:
             raise
@@ -67,9 +69,11 @@ def places(pictures: Sequence[Image.Image], requests: Sequence[Request], native:
         assert detail is not None
         found_by, instead = finder(detail.detector)
         boxes = [f.box for f in found_by.find(picture, detail.confidence)]
-        boxes = masks.chosen(boxes, picture.size, least=detail.least, most=detail.most, largest=detail.largest)
+        fitting = masks.chosen(boxes, picture.size, least=detail.least, most=detail.most, largest=detail.largest)
+        boxes = masks.chosen(fitting, picture.size, largest=limits.PLACES)
         nothing = None if boxes else f"detail: {detail.detector} found nothing in this picture; it stays as it was."
-        notes.append(tuple(note for note in (instead, nothing) if note))
+        more = f"detail: of {len(fitting)} places the {len(boxes)} largest were made anew." if len(boxes) < len(fitting) else None
+        notes.append(tuple(note for note in (instead, nothing, more) if note))
         for k, (box, prompt) in enumerate(zip(boxes, _prompts(detail, request.prompt, len(boxes)), strict=True)):
             mask = masks.faded(masks.filled(masks.grown(box, detail.dilate), picture.size), detail.blur)
             whole = masks.bounds(mask)

@@ -5,7 +5,7 @@ YOLOv8's layout: input (1, 3, side, side), RGB, 0..1, the picture shrunk into a 
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as onnx
 from PIL import Image
 
+from core import limits
 from core.masks import Box, overlap
 from core.types import UserError
 
@@ -20,6 +21,8 @@ GREY = (114, 114, 114)
 SAME = 0.5
 """Two boxes that overlap by more (intersection over union) are one thing."""
 DYNAMIC_SIDE = 640
+MOST = 2000
+"""Columns that are looked at, the surest ones; one thing is found in some fifty of them."""
 # onnxruntime's own classes for a file that it cannot use; they have no common one.
 NOT_A_MODEL = (onnx.Fail, onnx.InvalidArgument, onnx.InvalidGraph, onnx.InvalidProtobuf, onnx.NoSuchFile, onnx.NotImplemented, onnx.RuntimeException)
 
@@ -43,19 +46,31 @@ class Detector:
             raise UserError(f"detector: {file.name} is not laid out as YOLOv8's are: it takes {wanted.shape} and gives {given.shape}.")
         self.input = wanted.name
         self.side = wanted.shape[2] if isinstance(wanted.shape[2], int) else DYNAMIC_SIDE
+        self.name, (least, most) = file.name, limits.DETECTOR_SIDE
+        if not least <= self.side <= most:
+            raise UserError(f"detector: {file.name} takes pictures of {self.side} pixels a side; it takes a model of {least} to {most}.")
 
     def find(self, picture: Image.Image, confidence: float) -> list[Found]:
-        """What is found with at least that confidence, the surest first; boxes in the picture's pixels."""
+        """What is found with at least that confidence, the surest first and no more than are made anew; boxes in the picture's pixels.
+
+        Raises `UserError` where the model fails, or gives something else than columns of numbers.
+        """
         scale = self.side / max(picture.size)
         small = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
         square = Image.new("RGB", (self.side, self.side), GREY)
         square.paste(picture.convert("RGB").resize(small, Image.Resampling.BILINEAR))
         pixels = np.asarray(square, np.float32).transpose(2, 0, 1)[None] / 255
-        columns = np.asarray(self.session.run(None, {self.input: pixels})[0])[0].T  # (n, 4 + classes)
+        try:
+            columns = np.asarray(self.session.run(None, {self.input: pixels})[0], np.float32)[0].T  # (n, 4 + classes)
+        except (*NOT_A_MODEL, ValueError, TypeError, IndexError) as error:
+            raise UserError(f"detector: {self.name} fails on a picture ({type(error).__name__}).") from error
+        if columns.ndim != 2 or columns.shape[1] < 5:
+            raise UserError(f"detector: {self.name} does not give boxes and scores as YOLOv8's do.")
+        columns = columns[np.isfinite(columns).all(axis=1)]
         scores = columns[:, 4:].max(axis=1)
         found: list[Found] = []
-        for i in np.argsort(-scores):
-            if scores[i] < confidence:
+        for i in np.argsort(-scores, kind="stable")[:MOST]:
+            if scores[i] < confidence or len(found) == limits.FOUND:
                 break
             x, y, w, h = columns[i, :4] / scale
             edges = ((x - w / 2, picture.width), (y - h / 2, picture.height), (x + w / 2, picture.width), (y + h / 2, picture.height))
@@ -78,7 +93,7 @@ class AnimeFace:
         return sorted(boxes, key=lambda box: -box.confidence)
 
 
-@cache
+@lru_cache(2)
 def detector(file: Path) -> Detector:
-    """The detector of a file, opened once."""
+    """The detector of a file, opened once for as long as no two others were asked for."""
     return Detector(file)

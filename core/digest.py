@@ -1,24 +1,26 @@
 """The sha256 of files and of the tensors in them, each read once for as long as it stays as it is."""
 
 import hashlib
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
+
+from core.recent import Recent
 
 
 def content(file: Path) -> str:
     """The sha256 of a file."""
     told = file.stat()
     stamp = (str(file), told.st_mtime_ns, told.st_size)
-    if stamp not in _read:
+    if (found := _read.get(stamp)) is None:
         with file.open("rb") as opened:
-            _read[stamp] = hashlib.file_digest(opened, "sha256").hexdigest()
-    return _read[stamp]
+            found = _read[stamp] = hashlib.file_digest(opened, "sha256").hexdigest()
+    return found
 
 
-_read: dict[tuple[str, int, int], str] = {}
+_read: Recent[tuple[str, int, int], str] = Recent(10_000)
 
 
 def tensors(file: Path, prefixes: tuple[tuple[str, str], ...]) -> dict[str, str]:
@@ -26,7 +28,7 @@ def tensors(file: Path, prefixes: tuple[tuple[str, str], ...]) -> dict[str, str]
     return _tensors(file, file.stat().st_mtime_ns, prefixes)
 
 
-@cache
+@lru_cache(64)
 def _tensors(file: Path, _: int, prefixes: tuple[tuple[str, str], ...]) -> dict[str, str]:
     found = {}
     with safe_open(file, framework="pt") as opened:

@@ -40,9 +40,9 @@ class Conditioning(NamedTuple):
     """(n, pooled width) of the second encoder."""
 
 
-def tokens(pipeline: StableDiffusionXLPipeline, prompt: str) -> int:
+def tokens(tokenizer, prompt: str) -> int:
     """How many of CLIP's places the prompt's first step takes; chunks before the last count as full."""
-    made = chunks(pipeline.tokenizer, said(prompt))
+    made = chunks(tokenizer, said(prompt))
     return PLACES * (len(made) - 1) + len(made[-1].ids)
 
 

@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from PIL import Image
 
-from core import details, hires, limits, lora, models, together, tools
+from core import details, hires, limits, lora, models, together
 from core.denoise import Moment, decode, denoise
 from core.device import ran_out_of_memory, this_machine
 from core.encode import chunks_of
@@ -126,7 +126,7 @@ def _least_memory(pipeline: StableDiffusionXLPipeline) -> Iterator[None]:
 def _ready(request: Request) -> None:
     """Open the tools that a request needs; raises `UserError` for one that cannot be had, before any work."""
     if request.hires and request.hires.upscaler not in (hires.LANCZOS, hires.LATENT):
-        hires.upscaler(tools.file("upscaler", request.hires.upscaler))
+        hires.named(request.hires.upscaler)
     if request.detail:
         details.finder(request.detail.detector)
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from PIL.Image import Image
 
-from core import closing, hub, journal, lent, lora, models, tools
+from core import arriving, closing, hub, journal, lent, lora, models, tools
 from core.device import on_zero_gpu
 from core.events import Event, Failed, Picture, Step
 from core.generate import generate
@@ -74,7 +74,7 @@ def run(cells: Sequence[Cell], previews: bool = False, eye: str | None = None, p
     One job at a time has the model, to its very end: Gradio gives a stopped job's place away before the job
     has taken its LoRAs off. What comes from the Hub comes first. Where the GPU is lent, in as many calls as its time asks for.
     """
-    yield from hub.fetching(_fetched, cells, eye)
+    yield from arriving.fetching(_fetched, cells, eye)
     if not on_zero_gpu():
         yield from _run(cells, previews, eye, pictures)
         return
@@ -112,7 +112,7 @@ def lesson(folder: Path, seconds: int = SLICE) -> Iterator[Event]:
     """
     run = Folder(folder)
 
-    yield from hub.fetching(models.fetched, read(run).model)
+    yield from arriving.fetching(models.fetched, read(run).model)
 
     def job(most: int) -> Iterator[Event]:
         yield from _lesson(folder, min(seconds, most - SECONDS_TO_START))

@@ -6,12 +6,11 @@ An exact name is `owner/name@commit` or `owner/name@commit:file`; it is what inf
 import errno
 import re
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
@@ -24,17 +23,17 @@ from huggingface_hub.errors import (
     SafetensorsParsingError,
 )
 
-from core import hubcache, limits, room
-from core.aside import aside
+from core import limits
+from core.arriving import watched
+from core.beforehand import Elsewhere, is_job
 from core.digest import content
-from core.events import Fetch
 from core.patience import patiently
+from core.recent import Recent
 from core.types import UserError
 
 ID = re.compile(r"([\w.\-]{1,96}/[\w.\-]{1,96})(?:@([0-9a-f]{40}))?(?::([\w.\-/ ()+]{1,200}\.(?:safetensors|onnx)))?")
 FRESH = 600
 """Seconds for which a name keeps the commit that it was resolved to."""
-Kept = TypeVar("Kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +72,8 @@ def listing(text: str, field: str) -> Listing:
     if known is None or (commit is None and time.monotonic() - known[0] > FRESH):
         with faults(repo, field):
             found = patiently(lambda: HfApi(token=False).model_info(repo, revision=commit, files_metadata=True, token=False))
+        if (count := len(found.siblings or [])) > limits.REPO_FILES:
+            raise UserError(f"{field}: {repo} has {count:,} files; it takes a repository of up to {limits.REPO_FILES:,}.")
         sizes = {each.rfilename: each.size or 0 for each in found.siblings or []}
         licence = (found.card_data or {}).get("license") if found.card_data else None
         made = Listing(repo=repo, commit=str(found.sha), sizes=sizes, licence=licence if isinstance(licence, str) else None)
@@ -80,7 +81,7 @@ def listing(text: str, field: str) -> Listing:
     return known[1]
 
 
-_listings: dict[tuple[str, str, str | None], tuple[float, Listing]] = {}
+_listings: Recent[tuple[str, str, str | None], tuple[float, Listing]] = Recent(64)
 
 
 def tensors(found: Listing, file: str, field: str) -> Mapping[str, Any]:
@@ -102,7 +103,7 @@ def file(found: Listing, name: str, field: str) -> Path:
     """A file of the repository on this machine."""
     there = here(found.repo, found.commit, name)
     if there is None:
-        with faults(found.repo, field), _watched(found.repo, found.sizes[name], f"{field}: {name}"):
+        with faults(found.repo, field), watched(found.repo, found.exact(name), found.sizes[name], f"{field}: {name}"):
             there = Path(hf_hub_download(found.repo, name, revision=found.commit, token=False))
         _whole([there], f"{field}: {name}")
     remember(there, found.exact(name))
@@ -114,7 +115,7 @@ def folder(repo: str, commit: str, patterns: Sequence[str], field: str) -> Path:
     asked: dict[str, Any] = {"repo_id": repo, "revision": commit, "allow_patterns": list(patterns), "token": False}
     with faults(repo, field):
         missing = [each for each in snapshot_download(**asked, dry_run=True) if each.will_download]
-        with _watched(repo, sum(each.file_size or 0 for each in missing), field):
+        with watched(repo, f"{repo}@{commit} {patterns}", sum(each.file_size or 0 for each in missing), field):
             there = Path(snapshot_download(**asked))
     _whole([there / each.filename for each in missing], field)
     return there
@@ -129,21 +130,32 @@ def folder_here(repo: str, commit: str, patterns: Sequence[str]) -> Path | None:
 
 
 def remember(there: Path, exact: str) -> None:
-    """Keep where a file's content is from."""
-    _origins[content(there)] = exact
+    """Keep where a file is from."""
+    _origins[_same(there)] = exact
 
 
 def origin(there: Path) -> str | None:
-    """The exact name of a file that was fetched here since the start, wherever its content lies."""
-    return _origins.get(content(there))
+    """The exact name of a file that was fetched here since the start, under whatever path; not of another file that is equal.
+
+    Anybody can put a copy of somebody's file onto the Hub and have it looked at: that must not say where others have theirs from.
+    """
+    return _origins.get(_same(there))
 
 
-_origins: dict[str, str] = {}  # by the content's sha256
+def _same(there: Path) -> tuple[int, int, int, int]:
+    """What all names of one file have in common; a later file in its place on the disk has another time."""
+    told = there.stat()
+    return told.st_dev, told.st_ino, told.st_mtime_ns, told.st_size
+
+
+_origins: Recent[tuple[int, int, int, int], str] = Recent(1000)
 
 
 @contextmanager
 def faults(repo: str, field: str):
-    """What the Hub does not give, as one sentence."""
+    """What the Hub does not give, as one sentence. Raises `Elsewhere` where it is not to be asked yet."""
+    if not is_job():
+        raise Elsewhere(repo)
     try:
         yield
     except HFValidationError as error:
@@ -157,68 +169,6 @@ def faults(repo: str, field: str):
         raise UserError(f"{field}: {repo} is not to be had: the Hub cannot be reached.") from error
 
 
-# --- what arrives ----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Arriving:
-    repo: str = ""
-    before: int = 0
-    total: int = 0
-
-
-_arriving: ContextVar[_Arriving | None] = ContextVar("arriving", default=None)
-
-
-def fetching(call: Callable[..., Kept], *arguments: Any) -> Generator[Fetch, None, Kept]:
-    """`call(*arguments)` in a thread, and meanwhile a `Fetch` for each look at what has arrived from the Hub.
-
-    A download whose watcher goes away goes on, and one that was cut off goes on where it was when it is asked for again.
-    """
-    told = _Arriving()
-
-    def watched() -> Kept:
-        _arriving.set(told)
-        return call(*arguments)
-
-    looks = aside(watched)
-    try:
-        while True:
-            next(looks)
-            if total := told.total:  # the thread may be done with it in the next moment
-                yield Fetch(what=told.repo, done=max(0, min(total, _size(told.repo) - told.before)), total=total)
-    except StopIteration as done:
-        return done.value
-
-
-@contextmanager
-def _watched(repo: str, total: int, what: str):
-    """While so many bytes arrive; raises `UserError` if there is no room for them."""
-    if total > _free():
-        hubcache.swept(limits.HOUR)
-    if total > (free := _free()):
-        raise UserError(f"{what} has {total:,} bytes, and the disk has room for {free:,}.")
-    if (told := _arriving.get()) is not None:
-        told.repo, told.before, told.total = repo, _size(repo), total
-    try:
-        yield
-    finally:
-        if told is not None:
-            told.total = 0
-
-
-def _size(repo: str) -> int:
-    """Bytes of a repository that are here, also of files that are on their way."""
-    blobs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "blobs"
-    total = 0
-    for each in blobs.glob("*"):
-        try:
-            total += each.stat().st_size
-        except FileNotFoundError:  # it has just got its name
-            continue
-    return total
-
-
 def _whole(files: Sequence[Path], what: str) -> None:
     """Raise `UserError`, and keep nothing, if a large file is not the one that the Hub named: the client looks at its size alone."""
     for there in files:
@@ -227,8 +177,3 @@ def _whole(files: Sequence[Path], what: str) -> None:
             kept.unlink()
             there.unlink()
             raise UserError(f"{what} came in other than the Hub says it is; try again.")
-
-
-def _free() -> int:
-    """Bytes that may be taken of the disk of the Hub's cache."""
-    return max(0, room.free(Path(constants.HF_HUB_CACHE)) - limits.DISK_FLOOR)

@@ -26,6 +26,12 @@ TRANSFER_CELLS = 4096  # pictures of one
 RANK = (1, 256)
 REFERENCES = 32  # pictures of a wanted style
 FACTOR = (1.25, 2.0)  # of hires
+FOUND = 100  # boxes that a detector finds in a picture
+PLACES = 24  # of them that are made anew, each a picture of the model's own size
+DETECTOR_SIDE = (32, 2048)  # pixels that a detector shrinks a picture to
+DETECTOR_SECONDS = 20  # that a detector which a visitor brought has for one picture
+UPSCALER_SECONDS = 60  # that an upscaler which a visitor brought has to be opened
+BROUGHT_BYTES = 4 * 2**30  # of memory that they may take
 BUCKET = (32, 8192)  # pixels: sides of a training picture
 DATASET_PICTURES = 2000
 DATASET_MEMBERS = 10_000  # files of a zip or a folder
@@ -39,6 +45,8 @@ PICTURE_ASPECT = 16  # longer side over shorter, at most: covering a bucket, a s
 CAPTION = 10_000  # characters
 REPEATS = (1, 1000)  # of a picture in an epoch
 QUEUE = 32  # requests waiting
+DOWNLOADS = 4  # from the Hub at once, on a Space; what several people want at the same time is one
+REPO_FILES = 5000  # of a repository of the Hub
 SESSIONS = 1000  # whose uploads and results a page remembers; who has been away longest is forgotten first
 RUNS_WAITING = 8  # trainings that wait for their turn, of all visitors: nobody has a name here
 UPLOAD = "200mb"  # a file
@@ -66,6 +74,7 @@ def rows() -> list[tuple[str, str]]:
         ("Picture", f"sides {between(SIDE)} pixels, {PIXELS / 1e6:.1f} megapixels; after hires {ENLARGED / 1e6:.1f}"),
         ("Steps, CFG", f"{between(STEPS)}, {between(CFG)}"),
         ("Pictures at once", between(COUNT)),
+        ("Details", f"up to {PLACES} places a picture; a detector of the Hub has {DETECTOR_SECONDS} seconds a picture and {BROUGHT_BYTES / 2**30:g} GB"),
         ("Prompt", f"{PROMPT:,} characters"),
         ("LoRA", f"strength {between(STRENGTH)}, rank {between(RANK)}"),
         ("Sweep", f"{STRENGTHS} strengths, {PROMPTS} prompts, {SEEDS} seeds, {CELLS:,} pictures in all"),
@@ -74,6 +83,7 @@ def rows() -> list[tuple[str, str]]:
         ("Trainings", f"one at a time, {RUNS_WAITING} more wait"),
         ("Uploaded file", UPLOAD.replace("mb", " MB")),
         ("Requests waiting", f"{QUEUE}"),
+        ("Downloads", f"{DOWNLOADS} at once on a hosted Space, from repositories of up to {REPO_FILES:,} files"),
         ("Disk", f"nothing begins below {DISK_FLOOR / 1e9:g} GB free"),
         *((f"Unused {name} go", f"{age(hosted)} on a hosted Space, {age(home)} at home") for name, (hosted, home) in AGES.items()),
     ]
@@ -129,7 +139,7 @@ STAGES = {
         "prompt": text(PROMPT),
         "negative": text(PROMPT),
         "confidence": real(0.05, 1),
-        "largest": whole(0, 100),
+        "largest": whole(0, PLACES),
         "least": real(0, 1),
         "most": real(0, 1),
         "dilate": whole(-128, 128),

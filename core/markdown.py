@@ -12,6 +12,11 @@ def plain(text: str) -> str:
     return RULED.sub(r"\1\\\2", marked)
 
 
+def warned(text: str) -> str:
+    """A refusal as a page shows it: what it repeats of a file or a visitor is text. No tab puts the sign before anything by itself."""
+    return f"⚠️ {plain(text)}"
+
+
 def cell(text: str) -> str:
     """The same for a table's cell or a heading: on one line."""
     return plain(" ".join(text.split()))

@@ -6,10 +6,12 @@ A model that cannot be had is said so in one sentence, and the one that is loade
 import gc
 import logging
 import os
+from functools import cache
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionXLPipeline
+from transformers import CLIPTokenizer
 
 from core import encode, hub, opening, presets, pristine, pulled
 from core.device import Machine, this_machine
@@ -62,7 +64,7 @@ def load(name: str) -> StableDiffusionXLPipeline:
     _seal.clear()
     _seal.update(pristine.seal(pipeline))
     release()
-    log.info("loaded %s", name)
+    log.info("loaded %s", name.partition("@")[2][:40] or name)  # of what a visitor named, the commit
     return pipeline
 
 
@@ -82,21 +84,21 @@ def checked() -> None:
     """
     if (name := loaded()) is None or not (changed := pristine.difference(_loaded[name], _seal)):
         return
-    log.error("%s was not as it was loaded: %s; it is loaded anew", name, changed)
+    log.error("%s was not as it was loaded: %s; it is loaded anew", name.partition("@")[2][:40] or name, changed)
     _loaded.clear()
     try:
         load(name)
     except UserError:  # it is tried again when it is wanted
-        log.exception("%s cannot be loaded anew", name)
+        log.error("%s cannot be loaded anew", name.partition("@")[2][:40] or name)
 
 
 def loaded() -> str | None:
     """The name of the model that is loaded."""
-    return next(iter(_loaded), None)
+    return next(iter([*_loaded]), None)  # a copy: anybody asks while another thread loads
 
 
 def current() -> StableDiffusionXLPipeline:
-    """The pipeline that is loaded; before one is, nano's."""
+    """The pipeline that is loaded; before one is, nano's, which is loaded: on torch's thread only."""
     return _loaded[name] if (name := loaded()) else load("nano")
 
 
@@ -146,8 +148,14 @@ def release() -> None:
 
 
 def tokens(prompt: str) -> int:
-    """How many of CLIP's places, 75 in a chunk, the prompt takes in the loaded model, or in nano's tokens before one is."""
-    return encode.tokens(current(), prompt)
+    """How many of CLIP's places, 75 in a chunk, the prompt takes in the loaded model, or in nano's tokens while none is. Loads no model."""
+    pipelines = [*_loaded.values()]
+    return encode.tokens(pipelines[0].tokenizer if pipelines else _nanos_tokenizer(), prompt)
+
+
+@cache
+def _nanos_tokenizer() -> CLIPTokenizer:
+    return CLIPTokenizer.from_pretrained(ROOT / find("nano").source / "tokenizer", local_files_only=True)
 
 
 def _place(pipeline: StableDiffusionXLPipeline, machine: Machine) -> None:

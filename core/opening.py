@@ -16,7 +16,7 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from core import digest, hub, presets
+from core import digest, hub, presets, sizes
 from core.device import this_machine
 from core.types import Model, UserError
 
@@ -50,6 +50,9 @@ def opened(model: Model, source: Path, parts: Parts) -> StableDiffusionXLPipelin
     for place in {config, source} if source.is_dir() else {config}:
         if named := own_code(place):
             raise UserError(f"model: {model.title} brings code of its own ({named}), and none is run here")
+    for place in (config, source):
+        if said := sizes.outsized(place):
+            raise UserError(f"model: {model.title} has {said}")
     try:
         _configured(config, model)
         taken: dict[str, Any] = {**parts, **({"unet": _unet(model)} if model.unet or model.merge else {})}
@@ -68,7 +71,7 @@ def opened(model: Model, source: Path, parts: Parts) -> StableDiffusionXLPipelin
         if unfilled:
             raise UserError(f"model: {model.title} lacks the weight {unfilled[0]}")
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SingleFileComponentError) as error:
-        log.warning("%s cannot be opened", model.name, exc_info=error)
+        log.warning("a model cannot be opened (%s; commit %s)", type(error).__name__, model.revision)  # a visitor may have named it
         raise UserError(f"model: {model.title} cannot be opened as an SDXL model ({type(error).__name__})") from error
     if pipeline.scheduler.config.prediction_type != model.prediction_type:
         # A single file does not say that it predicts v; zero terminal SNR goes with it.
@@ -92,7 +95,7 @@ def own_code(folder: Path) -> str | None:
     for file in sorted(folder.rglob("*.json")):
         try:
             told = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError:  # whoever needs it says so
+        except (ValueError, RecursionError):  # whoever needs it says so
             continue
         if not isinstance(told, dict):
             continue

@@ -7,6 +7,7 @@ from typing import Any
 from PIL import Image
 
 from core import grid, limits, lora, models, presets, tools
+from core.beforehand import is_job
 from core.features import VAE
 from core.prompts import compose, networks
 from core.record import PIXELS
@@ -73,12 +74,13 @@ def neutral(recipe: Recipe) -> tuple[str, ...]:
 
 
 def checked(file: Path) -> str:
-    """The path of a picture that can be opened. Raises `UserError`."""
+    """The path of a picture that can be opened; before the job it is not decoded. Raises `UserError`."""
     try:
         with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
             if picture.width * picture.height > PIXELS:
                 raise UserError(f"references: {file.name} is too large; up to {PIXELS // 10**6} megapixels are read.")
-            picture.load()
+            if is_job():
+                picture.load()
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise UserError(f"references: {file.name} cannot be read as a PNG, JPEG or WebP picture.") from error
     return str(file)
@@ -89,8 +91,8 @@ def _prompts(said: Any, recipe: Recipe) -> tuple[str, ...]:
     if len(text) > limits.PROMPT:
         raise UserError(f"prompts: {len(text):,} characters are too many; it takes up to {limits.PROMPT:,}.")
     prompts = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())) or neutral(recipe)
-    if tagged := next((prompt for prompt in prompts if networks(prompt)[1]), None):
-        raise UserError(f"prompts: {tagged[:60]!r} has a LoRA of its own; a sweep puts on the one that is swept.")
+    if tagged := next((prompt for prompt in prompts if networks(prompt)[0] != prompt), None):
+        raise UserError(f"prompts: {tagged[:60]!r} has a LoRA of its own, or another <tag:...>; a sweep puts on the one that is swept.")
     if len(prompts) > limits.PROMPTS:
         raise UserError(f"prompts: {len(prompts)} are too many; it takes up to {limits.PROMPTS}, one a line.")
     return prompts

@@ -108,7 +108,10 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             raise UserError(f"{where}: {value!r} is not a list of {len(get_args(hint))} numbers.")
         return tuple(_typed(v, h, where) for v, h in zip(value, get_args(hint), strict=True))
     if hint is float and type(value) is int:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise UserError(f"{where}: {str(value)[:40]}… is not allowed; it takes a number.") from error
     if type(value) is not hint:
         raise UserError(f"{where}: {value!r} is not of type {hint.__name__}.")
     return value

@@ -1,11 +1,11 @@
 """What a person names by its Hub id, each looked at before it is fetched: a LoRA, an upscaler, a detector, a base model."""
 
 import json
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from core import hub
+from core import hub, sizes
 from core.device import this_machine
 from core.lorafile import LARGEST, check_kind
 from core.opening import CONFIGS, WEIGHED, own_code
@@ -61,7 +61,7 @@ def tool(kind: str, text: str) -> Path:
     return hub.file(found, name, kind)
 
 
-@cache
+@lru_cache(64)
 def base(text: str) -> Model:
     """A base model by its exact name, as a table's entry: a diffusers folder of SDXL's, or a checkpoint. Raises `UserError`."""
     repo, commit, name = hub.parts(text)
@@ -120,6 +120,8 @@ def _configs(found: hub.Listing) -> Path:
         raise UserError(f"model: {found.repo} is a {str(index.get('_class_name'))[:60]}; it takes {PIPELINE}.")
     if named := own_code(folder):
         raise UserError(f"model: {found.repo} brings code of its own ({named}), and none is run here.")
+    if said := sizes.outsized(folder):
+        raise UserError(f"model: {found.repo} has {said}.")
     for part, start in WEIGHED.items():
         files = [name for name in found.sizes if name.startswith(f"{part}/{start}") and name.endswith(".safetensors")]
         if not files:
@@ -137,6 +139,8 @@ def _sdxl(tensors: Any, found: hub.Listing, name: str, whole: bool = True) -> No
     """Raise `UserError` unless the tensors are those of an SDXL that makes pictures from text alone."""
     if found.sizes[name] > LARGEST_BASE:
         raise UserError(f"model: {name} has {found.sizes[name]:,} bytes; it takes up to {LARGEST_BASE:,}.")
+    if len(tensors) > sizes.TENSORS:
+        raise UserError(f"model: {name} has {len(tensors):,} tensors; it takes up to {sizes.TENSORS:,}.")
     first = next((key for key in INPUTS if key in tensors), None)
     if first and tensors[first].shape[1] != INPUTS[first]:
         raise UserError(f"model: {name} takes {tensors[first].shape[1]} channels, as a model for inpainting does; it takes one with {INPUTS[first]}.")
@@ -176,7 +180,7 @@ def _licence(text: str) -> str:
 def _json(file: Path, repo: str) -> dict[str, Any]:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"model: {repo} has no {file.parent.name}/{file.name} that can be read.") from error
     if not isinstance(found, dict):
         raise UserError(f"model: {repo}'s {file.parent.name}/{file.name} is no table.")

@@ -21,6 +21,8 @@ from core.prompts import Span
 from core.types import Cell, Request, Sweep, UserError
 
 MEASURES = ("effect", "style", "composition", "prompt", "detail", "saturation", "effect_face", "effect_background")
+HELD_SECONDS = limits.HOUR / 6
+"""Between two times that a study says which cells it uses."""
 Item = tuple[str, int]
 """A prompt and a seed."""
 
@@ -45,13 +47,14 @@ class Study:
         self.found = 0
         """Cells that were there already."""
         self.seconds = 0.0
+        self._held = time.monotonic()
         self.wanted: list[Look] = []
         """Of the reference pictures."""
 
     def run(self) -> Generator[Event, None, None]:
         """Make what is missing: `Step`s and `Picture`s as they come; ends with `Failed` when a job fails. Closing it stops the work.
 
-        Raises `UserError` where the disk has no room for it.
+        Raises `UserError` where the disk has no room for it, or had none so that cells were swept away meanwhile.
         """
         room.check(cells.FOLDER)
         begin = time.monotonic()
@@ -63,6 +66,10 @@ class Study:
                     self.strengths = sorted({*self.strengths, *between})
                     yield from self._columns(between)
                     self.verdict = self._decided() if self._whole() else None
+        except FileNotFoundError as error:
+            if not Path(str(error.filename)).is_relative_to(cells.FOLDER):
+                raise
+            raise UserError(cells.SWEPT) from error
         finally:
             self.seconds += time.monotonic() - begin
 
@@ -71,6 +78,13 @@ class Study:
         use = replace(self.plan.lora, strength=strength)
         worn = {"prompt": f"{item[0]} {shelf.tag(use)}", "loras": (use,)} if strength else {"prompt": item[0]}
         return replace(self.plan.settings, seed=item[1], **worn)
+
+    def hold(self) -> None:
+        """Now and then say that its cells are in use, which nobody else can know of a study that takes longer than they are kept."""
+        if time.monotonic() - self._held >= HELD_SECONDS:
+            self._held = time.monotonic()
+            for file in self.pictures.values():
+                cells.use(file.stem, self.plan.eye)
 
     def _whole(self) -> bool:
         return all((strength, item) in self.pictures for strength in self.strengths for item in self.items)
@@ -102,6 +116,7 @@ class Study:
                     place = missing[event.index]
                     self._take(place, self._kept(names[place], event), seen)
                     self._measure()
+            self.hold()
             yield event
             if isinstance(event, Failed):
                 return

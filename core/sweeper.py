@@ -41,13 +41,16 @@ def start(files: Path) -> None:
 def sweep(files: Path) -> dict[str, int]:
     """Remove what is older than its age; how many of each went."""
     ages = {name: age for name, (hosted, home) in limits.AGES.items() if (age := hosted if on_space() else home) is not None}
-    if _short(files):
+    if short := _short(files):
         ages |= dict.fromkeys(("files", "cells", "downloads"), limits.HOUR)
-    old = {name: time.time() - age for name, age in ages.items()}
+    now = time.time()
+    old = {name: now - age for name, age in ages.items()}
     return {
         "files": sum(_removed(each) for each in (*_folders(files), *_strays(files)) if _used(each) < old["files"]),
         "cells": sum(_removed(file) for file in cells.FOLDER.glob("??/*") if CELL.fullmatch(file.name) and _used(file) < old["cells"]),
-        "runs": sum(_removed_run(folder) for folder in _folders(runs.RUNS) if _used(folder) < old["runs"]) if "runs" in old else 0,
+        "runs": sum(_removed_run(folder) for folder in _folders(runs.RUNS) if _trained(folder) < now - _kept(folder, ages["runs"], short))
+        if "runs" in ages
+        else 0,
         "downloads": hubcache.swept(ages["downloads"]) if "downloads" in ages else 0,
     }
 
@@ -78,6 +81,19 @@ def _used(path: Path) -> float:
         with suppress(FileNotFoundError):
             latest = max(latest, each.stat().st_mtime)
     return latest
+
+
+def _trained(folder: Path) -> float:
+    """When a run was set up or last trained; to be asked to stop, or looked at, is no use of it."""
+    run = Folder(folder)
+    return max(map(_used, (run.run, run.events, run.states, run.latents))) if run.run.exists() else _used(folder)
+
+
+def _kept(folder: Path, age: int, short: bool) -> int:
+    """The age at which a run goes; where the disk is short, after a day, and after an hour if there is no step in it that would be lost."""
+    if not short:
+        return age
+    return limits.DAY if Folder(folder).last() else limits.HOUR
 
 
 def _removed(path: Path) -> bool:

@@ -11,6 +11,7 @@ from core import hires, lora
 from core.denoise import denoise
 from core.device import GIB, this_machine
 from core.encode import chunks_of
+from core.recent import Recent
 from core.types import LoraUse, Request
 
 TIMED_STEPS = 2
@@ -58,16 +59,16 @@ def is_faster(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], 
 
     def seconds(size: int, each: bool) -> float:
         key = (*kind, size, each)
-        if key not in _timed:
+        if (found := _timed.get(key)) is None:
             worn.set([[replace(use, strength=1 + each * i / 100) for use in first.loras] for i in range(size)])
             marks = [time.perf_counter() for _ in denoise(pipeline, [plain] * size)]
-            _timed[key] = (marks[-1] - marks[0]) / TIMED_STEPS
-        return _timed[key]
+            found = _timed[key] = (marks[-1] - marks[0]) / TIMED_STEPS
+        return found
 
     return sum(seconds(size, True) for size in mixed) < sum(seconds(size, False) for size in apart)
 
 
-_timed: dict[tuple, float] = {}  # seconds of a step by shapes, size and kind of batch
+_timed: Recent[tuple, float] = Recent(256)  # seconds of a step by shapes, size and kind of batch
 
 
 def _but_strength(use: LoraUse) -> tuple:

@@ -35,7 +35,6 @@ def find(kind: str, name: str) -> Tool:
     return tool
 
 
-@cache
 def file(kind: str, name: str) -> Path:
     """Where the tool lies on this machine, fetched if need be: a file, or a folder for an expander.
 
@@ -43,9 +42,15 @@ def file(kind: str, name: str) -> Path:
     """
     if name in (owned := own(kind)):
         return owned[name]
-    if hub.is_id(name):
+    if hub.is_id(name):  # looked for each time: what nobody used is swept away
         return pulled.tool(kind, name)
-    tool = find(kind, name)
+    return of_table(find(kind, name))
+
+
+@cache
+def of_table(tool: Tool) -> Path:
+    """The same for one of the table, which stays where it is."""
+    kind = tool.kind
     if tool.revision is None:
         return ROOT / tool.source
     if tool.file and (there := hub.here(tool.source, tool.revision, tool.file)):

@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
-from core import hub, models, opening, presets, pulled
+from core import arriving, hub, models, opening, presets, pulled
 from core.atomic import placed
 from core.events import Fetch
-from core.markdown import plain
+from core.markdown import plain, warned
 from core.types import UserError
 from tabs.files import new_folder
 
@@ -50,7 +50,9 @@ def into_file(name: str, _: Any) -> Iterator[tuple[str, Any]]:
         there = pulled.lora(_id(name, "lora"))
         at = new_folder() / there.name
         placed(there.resolve(), at)
-        return hub.origin(there) or name, str(at)
+        exact = hub.origin(there) or name
+        hub.remember(at, exact)  # a copy, where links do not reach
+        return exact, str(at)
 
     yield from _shown(fetch)
 
@@ -78,14 +80,14 @@ def _id(name: str, field: str) -> str:
 def _shown(fetch: Callable[[], tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     """What has arrived so far, then the exact name and what the target becomes."""
     yield "Asking the Hub …", gr.skip()
-    events = hub.fetching(fetch)
+    events = arriving.fetching(fetch)
     try:
         while True:
             yield arrived(next(events)), gr.skip()
     except StopIteration as done:
         exact, value = done.value
     except UserError as error:
-        yield f"⚠️ {plain(str(error))}", gr.skip()
+        yield warned(str(error)), gr.skip()
         return
     yield f"Here: {plain(exact)}", value
 

@@ -1,6 +1,8 @@
 """Who calls, and which runs are there for them: the one way from a run's name, as somebody says it, to the run."""
 
+from ipaddress import ip_address
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.context import LocalContext
@@ -26,6 +28,16 @@ def account() -> str | None:
 
 def _asking(_profile: gr.OAuthProfile | None) -> None:
     """How a handler asks for it."""
+
+
+def is_by_address() -> bool:
+    """Whether the caller's page was opened by an address or as localhost: by a name of its own, another site could point to this machine."""
+    request = LocalContext.request.get(None)
+    try:
+        name = urlsplit(f"//{request.headers.get('host', '')}").hostname if request else None
+        return name in (None, "localhost") or bool(ip_address(str(name)))
+    except ValueError:
+        return False
 
 
 def found(run: Any) -> Folder:

@@ -1,5 +1,6 @@
 """What the Train tab's controls ask for, and what it will take, before anything starts."""
 
+import threading
 import tomllib
 from collections.abc import Mapping
 from typing import Any
@@ -8,12 +9,13 @@ import gradio as gr
 
 from core import gpu, models
 from core.data import dataset as datasets
-from core.markdown import plain
+from core.markdown import warned
+from core.recent import Recent
 from core.train import runs
-from core.train.estimate import Estimate, estimate, pace
+from core.train.estimate import SHAPED_BY, Estimate, Pace, batches, estimate, pace
 from core.train.run import Run
-from core.train.settings import settings
-from core.types import UserError
+from core.train.settings import Training, settings
+from core.types import Model, UserError
 from tabs import pictures
 
 CHOSEN = ("steps", "batch", "rate", "rank", "alpha", "resolution", "targets", "optimizer", "expected_strength", "seed")
@@ -37,7 +39,7 @@ def lines(text: str) -> dict[str, Any]:
     """Settings as TOML says them. Raises `UserError`."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # tomllib's own are ValueErrors, and so is a number of thousands of digits
         raise UserError(f'overrides: they are not lines such as rank = 8 or scheduler = "cosine": {error}.') from error
 
 
@@ -58,16 +60,38 @@ def expected(**values: Any) -> tuple[str, Any]:
         crops = gr.update(value=pictures.crops(found, made), visible=True)  # also where a trigger or captions are still missing
         run, said, _ = settled(values)
     except UserError as error:
-        return f"⚠️ {plain(str(error))}", crops
+        return warned(str(error)), crops
     taken = _taken(run, found)
-    first = f"**{taken.line()}**" if taken else "What it takes is known once its model is loaded."
-    return "\n".join([first, *(f"- ⚠️ {plain(line)}" for line in said)]), crops
+    first = f"**{taken.line()}**" if taken else "What it takes is not known now: its model is not loaded, is at work, or has no room for it."
+    return "\n".join([first, *(f"- {warned(line)}" for line in said)]), crops
 
 
 def _taken(run: Run, found: datasets.Dataset) -> Estimate | None:
-    """What it takes on this machine; `None` where its model is not loaded, or is at work."""
-    told = gpu.alone(pace, models.current(), run.settings, found) if models.loaded() == run.model else None
+    """What it takes on this machine; `None` where its model is not loaded, is at work, or has no room for it."""
+    told = _pace(run, found)
     return estimate(run, found, told) if told else None
+
+
+def _pace(run: Run, found: datasets.Dataset) -> Pace | None:
+    """Measured once, and for one visitor at a time: nobody waits here, and who comes meanwhile is not told."""
+    model = models.find(run.model)
+    wanted = (run.model, *(getattr(run.settings, name) for name in SHAPED_BY), *batches(model, run.settings, found))
+    if (told := _paces.get(wanted)) or not _measuring.acquire(blocking=False):
+        return told
+    try:
+        if told := gpu.alone(_measured, model, run.settings, found):
+            _paces[wanted] = told
+        return told
+    finally:
+        _measuring.release()
+
+
+_paces: Recent[tuple[Any, ...], Pace] = Recent(100)  # by the model, and all that a pace depends on
+_measuring = threading.Lock()
+
+
+def _measured(model: Model, made: Training, found: datasets.Dataset) -> Pace | None:
+    return pace(models.current(), model, made, found) if models.loaded() == model.name else None
 
 
 def seconds(values: dict[str, Any]) -> float | None:
@@ -77,4 +101,4 @@ def seconds(values: dict[str, Any]) -> float | None:
     except UserError:
         return None
     taken = _taken(run, found)
-    return taken.seconds if taken else None
+    return taken.seconds if taken and not taken.at_least else None

@@ -9,12 +9,13 @@ import gradio as gr
 from core import asking, gpu, limits, models, presets, shelf
 from core.events import Failed, Fetch, Picture, Step
 from core.expand import with_tags
+from core.markdown import plain, warned
 from core.prompts import PLACES, compose
 from core.samplers import SAMPLERS
 from core.types import Recipe
 from tabs import brought, settings, stages
 from tabs.files import new_folder, save
-from tabs.widgets import sentences, validator
+from tabs.widgets import LOOKS, sentences, validator
 
 PARTS = presets.PARTS
 RATIOS = {"1:1": (1, 1), "2:3": (2, 3), "3:2": (3, 2), "3:4": (3, 4), "4:3": (4, 3), "9:16": (9, 16), "16:9": (16, 9)}
@@ -73,7 +74,7 @@ def tab() -> Opened:
         return [said, *(values.get(name, gr.skip()) for name in filled)]
 
     shown["preset"].input(chosen, shown["preset"], fill, **quiet)
-    shown["load"].upload(loaded, [shown["load"], shown["preset"]], [shown["said"], *fill], **quiet)
+    shown["load"].upload(loaded, [shown["load"], shown["preset"]], [shown["said"], *fill], **LOOKS)
     shown["keep"].click(
         settings.saved, inputs_kwargs={name: shown[name] for name in (*ASKED, *PARTS, "title")}, outputs=[shown["kept"], shown["said"]], **quiet
     )
@@ -211,7 +212,7 @@ def _make(added: list[str], **values: Any) -> Iterator[tuple[Any, ...]]:
         yield [], "Adding tags …", "", skip, skip, hidden
         tags, _ = _tags(**values)
         added = tags["value"]
-        yield skip, f"Added: {', '.join(added) or 'nothing'}.", skip, skip, tags, skip
+        yield skip, f"Added: {plain(', '.join(added)) or 'nothing'}.", skip, skip, tags, skip
     values["prompt"] = with_tags(prompt, added)
     cells, folder = asking.cells(values, expanded=prompt if added else None), new_folder()
     done: list[str] = []
@@ -234,9 +235,9 @@ def _make(added: list[str], **values: Any) -> Iterator[tuple[Any, ...]]:
                     slider = gr.update(value=(event.before.resize(event.image.size), event.image), visible=True) if event.before else skip
                     yield list(done), f"Picture {len(done)} of {len(cells)} is finished.", text, skip, skip, slider
                 case Failed():
-                    yield list(done), f"⚠️ {event.message}", skip, skip, skip, skip
+                    yield list(done), warned(event.message), skip, skip, skip, skip
                     raise gr.Error(event.message)
-    hints = " ".join(asking.advice(values) + notes)
+    hints = plain(" ".join(asking.advice(values) + notes))
     yield skip, f"{len(done)} picture{'s' * (len(done) > 1)} in {time.monotonic() - begin:.1f} s. {hints}", skip, skip, skip, skip
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 
-from core.markdown import plain
+from core.markdown import plain, warned
 from core.train import jobs
 from core.train.offers import Hardware, Offer, hardware, offer
 from core.types import UserError
@@ -53,7 +53,7 @@ def wire(c: dict[str, Any], quiet: dict[str, Any], look: dict[str, Any], set_up:
         try:
             there = hardware(_own(login, visitor))
         except UserError as error:
-            return [], gr.update(choices=[], value=None), minutes, f"⚠️ {plain(str(error))}"
+            return [], gr.update(choices=[], value=None), minutes, warned(str(error))
         taken = seconds(values) if minutes is None else None
         return there, gr.update(choices=[(each.line(), each.name) for each in there]), minutes or (taken and max(1, round(taken / 60))), "Choose one."
 
@@ -89,7 +89,7 @@ def _priced(there: list[Hardware], name: str | None, minutes: float | None) -> t
     try:
         found = offer(there, name, minutes)
     except UserError as error:
-        return f"⚠️ {plain(str(error))}", None, *[gr.update(interactive=False)] * 2
+        return warned(str(error)), None, *[gr.update(interactive=False)] * 2
     said = f"**{plain(found.line())}**. What it takes is guessed from this machine; what a timeout cuts off goes on from its last state."
     return said, found, *[gr.update(interactive=True)] * 2
 
@@ -100,7 +100,7 @@ def _sent(visitor: gr.OAuthToken | None, login: bool, run: str | None, space: st
             raise UserError("hardware: choose one first; nothing is sent before its price is shown.")
         jobs.sent(caller.found(run), chosen, os.environ.get("SPACE_ID") or (space or "").strip(), _own(login, visitor))
     except UserError as error:
-        return f"⚠️ {plain(str(error))}", *(gr.skip() for _ in range(3))
+        return warned(str(error)), *(gr.skip() for _ in range(3))
     return _shown(run, [], True)
 
 
@@ -116,14 +116,14 @@ def _looked(visitor: gr.OAuthToken | None, login: bool, run: str | None) -> tupl
         job = jobs.looked(folder, own)
         return _shown(run, jobs.log(job, own) if job and job.stage != "SCHEDULING" else [], True)
     except UserError as error:
-        return f"⚠️ {plain(str(error))}", *(gr.skip() for _ in range(3))
+        return warned(str(error)), *(gr.skip() for _ in range(3))
 
 
 def _ended(visitor: gr.OAuthToken | None, login: bool, run: str | None) -> tuple[Any, ...]:
     try:
         jobs.stopped(caller.found(run), _own(login, visitor))
     except UserError as error:
-        return f"⚠️ {plain(str(error))}", *(gr.skip() for _ in range(3))
+        return warned(str(error)), *(gr.skip() for _ in range(3))
     return _shown(run, [], True)
 
 

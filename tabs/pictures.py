@@ -11,12 +11,13 @@ from core.data import dataset as datasets
 from core.data.dataset import Dataset
 from core.data.intake import imported, written
 from core.data.tagging import advice, counts, replaced, tagged
-from core.markdown import plain
+from core.markdown import plain, warned
 from core.train.caches import cropped
 from core.train.lesson import buckets
 from core.train.settings import Training
 from core.types import UserError
 from tabs.files import filled_folder, new_folder
+from tabs.widgets import WRITES
 
 KINDS = [".zip", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".txt", ".caption", ".toml"]
 SHOWN_TAGS, SHOWN_SKIPPED = 30, 20
@@ -74,10 +75,12 @@ def wire(c: dict[str, Any], quiet: dict[str, Any], changed: Any) -> None:
     """Connect the panel; `changed` is called with an event after which pictures or captions are others."""
     shown = [c[name] for name in ("data", "told", "table", "advice", "zip")]
     told = [c["data"], c["trigger"]]
-    gr.on([c["files"].change, c["others"].change], _brought, [c["files"], c["others"], c["trigger"]], shown, **quiet).then(**changed)
-    c["tag"].click(_tagged, [*told, c["model"], c["threshold"], c["drop"], c["keep"]], shown, **quiet).then(**changed)
-    c["replace"].click(_replaced, [*told, c["search"], c["replacement"]], shown, **quiet).then(**changed)
-    c["table"].input(_edited, [*told, c["table"]], [c["told"], c["advice"], c["zip"]], **quiet).then(**changed)
+    gr.on([c["files"].change, c["others"].change], _brought, [c["files"], c["others"], c["trigger"]], shown, **WRITES).then(**changed)
+    c["tag"].click(_tagged, [*told, c["model"], c["threshold"], c["drop"], c["keep"]], shown, **WRITES).then(**changed)
+    c["replace"].click(_replaced, [*told, c["search"], c["replacement"]], shown, **WRITES).then(**changed)
+    edited = c["table"].input(_edited, [*told, c["table"]], [c["told"], c["advice"]], **quiet, trigger_mode="always_last")  # at once: none is left out
+    edited.then(_zipped, c["data"], c["zip"], **WRITES)
+    edited.then(**changed)
     c["trigger"].change(_advised, told, c["advice"], **quiet, trigger_mode="always_last")
 
 
@@ -104,7 +107,7 @@ def _brought(files: list[str] | None, others: list[str] | None, trigger: str) ->
     try:
         found = brought([Path(file) for file in files], [Path(file) for file in others or []])
     except UserError as error:
-        return None, f"⚠️ {plain(str(error))}", [], "", gr.update(visible=False)
+        return None, warned(str(error)), [], "", gr.update(visible=False)
     return _shown(found, trigger)
 
 
@@ -151,8 +154,11 @@ def _edited(folder: str | None, trigger: str, table: Any) -> tuple[Any, ...]:
     except UserError as error:
         raise gr.Error(str(error)) from error
     datasets.save(made)
-    _, told, _, said, archive = _shown(made, trigger)
-    return told, said, archive
+    return _told(made), _advice(made, trigger)
+
+
+def _zipped(folder: str) -> Any:
+    return gr.update(value=str(written(data(folder), new_folder() / "dataset.zip")), visible=True)
 
 
 def _advised(folder: str | None, trigger: str) -> str:
@@ -162,8 +168,7 @@ def _advised(folder: str | None, trigger: str) -> str:
 def _shown(found: Dataset, trigger: str) -> tuple[Any, ...]:
     own = [sample for sample in found.samples if not sample.regularisation]
     rows = [[sample.file, sample.name, sample.caption] for sample in own]
-    archive = gr.update(value=str(written(found, new_folder() / "dataset.zip")), visible=True)
-    return str(found.folder), _told(found), rows, _advice(found, trigger), archive
+    return str(found.folder), _told(found), rows, _advice(found, trigger), _zipped(str(found.folder))
 
 
 def _told(found: Dataset) -> str:

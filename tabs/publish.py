@@ -11,7 +11,7 @@ import gradio as gr
 
 from core import charts, presets, shelf
 from core.atomic import placed
-from core.markdown import plain
+from core.markdown import plain, warned
 from core.publish.bundle import bundle
 from core.publish.plan import LICENCES, plan
 from core.publish.push import compared
@@ -125,7 +125,7 @@ def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any
             there = compared(publication.repo, files, token(login, visitor) or False)
             card = files["README.md"].read_text(encoding="utf-8")
     except UserError as error:
-        return f"⚠️ {plain(str(error))}", hidden, hidden, "", hidden
+        return warned(str(error)), hidden, hidden, "", hidden
     rows = [[change.path, change.size, change.what] for change in there.changes]
     said = "It is new." if there.commit is None else f"It is there, at {there.commit[:8]}."
     said += "" if there.ours else " **It was not made here**: tick below that it may be written over."
@@ -149,7 +149,7 @@ def _published(visitor: gr.OAuthToken | None, login: bool = False, over: bool = 
             yield f"Sending {len(files)} files, {sum(file.stat().st_size for file in files.values()):,} bytes …"
             url = yield from sent(publication, files, own, over)
     except gr.Error as error:
-        yield f"⚠️ {plain(error.message)}"
+        yield warned(error.message)
     else:
         yield f"**Published**: {url}"
 

@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from core import asking, presets, record
+from core.markdown import plain, warned
 from core.prompts import compose
 from core.types import Recipe, UserError
 from tabs import stages
@@ -25,8 +26,8 @@ def saved(title: str, **values: Any) -> tuple[Any, str]:
     said = stages.said(values)
     base = asking.recipe(values)
     if found := asking.problems({**said, "prompt": "-"}):
-        return gr.skip(), f"⚠️ {next(iter(found.values()))}"
-    plain = {name: values[name] for name in ("negative", "sampler")}
+        return gr.skip(), warned(next(iter(found.values())))
+    texts = {name: values[name] for name in ("negative", "sampler")}
     numbers = {name: int(values[name]) for name in ("steps", "width", "height")}
     cfg = float(values["cfg"])
     sides = (*base.size_range, numbers["width"], numbers["height"])
@@ -37,7 +38,7 @@ def saved(title: str, **values: Any) -> tuple[Any, str]:
         base,
         **parts,
         title=title.strip()[:80] or f"{base.title}, my settings",
-        **plain,
+        **texts,
         **numbers,
         cfg=cfg,
         cfg_range=(min(base.cfg_range[0], cfg), max(base.cfg_range[1], cfg)),
@@ -47,7 +48,7 @@ def saved(title: str, **values: Any) -> tuple[Any, str]:
     )
     file = new_folder() / f"preset{PRESET}"
     file.write_text(presets.written(recipe), encoding="utf-8")
-    return gr.update(value=str(file), visible=True), f"Saved: {recipe.title}. Drop the file above to have these settings back."
+    return gr.update(value=str(file), visible=True), f"Saved: {plain(recipe.title)}. Drop the file above to have these settings back."
 
 
 def loaded(file: str, preset: str, fill: Callable[[Recipe], dict[str, Any]]) -> tuple[dict[str, Any], str]:
@@ -56,9 +57,10 @@ def loaded(file: str, preset: str, fill: Callable[[Recipe], dict[str, Any]]) -> 
     `fill` gives what a recipe puts there; `preset` is the one chosen so far.
     """
     try:
-        return _preset(Path(file), fill) if file.endswith(PRESET) else _picture(Path(file), preset, fill)
+        values, said = _preset(Path(file), fill) if file.endswith(PRESET) else _picture(Path(file), preset, fill)
     except UserError as error:
-        return {}, f"⚠️ {error}"
+        return {}, warned(str(error))
+    return values, plain(said)
 
 
 def _preset(file: Path, fill: Callable[[Recipe], dict[str, Any]]) -> tuple[dict[str, Any], str]:

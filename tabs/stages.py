@@ -60,7 +60,7 @@ def controls(recipe: Recipe) -> dict[str, Any]:
         with gr.Row():
             choice("detail_detector", asking.choices("detail"), "Detector", pulled.TOOLS["detector"])
             slider("detail_confidence", 0.05, 1, 0.05, "Confidence")
-            slider("detail_largest", 0, 100, 1, "Largest", "0: all")
+            slider("detail_largest", 0, limits.PLACES, 1, "Largest", f"0: all, up to {limits.PLACES}")
         with gr.Row():
             slider("detail_denoise", 0.05, 1, 0.05, "Denoise")
             steps("detail_steps", "0: as many as the picture")

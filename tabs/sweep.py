@@ -10,7 +10,7 @@ from core import charts, edit, gpu, limits, lora, presets, shelf
 from core.blocks import BLOCKS
 from core.events import Failed, Fetch, Step
 from core.features import VAE
-from core.markdown import plain
+from core.markdown import plain, warned
 from core.outcome import outcome, sheet
 from core.plan import SEEDS, STRENGTHS, eyes, neutral, plan
 from core.report import reported
@@ -19,7 +19,7 @@ from core.types import UserError
 from tabs import brought
 from tabs.files import new_folder
 from tabs.generate import Opened
-from tabs.widgets import Measured, refusals, sentences
+from tabs.widgets import WRITES, Measured, refusals, sentences
 
 ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
 SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next", "open")
@@ -59,8 +59,8 @@ def tab(opened: Opened, tabs: gr.Tabs) -> tuple[Swept, Measured]:
     running = [c["run"].click(**job), c["next"].click(lambda result: result["report"]["next"], c["result"], c["strengths"], **quiet).then(**job)]
     stopped = {"fn": lambda: "Stopped. What was finished stays: press Sweep to go on.", "inputs": None, "outputs": c["status"]}
     c["stop"].click(**stopped, cancels=running, **quiet).then(**stopped, **quiet)
-    c["normalise"].click(_normalised, c["result"], [c["edited"], c["said"]], **quiet)
-    c["write"].click(_written, [*which, c["keep"], c["blocks"], c["multiply"]], [c["written"], c["wrote"]], **quiet)
+    c["normalise"].click(_normalised, c["result"], [c["edited"], c["said"]], **WRITES)
+    c["write"].click(_written, [*which, c["keep"], c["blocks"], c["multiply"]], [c["written"], c["wrote"]], **WRITES)
     c["cells"].select(_chosen, c["result"], [c["chosen"], c["open"]], **quiet)
 
     def into_generate(result: dict[str, Any] | None, place: int, preset: str) -> list[Any]:
@@ -155,7 +155,7 @@ def _explained(file: str | None, name: str | None) -> str:
             return "Choose a LoRA."
         told = gpu.inspected(lora.file(path))
     except UserError as error:
-        return f"⚠️ {error}"
+        return warned(str(error))
     facts = {
         "made for": f"{told['family']}{', trained on ' + told['base'] if told['base'] else ''}",
         "rank, alpha": f"{told['rank']}, {told['alpha']:g} (alpha/rank {told['scale']:g})",
@@ -167,7 +167,7 @@ def _explained(file: str | None, name: str | None) -> str:
     }
     rows = [f"- **{name}**: {plain(str(value))}" for name, value in facts.items() if value]
     largest = max(told["effective_norm"].items(), key=lambda each: each[1], default=None) if told["effective_norm"] else None
-    rows += [f"- **largest change at strength 1**: {100 * largest[1]:.1f} % of the weights' norm, in {largest[0]}"] if largest else []
+    rows += [f"- **largest change at strength 1**: {100 * largest[1]:.1f} % of the weights' norm, in {plain(largest[0])}"] if largest else []
     return "\n".join([f"**{plain(told['expect'])}**", "", *rows])
 
 
@@ -183,7 +183,7 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
         for event in study.run():
             total = len(study.strengths) * len(study.items)
             if isinstance(event, Failed):
-                yield f"⚠️ {event.message}", *rest
+                yield warned(event.message), *rest
                 raise gr.Error(event.message)
             if isinstance(event, Fetch):
                 yield brought.arrived(event), *rest
@@ -220,7 +220,7 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
 
 def _answer(report: dict[str, Any]) -> str:
     """The sentence, and how sure it is."""
-    lines = [f"### {report['why']}"]
+    lines = [f"### {plain(report['why'])}"]
     if report["recommended"] is not None:
         shown = {"onset": "onset", "sweet_spot_low": "begins", "sweet_spot_high": "ends", "breakdown": "breakdown"}
         ends = [f"{shown[name]} {low:g} to {high:g}" for name, (low, high) in report["intervals"].items()]
@@ -229,7 +229,7 @@ def _answer(report: dict[str, Any]) -> str:
             f"Confidence {100 * report['confidence']:.0f} %. 95 % intervals over {pictures} pictures a strength ({len(report['seeds'])} seeds x "
             f"{len(report['prompts'])} prompts): {'; '.join(ends)}."
         )
-    lines += [f"- {why}" for name, why in report["unmeasured"].items() if name != "style"]
+    lines += [f"- {plain(why)}" for name, why in report["unmeasured"].items() if name != "style"]
     return "\n\n".join(lines)
 
 
@@ -241,7 +241,7 @@ def _normalised(result: dict[str, Any] | None) -> tuple[Any, str]:
         source = lora.file(result["lora"])
         file = edit.edited(source, new_folder(), multiply=times, hint=edit.hint(result["report"], times))
     except UserError as error:
-        return gr.skip(), f"⚠️ {error}"
+        return gr.skip(), warned(str(error))
     beside = file.with_suffix(".json")
     beside.write_text(json.dumps(edit.sidecar(source, result["report"], times), indent=1), encoding="utf-8")
     return gr.update(value=[str(file), str(beside)], visible=True), f"In this file strength 1.0 is what {times:g} was. Only alpha was changed."
@@ -255,7 +255,7 @@ def _written(file: str | None, name: str | None, keep: str, blocks: str, multipl
             raise UserError("lora: choose one first.")
         return gr.update(value=str(edit.edited(lora.file(path), new_folder(), multiply, blocks.strip() or None, keep)), visible=True), "Written."
     except UserError as error:
-        return gr.skip(), f"⚠️ {error}"
+        return gr.skip(), warned(str(error))
 
 
 def _chosen(result: dict[str, Any] | None, event: gr.SelectData) -> tuple[int, Any]:

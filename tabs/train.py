@@ -8,7 +8,7 @@ import gradio as gr
 from core import gpu, models, presets
 from core.device import on_zero_gpu
 from core.events import Failed
-from core.markdown import plain
+from core.markdown import plain, warned
 from core.train import runs
 from core.train.folder import Folder
 from core.train.run import read
@@ -18,7 +18,7 @@ from tabs import brought, caller, jobs, pictures
 from tabs.expected import CHOSEN, expected, filled, lines, seconds, settled
 from tabs.sweep import Swept
 from tabs.watching import SHOWN, into_sweep, watched
-from tabs.widgets import refusals
+from tabs.widgets import LOOKS, refusals
 
 ASKED = ("data", "trigger", "recipe", "model", "others_said", *CHOSEN)
 MINE = 50  # runs that a browser remembers
@@ -47,7 +47,7 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
             c |= _run() | jobs.panel()
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     asked = {name: c[name] for name in ASKED}
-    guessed: dict[str, Any] = {"fn": expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **quiet}
+    guessed: dict[str, Any] = {"fn": expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **LOOKS}
     pictures.wire(c, quiet, guessed)
     brought.wire(c, brought.into_choice, c["model"])
     gr.on([c["recipe"].input, c["model"].change], filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**guessed)
@@ -185,7 +185,7 @@ def _resumed(name: str | None) -> str:
         _go(caller.found(name))
         return "Going on …"
     except UserError as error:
-        return f"⚠️ {plain(str(error))}"
+        return warned(str(error))
 
 
 def _stopped(name: str | None) -> str:
@@ -193,7 +193,7 @@ def _stopped(name: str | None) -> str:
         caller.found(name).ask_to_stop()
         return "Stopping after this step …"
     except UserError as error:
-        return f"⚠️ {plain(str(error))}"
+        return warned(str(error))
 
 
 def _forked(name: str | None, step: int | None, changed: str, mine: str) -> tuple[str, Any, str]:

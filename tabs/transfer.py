@@ -11,7 +11,7 @@ from core import edit, limits, lora, models, presets, shelf
 from core.device import on_zero_gpu
 from core.events import Fetch, Step
 from core.features import VAE
-from core.markdown import plain
+from core.markdown import plain, warned
 from core.plan import eyes
 from core.train import runs
 from core.train.run import read
@@ -21,7 +21,7 @@ from core.transfer.study import Study
 from core.types import UserError
 from tabs import brought, caller, train
 from tabs.files import new_folder
-from tabs.widgets import Measured, refusals, sentences
+from tabs.widgets import WRITES, Measured, refusals, sentences
 
 ASKED = ("files", "shelf", "runs", "home", "models", "strengths", "seeds", "prompts", "clip_skip", "references", "eye", "blocks")
 SHOWN = ("status", "answer", "heat", "matrix", "sheet", "out", "result", "chosen")
@@ -64,7 +64,7 @@ def tab(trained: train.Trained) -> Measured:
     stopped = {"fn": lambda: "Stopped. What was finished stays: press Transfer to go on.", "inputs": None, "outputs": c["status"]}
     c["stop"].click(**stopped, cancels=running, **quiet).then(**stopped, **quiet)
     c["matrix"].select(_opened, c["result"], c["chosen"], **quiet)
-    c["join"].click(_joined, [c["style"], c["content"]], [c["combined"], c["said"]], **quiet)
+    c["join"].click(_joined, [c["style"], c["content"]], [c["combined"], c["said"]], **WRITES)
     return Measured(c["publish"], c["result"])
 
 
@@ -213,10 +213,10 @@ def _study(**values: Any) -> Iterator[tuple[Any, ...]]:
 
 def _answer(report: dict[str, Any]) -> str:
     """Where each works, what is said of the claims, what could not be made, and the rule."""
-    lines = [f"### {plain(report['why'])}", *(f"- {claim['why']}" for claim in report["lineage"]["claims"] if claim["difference"] is not None)]
+    lines = [f"### {plain(report['why'])}", *(f"- {plain(claim['why'])}" for claim in report["lineage"]["claims"] if claim["difference"] is not None)]
     lines += [f"- {plain(line)}" for line in report["blocks"]]
-    failed = {f"- ⚠️ {plain(pair['lora'])} on {pair['model']}: {plain(pair['why'])}" for pair in report["per_pair"] if pair["verdict"] is None}
-    lines += [*sorted(failed), *(f"- {why}" for why in report["unmeasured"].values()), "", f"*{report['rule']}*"]
+    failed = {f"- {warned('{lora} on {model}: {why}'.format_map(pair))}" for pair in report["per_pair"] if pair["verdict"] is None}
+    lines += [*sorted(failed), *(f"- {plain(why)}" for why in report["unmeasured"].values()), "", f"*{report['rule']}*"]
     lines += ["", "```", *report["lineage"]["tree"], "```"]
     return "\n".join(lines)
 
@@ -260,10 +260,10 @@ def _across(bases: Sequence[str], kept: bool, mine: str, **values: Any) -> Itera
             raise UserError("models: a lent GPU trains in slices; train on one base after another in the Train tab, then choose the runs here.")
         planned = [train.settled({**values, "model": model}) for model in bases]  # all of them are checked before the first begins
         folders = [runs.prepared(run, found, account=caller.account()) for run, _, found in planned]
+        for folder in folders:
+            runs.start(folder)
     except UserError as error:
         raise gr.Error(str(error)) from error
-    for folder in folders:
-        runs.start(folder)
     mine = "\n".join([*(folder.name for folder in folders), *mine.split()][: train.MINE])
     yield "Training …", mine, skip, skip
     while not all((told := runs.status(folder)).state in ("done", "failed", "stopped") for folder in folders):
@@ -291,4 +291,4 @@ def _joined(style: str | None, content: str | None) -> tuple[Any, str]:
             raise UserError("style: choose both files.")
         return gr.update(value=str(edit.combined(lora.file(style), lora.file(content), new_folder())), visible=True), "Written."
     except UserError as error:
-        return gr.skip(), f"⚠️ {plain(str(error))}"
+        return gr.skip(), warned(str(error))

@@ -4,16 +4,20 @@ Handlers know nothing of it: it is put around them once, when the page is built.
 """
 
 import inspect
+import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any
 
 import gradio as gr
+from gradio import queueing
 
 from core import closing
 from core.journal import Call
 from core.types import UserError
+
+queueing.print = lambda *_: None  # type: ignore[attr-defined]  # by which Gradio says what it refuses before a check: a visitor's words, as they stand
 
 
 def watch(page: gr.Blocks) -> None:
@@ -26,7 +30,9 @@ def watch(page: gr.Blocks) -> None:
         place = getattr(block.fn, "__module__", "").rpartition(".")[2]
         kind = {"kind": block.api_name} if public else {"kind": place, "call": name.strip("_")}
         clicked = any(event == "click" for _, event in block.targets) and name != "<lambda>"
-        block.fn = _watched(block.fn, kind, len(block.outputs), logged=public or block.queue or clicked, begins=block.queue)
+        block.fn = _watched(
+            block.fn, kind, len(block.outputs), logged=public or (block.queue and block.concurrency_id != "looks") or clicked, begins=block.queue
+        )
         if block.validator:
             block.validator = _checked(block.validator, kind)
     page.process_api = _processed(page.process_api)
@@ -108,9 +114,10 @@ def _told(kind: dict[str, Any], logged: bool, begins: bool = False) -> Iterator[
         yield call
     except UserError as error:
         call.refused(str(error))
-        raise gr.Error(str(error), print_exception=False) from error
+        raise gr.Error(_text(str(error)), print_exception=False) from error
     except gr.Error as error:
         call.refused(error.message)
+        error.message = _text(error.message)
         error.print_exception = False  # its message may repeat what was written
         raise
     except GeneratorExit:
@@ -123,11 +130,16 @@ def _told(kind: dict[str, Any], logged: bool, begins: bool = False) -> Iterator[
         call.end(tell=logged or call.outcome != "done")
 
 
+def _text(sentence: str) -> str:
+    """The sentence without HTML, which the page would show: behind an unseen mark a `<` begins no tag."""
+    return re.sub("<(?=[A-Za-z/!?])", "<\u2060", sentence)
+
+
 def _look(call: Call, result: Any) -> None:
     """What a result says of the call: how much was made, and whether a page shows a refusal in its place."""
     for part in result if isinstance(result, tuple | list) else [result]:
         if isinstance(part, str) and part.startswith("⚠️ "):
-            call.refused(part.removeprefix("⚠️ "))
+            call.refused(part.removeprefix("⚠️ ").replace("\\", ""))  # a field as it is called, not as Markdown has it
         elif isinstance(part, dict):
             call.counts |= {name: part[name] for name in ("steps", "images") if isinstance(part.get(name), int)}
             if isinstance(part.get("cells"), list):

@@ -7,7 +7,7 @@ import gradio as gr
 
 from core import charts, limits
 from core.data import dataset as datasets
-from core.markdown import plain
+from core.markdown import warned
 from core.train import owner, runs
 from core.train.folder import Folder
 from core.train.preview import prompts, strengths
@@ -62,7 +62,7 @@ def _sentence(status: runs.Status, run: Run, folder: Folder) -> str:
         case "done":
             return f"**Done.** {at}. `{run.name}.safetensors` is expected to work at {run.settings.expected_strength:g}: open it in Sweep to know."
         case "failed":
-            return f"⚠️ {plain(status.error or '')}"
+            return warned(status.error or "")
         case _:
             return f"Stopped. {at}. Press Resume to go on; nothing is lost."
 

@@ -40,23 +40,25 @@ gpu.lane(lambda: torch.ones(256, 256) @ torch.ones(256, 256))
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def lent(request: pytest.FixtureRequest) -> Iterator[None]:
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: Any) -> Iterator[None]:
     """On ZeroGPU: what goes through the app finds a page's process and workers that are kept; a test of its own calls is a visitor, and has the weights."""
-    if ON_ZERO:
-        scheduler = zero.LENDERS[0]
-        scheduler.easy()
-        zero.visit()
-        if "studio" not in request.fixturenames:
-            packed = bool(zero._packed)
-            zero.unpack()
-            scheduler.retire()
-            yield
-            scheduler.retire()
-            if packed:
-                zero.pack()
-            return
-    yield
+    if not ON_ZERO:
+        return (yield)
+    scheduler = zero.LENDERS[0]
+    scheduler.easy()
+    zero.visit()
+    if "studio" in item.fixturenames:
+        return (yield)
+    packed = zero.is_packed()
+    zero.unpack()
+    scheduler.retire()
+    try:
+        return (yield)
+    finally:
+        scheduler.retire()
+        if packed:
+            zero.pack()
 
 
 @pytest.fixture
@@ -109,7 +111,7 @@ def studio() -> Iterator[str]:
     import app
 
     page = app.build()
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", **app.LAUNCH)
+    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", app_kwargs=app.beside(page), **app.LAUNCH)
     yield url
     page.close()
     shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)

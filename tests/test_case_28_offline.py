@@ -12,6 +12,7 @@ import gradio as gr
 import pytest
 
 import app
+from core.markdown import warned
 from tests.server import Server
 
 TABS = {"Generate": "#generate", "Sweep": "#sweep", "Train": "#train", "Transfer": "#transfer", "Publish": "#publish-preview"}
@@ -102,7 +103,7 @@ def test_case_28_on_a_space_without_authlib_publish_says_so(monkeypatch: pytest.
     monkeypatch.setenv("SPACE_ID", "ann/studio")
     page = app.build()
     said = [block.value for block in page.blocks.values() if isinstance(block, gr.Markdown)]
-    assert "⚠️ No login: authlib is not installed (`gradio[oauth]`), so nothing can be published from here." in said
+    assert warned("No login: authlib is not installed (`gradio[oauth]`), so nothing can be published from here.") in said
     assert not page.expects_oauth, "Gradio would end the start"
 
 

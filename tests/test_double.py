@@ -12,8 +12,9 @@ import spaces
 from core import gpu, lora, models
 from core.types import UserError
 from tests import zero
+from tests.model import PLAIN
 from tests.sweep.conftest import EXAMPLE
-from tests.test_zero import PLAIN, cells, pixels
+from tests.test_zero import cells, pixels
 
 
 def lent(task: Callable, **how) -> Callable:

@@ -39,7 +39,7 @@ WORDS = ["1girl", "blue hair", r"arona \(blue archive\)", "halo", "long hair", "
 @settings(deadline=None, max_examples=25)
 @given(st.lists(st.sampled_from(WORDS), max_size=30).map(", ".join))
 def test_case_03_so_is_any_of_75_tokens_with_its_negative(nano, prompt: str) -> None:
-    while encode.tokens(nano, prompt) > PLACES:
+    while encode.tokens(nano.tokenizer, prompt) > PLACES:
         prompt = prompt.rpartition(", ")[0]
     plain = prompt.replace("\\", "")
     theirs, negative, pooled, negative_pooled = nano.encode_prompt(plain, negative_prompt="low quality", do_classifier_free_guidance=True)
@@ -50,7 +50,7 @@ def test_case_03_so_is_any_of_75_tokens_with_its_negative(nano, prompt: str) -> 
 
 def test_case_03_so_is_one_of_exactly_75_tokens(nano) -> None:
     prompt = ", ".join(["x"] * 38)
-    assert encode.tokens(nano, prompt) == PLACES
+    assert encode.tokens(nano.tokenizer, prompt) == PLACES
     theirs, _, pooled, _ = nano.encode_prompt(prompt, do_classifier_free_guidance=False)
     for said in (prompt, f"({prompt}:1)", f"({prompt}:1.0)"):
         assert (states(nano, said).states - theirs).abs().max() <= 1e-5
@@ -89,9 +89,9 @@ def test_break_begins_a_chunk(nano) -> None:
 
 
 def test_tokens_count_what_is_read(nano) -> None:
-    assert encode.tokens(nano, "") == 0
-    assert encode.tokens(nano, "(smile:1.3) <lora:a:2>") == encode.tokens(nano, "smile")
-    assert encode.tokens(nano, "smile BREAK smile") == PLACES + encode.tokens(nano, "smile")
+    assert encode.tokens(nano.tokenizer, "") == 0
+    assert encode.tokens(nano.tokenizer, "(smile:1.3) <lora:a:2>") == encode.tokens(nano.tokenizer, "smile")
+    assert encode.tokens(nano.tokenizer, "smile BREAK smile") == PLACES + encode.tokens(nano.tokenizer, "smile")
 
 
 def test_each_step_says_its_own(nano) -> None:

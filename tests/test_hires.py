@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from spandrel.architectures.ESRGAN import ESRGAN
 
-from core import hires, hub, tools
+from core import apart, hires, hub, tools
 from core.grain import grained, smoothed
 from core.nano.draw import drawing
 from core.nano.pictures import HELD_OUT, scene
@@ -79,6 +79,11 @@ def test_files_that_are_no_upscalers_are_refused_unused(tmp_path: Path) -> None:
     save_file({"weight": torch.ones(3)}, case("other.safetensors", "is no upscaler that is known"))
     save_file({name: value.half() if value.is_floating_point() else value for name, value in weights.items()}, case("half.safetensors", "half-precision"))
     save_file(ESRGAN(in_nc=3, out_nc=3, num_filters=8, num_blocks=1, scale=1).state_dict(), case("one.safetensors", "enlarges 1 times"))
+    endless = ESRGAN(in_nc=3, out_nc=3, num_filters=1, num_blocks=1, scale=4).state_dict()
+    last = next(key for key in endless if key.startswith("model.1.sub.0."))
+    save_file({**endless, last.replace("sub.0.", "sub.1000."): endless[last].clone()}, case("endless.safetensors", "no upscaler has more than 200 layers"))
+    sly = last.replace("sub.0.", "sub.9_9_9_9.")
+    save_file({**endless, sly: endless[last].clone()}, case("sly.safetensors", "no upscaler has more than 200 layers"))
     with case("code.pth", "cannot be read").open("wb") as out:
         pickle.dump({"params": Canary(tmp_path / "canary")}, out)
     torch.save({"params": Canary(tmp_path / "canary")}, case("zip.pth", "cannot be read"))
@@ -89,12 +94,22 @@ def test_files_that_are_no_upscalers_are_refused_unused(tmp_path: Path) -> None:
     assert not (tmp_path / "canary").exists(), "the file's code ran"
 
 
+@pytest.mark.soak
+def test_one_that_a_visitor_brought_is_opened_where_it_may_take_what_it_likes(tmp_path: Path) -> None:
+    """A file of half a megabyte whose shapes ask for sixty gigabytes."""
+    shapes = {"body.0.weight": (4096, 3, 3, 3), "body.0.bias": (4096,), "body.1.weight": (1,), "body.198.weight": (48, 1, 3, 3), "body.198.bias": (48,)}
+    save_file({name: torch.zeros(shape) for name, shape in shapes.items()}, tmp_path / "wide.safetensors")
+    with pytest.raises(UserError, match=r"^upscaler: wide\.safetensors "):
+        apart.tried(tmp_path / "wide.safetensors")
+    assert apart.tried(NANO) is None
+
+
 def test_a_file_that_was_swapped_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "experiments/pretrained_models/DAT").mkdir(parents=True)
     (tmp_path / "experiments/pretrained_models/DAT/DAT_x2.pth").write_bytes(b"other bytes")
     monkeypatch.setattr(hub, "folder", lambda *_: tmp_path)
     with pytest.raises(UserError, match="is not the file that was pinned"):
-        tools.file.__wrapped__("upscaler", "DAT x2")
+        tools.of_table.__wrapped__(tools.find("upscaler", "DAT x2"))
 
 
 def test_grain_is_as_loud_as_asked_and_the_same_for_a_seed() -> None:

@@ -1,21 +1,31 @@
 """What nobody uses goes, by its age and by where the studio runs; what is in use stays. And the floor of a disk."""
 
 import os
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import constants
 
-from core import cells, closing, gpu, limits, sweeper
-from core.events import Look
+from core import cells, closing, gpu, limits, sweep, sweeper
+from core.events import Look, Picture
+from core.plan import plan
+from core.sweep import Study
 from core.train import runs
+from core.train.folder import Folder
 from core.train.loop import train
+from core.transfer import study as transfer
+from core.transfer.plan import plan as transfer_plan
+from core.transfer.report import reported
 from core.types import UserError
 from tabs import files
 from tests.train.parts import dataset, prepared
+
+EXAMPLE = Path(__file__).parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 
 
 @pytest.fixture(autouse=True)
@@ -115,6 +125,62 @@ def test_on_a_space_a_run_goes_unless_it_trains(tmp_path: Path, monkeypatch: pyt
     assert sweeper.sweep(files.FILES)["runs"] == 1
 
 
+def test_where_the_disk_is_full_a_stopped_run_goes_however_often_it_is_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever begins and stops runs of many pictures does not shut the Space for days; who waits or trains is left alone."""
+    monkeypatch.setenv("SPACE_ID", "ann/studio")
+    data = dataset(tmp_path / "data")
+    stopped, trains, fresh, finished, old = (prepared(data, runs.RUNS / (name * 32))[0] for name in "abcef")
+    for run in (finished, old):
+        written(run.states / "000050.safetensors", 0)
+    for run, days in ((stopped, 0.1), (trains, 0.1), (finished, 0.9), (old, 1.1)):
+        aged(run.path, days)
+    stopped.ask_to_stop()
+    assert sweeper.sweep(files.FILES)["runs"] == 0
+    monkeypatch.setattr(limits, "DISK_FLOOR", 10**18)
+    with trains.owned():
+        assert sweeper.sweep(files.FILES)["runs"] == 2
+    assert (stopped.path.exists(), trains.run.exists(), fresh.run.exists()) == (False, True, True)
+    assert (finished.run.exists(), old.path.exists()) == (True, False), "what was trained stays for a day"
+    begun = Folder(runs.RUNS / ("d" * 32))
+
+    def broken_off() -> None:
+        with begun.filled():
+            aged(begun.path, 9)  # pictures that are copied may be as old as they like
+            assert sweeper.sweep(files.FILES)["runs"] == 1, "only the one that trained before"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        broken_off()
+    assert not begun.path.exists()
+
+
+@pytest.mark.usefixtures("few_steps")
+def test_the_cells_of_a_study_are_in_use_to_its_end_and_one_that_is_gone_all_the_same_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", "ann/studio")
+    monkeypatch.setattr(sweep, "HELD_SECONDS", 0)
+    asked = {"prompts": "1girl", "seeds": "1, 2", "strengths": "0, 1"}
+    study = Study(plan({"lora": str(EXAMPLE), **asked}))
+    for event in study.run():
+        if isinstance(event, Picture):
+            assert sweeper.sweep(files.FILES)["cells"] == 0
+            aged(cells.FOLDER, 3)  # days go by until the next event
+    assert study.verdict is not None
+    crossed = transfer.Study(transfer_plan({"loras": [{"lora": str(EXAMPLE), "home": "nano"}], "models": ["nano"], **asked}))
+    assert not list(crossed._column("nano")), "all of its cells are there"
+    shutil.rmtree(cells.FOLDER)
+    crossed._judge()
+    (pair,) = reported(crossed)["per_pair"]
+    assert (pair["verdict"], pair["why"]) == (None, cells.SWEPT)
+
+    def swept_away() -> None:
+        for event in Study(study.plan).run():
+            if isinstance(event, Picture):
+                shutil.rmtree(cells.FOLDER)
+
+    with pytest.raises(UserError, match=r"^disk: pictures of this study were swept away"):
+        swept_away()
+
+
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of its own, smaller than the floor."""
@@ -123,7 +189,7 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20m", "tmpfs", at], capture_output=True).returncode:
         pytest.skip("no tmpfs can be mounted here")
     yield at
-    subprocess.run(["umount", at], check=True)
+    subprocess.run(["umount", "-l", at], check=True)
 
 
 def test_below_the_floor_nothing_begins_that_writes(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,6 +203,24 @@ def test_below_the_floor_nothing_begins_that_writes(disk: Path, tmp_path: Path, 
     with pytest.raises(UserError, match=sentence):
         runs.prepared(run, data)
     assert not list(disk.iterdir())
+
+
+def test_a_run_for_whose_pictures_there_is_no_room_leaves_nothing(disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither where that is known beforehand, nor where the disk becomes full meanwhile."""
+    monkeypatch.setattr(runs, "RUNS", disk / "runs")
+    monkeypatch.setattr(limits, "DISK_FLOOR", 10**6)
+    data = dataset(tmp_path / "data")
+    run, _ = runs.settled(data, "nano-quick", trigger="flow")
+    parent = runs.prepared(run, data)
+    parent.save_state(3, {"values": torch.zeros(10)}, {}, keep=True)
+    (parent.dataset / "0000.png").write_bytes(bytes(11 * 10**6))
+    (data.folder / "0000.png").write_bytes(bytes(21 * 10**6))
+    for floor, sentence in ((10**6, "disk: it takes "), (-(10**9), "disk: it became full while the run was set up; make room and try again.")):
+        monkeypatch.setattr(limits, "DISK_FLOOR", floor)
+        for begun in (lambda: runs.prepared(run, data), lambda: runs.forked(parent, 3, {})):
+            with pytest.raises(UserError, match=f"^{sentence}"):
+                begun()
+            assert [folder.name for folder in (disk / "runs").iterdir()] == [parent.name]
 
 
 def test_as_many_runs_wait_as_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

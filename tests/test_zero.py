@@ -25,11 +25,11 @@ from core.transfer.plan import plan as crossing
 from core.transfer.study import Study as Crossing
 from core.types import Cell, Hires, LoraUse, Request
 from tests import zero
+from tests.model import PLAIN
 from tests.sweep.conftest import EXAMPLE
 from tests.train.parts import assert_same, dataset, followed, prepared
 from tests.transfer.conftest import asked
 
-PLAIN = Request(model="nano", prompt="1girl, portrait", negative="", width=64, height=64, steps=3, cfg=5.0, sampler="Euler a", seed=7)
 WORN = replace(
     PLAIN,
     width=128,

@@ -38,6 +38,9 @@ class Zero:
         """Function and GPU -> the process that is kept for it."""
         self.lent: dict[str, tuple[str, int]] = {}
         self.timers: dict[str, threading.Timer] = {}
+        self.answers = threading.Event()
+        """Until it is set, whoever asks waits."""
+        self.answers.set()
         self.easy()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"zero": self}))
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
@@ -50,6 +53,7 @@ class Zero:
     def schedule(self, task: str, seconds: int, known: bool) -> tuple[int, dict[str, str], Any]:
         """Status, headers and answer."""
         self.asked.append(seconds)
+        self.answers.wait()
         if seconds > self.longest:
             return 429, {"X-Approve-Result": "illegal-duration"}, {"left": self.left, "wait": -1}
         if seconds > self.left or not known:
@@ -128,6 +132,11 @@ class Offloaded(torch.Tensor):
 _packed: list[tuple[dict[str, Any], str, torch.Tensor]] = []
 
 
+def is_packed() -> bool:
+    """Whether this is a page's process without weights."""
+    return bool(_packed)
+
+
 def pack() -> None:
     """Take the weights of what is loaded out of this process; its workers have them."""
     from core import models
@@ -172,3 +181,8 @@ def switched_on(launch: bool = True) -> Zero:
 def visit() -> None:
     """What is called from now on in this context is a visitor's."""
     LocalContext.request.set(VISITOR)  # type: ignore[arg-type]
+
+
+def at_home() -> dict[str, str]:
+    """The environment of a process that has its own GPU."""
+    return {name: value for name, value in os.environ.items() if name != "SPACES_ZERO_GPU"}

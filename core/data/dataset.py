@@ -13,6 +13,7 @@ from core import limits
 from core.atomic import replacing
 from core.checks import FORBIDDEN
 from core.data.words import Wording
+from core.digest import content
 from core.types import UserError
 
 RECORDS = "dataset.json"
@@ -70,7 +71,7 @@ class Dataset:
         for sample in self.samples:
             seen = {name: value for name, value in asdict(sample).items() if name not in ("file", "name", "group")}
             digest.update(json.dumps(seen, sort_keys=True).encode())
-            digest.update(hashlib.sha256((self.folder / sample.file).read_bytes()).digest())
+            digest.update(bytes.fromhex(content(self.folder / sample.file)))
         return digest.hexdigest()
 
 

@@ -92,7 +92,7 @@ def configured(box: Box, trusted: bool) -> Layout | None:
 def _read(entry: Entry) -> dict[str, Any]:
     try:
         return tomllib.loads(entry.read(LONGEST).decode("utf-8-sig"))
-    except (Unusable, tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (Unusable, ValueError, RecursionError) as error:  # tomllib's and unicode's errors are ValueErrors
         raise UserError(f"dataset: {shown(entry.name)} cannot be read as TOML: {' '.join(str(error).split())[:80]}.") from error
 
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from core.checks import FORBIDDEN
 from core.types import UserError
 
 TEXT = 2000  # characters of one text
@@ -33,13 +34,13 @@ def sweep(said: Any, sha256: str, history: Mapping[str, float] | None = None) ->
             "sweet_spot": _range(said["sweet_spot"]),
             "confidence": _number(said["confidence"]) or 0.0,
             "intervals": {name: _range(said["intervals"][name]) for name in KNEES if said["intervals"].get(name)},
-            "curve": [{name: _number(row.get(name)) for name in CURVE} for row in _rows(said["curve"])],
+            "curve": [_curve(row) for row in _rows(said["curve"])],
             "prompts": [_text(prompt) for prompt in _rows(said["prompts"])],
             "seeds": [int(_number(seed) or 0) for seed in _rows(said["seeds"])],
             "eye": _text(said["eye"]),
             "cells": [_cell(cell) for cell in _rows(said.get("cells", []))],
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError("sweep: it takes the report of a sweep, as the Sweep tab or /sweep gives it.") from error
     if not own:
         raise UserError(f"sweep: {found['lora'][:60]} was measured, which is another file than the one to publish; measure this one.")
@@ -62,9 +63,12 @@ def _divided(ends: list[float] | None, times: float) -> list[float] | None:
 
 
 def transfer(said: Any, sha256: str) -> dict[str, Any]:
-    """A transfer study's report that has the file with this hash in it: its rows. Raises `UserError` as `sweep`."""
+    """A transfer study's report that has the whole file with this hash in it: its rows. Raises `UserError` as `sweep`."""
     try:
-        names = [name for name, hashed in said["sha256"].items() if hashed == sha256]
+        own = {name for name, hashed in said["sha256"].items() if hashed == sha256}
+        if "parts" not in said:
+            raise UserError("transfer: the report is an older one, which does not say whether whole files were measured; measure again.")
+        names = own - dict(said["parts"]).keys()  # a row of some blocks says nothing of the file
         found = {
             "rule": _text(said["rule"]),
             "models": [_text(model) for model in _rows(said["models"])],
@@ -72,10 +76,20 @@ def transfer(said: Any, sha256: str) -> dict[str, Any]:
             "prompts": [_text(prompt) for prompt in _rows(said["prompts"])],
             "per_pair": [_pair(pair) for pair in _rows(said["per_pair"]) if pair["lora"] in names],
         }
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError("transfer: it takes the report of a transfer study, as the Transfer tab or /transfer gives it.") from error
+    if own and not names:
+        raise UserError("transfer: only parts of the file to publish were measured, some of its blocks; measure the whole of it.")
     if not names:
         raise UserError("transfer: the file to publish is not among those that were measured; measure this one.")
+    return found
+
+
+def _curve(said: Mapping[str, Any]) -> dict[str, Any]:
+    """A strength's row; what is drawn as a line with its interval is there."""
+    found = {name: _number(said.get(name)) for name in CURVE}
+    if any(found[name] is None for name in CURVE[:4]):
+        raise ValueError("no interval")
     return found
 
 
@@ -96,7 +110,7 @@ def _pair(said: Mapping[str, Any]) -> dict[str, Any]:
 def _text(said: Any) -> str:
     if not isinstance(said, str):
         raise TypeError("no text")
-    return said[:TEXT]
+    return FORBIDDEN.sub("", said[:TEXT])
 
 
 def _number(said: Any) -> float | None:

@@ -1,5 +1,6 @@
-"""What a run will take, before it starts: seconds and memory from one real step of it, disk from what it will write."""
+"""What a run will take, before it starts: seconds and memory from one real step of it or a part of one, disk from what it will write."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -7,29 +8,40 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from core.data.dataset import Dataset
+from core.device import ran_out_of_memory
 from core.encode import Conditioning
+from core.models import release
 from core.train.adapter import Adapter
 from core.train.lesson import buckets
 from core.train.objective import Batch, errors, schedule
 from core.train.preview import preset, strengths
 from core.train.run import Run
 from core.train.settings import Training
+from core.types import Model
 
 NUMBERS = {"AdamW": 2.0, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Adafactor": 0.1, "Prodigy": 4.0}
 """float32 numbers that an optimiser keeps for each one that is trained."""
 START_SECONDS = 10
 """Of a process, with its model."""
+LEAST_PIXELS = 512**2
+"""Of a batch that is measured, as many as a model's own size has, or these: anybody may ask for any batch, on the thread that all jobs need."""
+SHAPED_BY = ("kind", "rank", "ranks", "targets", "text_encoders", "dropout", "optimizer")
+"""The settings on which a pace depends, beside the pictures' size."""
+Pictures = tuple[int, int, int]
+"""How many, their width and height."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """What one batch takes."""
+    """What one batch takes; where it is larger than what may be measured, scaled by its pixels."""
 
     seconds: float
     memory: int
     """Bytes of the model, the adapter, and what the forward pass keeps for the backward one."""
     numbers: int
     """That are trained."""
+    batch: Pictures
+    measured: Pictures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,29 +53,47 @@ class Estimate:
     """Bytes."""
     disk: int
     """Bytes."""
+    scaled: str = ""
+    """What it is scaled from, if it is."""
+    at_least: bool = False
+    """Whether it was scaled from smaller pictures: time grows faster than their pixels."""
 
     def line(self) -> str:
         """One line for a person."""
         minutes, seconds = divmod(round(self.seconds), 60)
-        return f"about {minutes} min {seconds:02d} s, {_bytes(self.memory)} of memory, {_bytes(self.disk)} on disk"
+        told = f"{'at least' if self.at_least else 'about'} {minutes} min {seconds:02d} s, {_bytes(self.memory)} of memory, {_bytes(self.disk)} on disk"
+        return f"{told}; scaled from {self.scaled}" if self.scaled else told
 
 
-def pace(pipeline: StableDiffusionXLPipeline, made: Training, dataset: Dataset) -> Pace:
-    """Train one batch of noise in the largest bucket, twice; the adapter is gone afterwards. On the thread that has the model."""
-    adapter, noises, sizes = Adapter(pipeline, made), schedule(pipeline), buckets(made)
+def pace(pipeline: StableDiffusionXLPipeline, model: Model, made: Training, dataset: Dataset) -> Pace | None:
+    """Train one batch of noise in the largest bucket, twice, no more of it than may be measured; the adapter is gone afterwards.
+
+    On the thread that has the model. `None` where the memory does not suffice.
+    """
+    try:
+        return _pace(pipeline, made, *batches(model, made, dataset))
+    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+        if not ran_out_of_memory(error):
+            raise
+    release()
+    return None
+
+
+def batches(model: Model, made: Training, dataset: Dataset) -> tuple[Pictures, Pictures]:
+    """The largest batch of a run, and what of it is measured."""
+    sizes = buckets(made)
     width, height = max((sizes.fit(s.width, s.height).bucket for s in dataset.samples), key=lambda bucket: bucket[0] * bucket[1])
-    n, device = made.batch, adapter.values.device
-    latents = torch.randn(n, 4, height // 8, width // 8, device=device)
-    wide = pipeline.unet.config.cross_attention_dim
-    pooled = int(pipeline.text_encoder_2.config.projection_dim)
-    batch = Batch(
-        clean=latents,
-        noise=latents,
-        times=torch.full((n,), 500, device=device),
-        text=Conditioning(torch.zeros(n, 77, int(wide), device=device), torch.zeros(n, pooled, device=device)),  # type: ignore[arg-type]
-        sizes=torch.tensor([[height, width, 0, 0, height, width]] * n, device=device, dtype=torch.float32),
-        weights=torch.ones(n, device=device),
-    )
+    most = max(LEAST_PIXELS, model.native_size**2)
+    if (many := most // (width * height)) >= 1:
+        return (made.batch, width, height), (min(made.batch, many), width, height)
+    less = math.sqrt(most / (width * height))
+    narrow, low = (max(64, int(side * less) // 64 * 64) for side in (width, height))
+    return (made.batch, width, height), (1, narrow, low)
+
+
+def _pace(pipeline: StableDiffusionXLPipeline, made: Training, batch: Pictures, measured: Pictures) -> Pace:
+    adapter, noises = Adapter(pipeline, made), schedule(pipeline)
+    noise = _noise(pipeline, measured, adapter.values.device)
     kept: dict[int, int] = {}
 
     def seen(tensor: torch.Tensor) -> torch.Tensor:
@@ -72,15 +102,33 @@ def pace(pipeline: StableDiffusionXLPipeline, made: Training, dataset: Dataset) 
 
     seconds = 0.0
     for _ in range(2):  # the first warms up
+        kept.clear()
         begin = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
-            errors(adapter.pipeline.unet, noises, batch, None).sum().backward()
+            errors(adapter.pipeline.unet, noises, noise, None).sum().backward()
         float(adapter.gradients[0])
         seconds = time.perf_counter() - begin
     parts = [getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")]
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for part in parts for p in part.parameters()}
     trained = len(adapter.values) * 4 * (2 + NUMBERS[made.optimizer])
-    return Pace(seconds=seconds, memory=int(sum(({**kept, **weights}).values()) + trained), numbers=len(adapter.values))
+    times = math.prod(batch) / math.prod(measured)
+    memory = sum(weights.values()) + trained + times * sum(size for at, size in kept.items() if at not in weights)
+    return Pace(seconds=times * seconds, memory=int(memory), numbers=len(adapter.values), batch=batch, measured=measured)
+
+
+def _noise(pipeline: StableDiffusionXLPipeline, pictures: Pictures, device: torch.device) -> Batch:
+    n, width, height = pictures
+    latents = torch.randn(n, 4, height // 8, width // 8, device=device)
+    wide = pipeline.unet.config.cross_attention_dim
+    pooled = int(pipeline.text_encoder_2.config.projection_dim)
+    return Batch(
+        clean=latents,
+        noise=latents,
+        times=torch.full((n,), 500, device=device),
+        text=Conditioning(torch.zeros(n, 77, int(wide), device=device), torch.zeros(n, pooled, device=device)),  # type: ignore[arg-type]
+        sizes=torch.tensor([[height, width, 0, 0, height, width]] * n, device=device, dtype=torch.float32),
+        weights=torch.ones(n, device=device),
+    )
 
 
 def estimate(run: Run, dataset: Dataset, found: Pace) -> Estimate:
@@ -89,7 +137,7 @@ def estimate(run: Run, dataset: Dataset, found: Pace) -> Estimate:
     moments = made.steps // made.preview_every + 1 if made.preview_every else 0
     pictures = moments * len(run.prompts) * (len(strengths(run)) - 1)
     previews = pictures * look.steps * 2 / 3 * found.seconds / made.batch
-    saved = made.steps // made.save_every + 1
+    saved, (many, width, height) = made.steps // made.save_every + 1, found.measured
     state, lora = found.numbers * 4 * (1 + NUMBERS[made.optimizer]), found.numbers * (4 if made.precision == "float32" else 2)
     shots = pictures * look.width * look.height * 2
     data = sum(sample.width * sample.height * 3 for sample in dataset.samples) + len(dataset.samples) * made.resolution**2 // 2
@@ -97,6 +145,8 @@ def estimate(run: Run, dataset: Dataset, found: Pace) -> Estimate:
         seconds=START_SECONDS + made.steps * made.accumulation * found.seconds + previews,
         memory=found.memory,
         disk=int(saved * (state + lora) + shots + data),
+        scaled=f"{many} picture{'s' * (many > 1)} of {width} x {height}" if found.batch != found.measured else "",
+        at_least=found.batch[1:] != found.measured[1:],
     )
 
 

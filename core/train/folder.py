@@ -16,21 +16,24 @@ away              there while it is trained elsewhere, by the Job that job.json 
 import fcntl
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from core.atomic import TORN, replacing
+from core.atomic import TORN, filling, replacing
 from core.tensorfile import write_tensors
 from core.types import UserError
 
 FAILURE = 1000
 """Bytes of the sentence that says why a run could not go on."""
+PATIENCE = 0.5
+"""Seconds after which whoever has a run is taken to train it."""
 
 
 class Folder:
@@ -57,24 +60,39 @@ class Folder:
         Gives the lock's descriptor, which a process that is started meanwhile can take over. Raises `UserError` if
         somebody else has the run, here or elsewhere.
         """
-        with self._owner.open("w") as lock:
-            for patience in (*[0.1] * 5, None):  # somebody may only be looking
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError as error:
-                    if patience is None:
-                        raise UserError(f"run: {self.name} is being trained already.") from error
-                    time.sleep(patience)
+        with self._owner.open("a+") as lock:
+            begin = time.monotonic()
+            until = begin + PATIENCE
+            while True:
+                with _turn:  # nobody of this process looks meanwhile
+                    if _had(lock, fcntl.LOCK_EX):
+                        break
+                if time.monotonic() > min(until, begin + 10 * PATIENCE):
+                    raise UserError(f"run: {self.name} is being trained already.")
+                if _had(lock, fcntl.LOCK_SH):  # nobody has it but those who look
+                    fcntl.flock(lock, fcntl.LOCK_UN)
+                    until = time.monotonic() + PATIENCE
+                time.sleep(0.01)
             self._refuse_away()
             yield lock.fileno()
 
+    @contextmanager
+    def filled(self) -> Iterator[None]:
+        """While a run is set up in it, which nobody sweeps away meanwhile. After an error nothing of a new folder is left; a full disk is a `UserError`."""
+        try:
+            with nullcontext() if self.path.exists() else filling(self.path):
+                self.path.mkdir(parents=True, exist_ok=True)
+                with self.owned():
+                    yield
+        except (OSError, SafetensorError) as error:
+            if "No space left" not in str(error):
+                raise
+            raise UserError("disk: it became full while the run was set up; make room and try again.") from error
+
     def is_owned(self) -> bool:
-        """Whether a process that is alive trains this run, or waits to."""
-        with self._owner.open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        """Whether a process that is alive trains this run, or waits to. Those who look do not see each other."""
+        with _turn, self._owner.open("a+") as lock:
+            if not _had(lock, fcntl.LOCK_SH):
                 return True
             fcntl.flock(lock, fcntl.LOCK_UN)  # a process that was forked meanwhile has the file open, too
         return False
@@ -185,6 +203,19 @@ class Folder:
             return None
         with safe_open(file, framework="pt") as opened:
             return int(file.stem), {key: opened.get_tensor(key) for key in opened.keys()}, json.loads(opened.metadata()["told"])  # noqa: SIM118  (no dict)
+
+
+def _had(lock: IO[str], kind: int) -> bool:
+    """Whether the lock is ours now; nobody is waited for."""
+    try:
+        fcntl.flock(lock, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+_turn = threading.Lock()  # of a look, or of an attempt to have a run
+os.register_at_fork(before=_turn.acquire, after_in_parent=_turn.release, after_in_child=_turn.release)
 
 
 def _metadata(file: Path) -> dict[str, str]:

@@ -97,19 +97,21 @@ def settled(
 def prepared(run: Run, dataset: Dataset, into: Path | None = None, *, account: str | None = None) -> Folder:
     """A folder for a run that is settled, with its pictures in it, bound to the `account`.
 
-    Raises `UserError` for one that is taken, and where none can begin now.
+    Raises `UserError` for one that is taken, and where none can begin now or the disk has no room.
     """
     if into is None:
         admitted()
+        room.check(RUNS, (dataset.folder / sample.file for sample in dataset.samples))
     folder = Folder(into or RUNS / secrets.token_hex(16))
     if folder.run.exists():
         raise UserError(f"run: {folder.name} is there already; resume it, or choose another folder.")
-    folder.dataset.mkdir(parents=True, exist_ok=True)
-    for sample in dataset.samples:
-        shutil.copyfile(dataset.folder / sample.file, folder.dataset / sample.file)
-    datasets.save(replace(dataset, folder=folder.dataset))
-    owner.bind(folder, account)  # before it can be found
-    written.write(run, folder)
+    with folder.filled():
+        folder.dataset.mkdir(exist_ok=True)
+        for sample in dataset.samples:
+            shutil.copyfile(dataset.folder / sample.file, folder.dataset / sample.file)
+        datasets.save(replace(dataset, folder=folder.dataset))
+        owner.bind(folder, account)  # before it can be found
+        written.write(run, folder)
     return folder
 
 
@@ -124,16 +126,18 @@ def forked(folder: Folder, step: int, overrides: Mapping[str, Any], *, account: 
     shape = ("kind", "rank", "ranks", "targets", "text_encoders", "optimizer")
     if changed := [name for name in shape if getattr(made, name) != getattr(parent.settings, name)]:
         raise UserError(f"{changed[0]}: {getattr(made, changed[0])!r} would be another LoRA; a fork keeps {', '.join(shape)}.")
+    copied = [each for each in (folder.dataset, folder.latents) if each.exists()]  # latents do not come back from a Job
+    room.check(RUNS, [folder.states / f"{step:06d}.safetensors", *(file for each in copied for file in each.rglob("*"))])
     child = Folder(RUNS / secrets.token_hex(16))
-    shutil.copytree(folder.dataset, child.dataset)
-    if folder.latents.exists():  # they do not come back from a Job
-        shutil.copytree(folder.latents, child.latents)
     run = replace(parent, settings=made, parent=f"{parent.name}@{step}", began=datetime.now(UTC).isoformat(timespec="seconds"))
-    owner.bind(child, account)
-    written.write(run, child)
-    _, tensors, told = state
-    child.save_state(step, tensors, told, keep=True)
-    child.say([line for line in folder.said() if line["step"] <= step and line["kind"] in ("loss", "validation")])
+    with child.filled():
+        for each in copied:
+            shutil.copytree(each, child.path / each.name)
+        _, tensors, told = state
+        child.save_state(step, tensors, told, keep=True)
+        child.say([line for line in folder.said() if line["step"] <= step and line["kind"] in ("loss", "validation")])
+        owner.bind(child, account)  # before it can be found
+        written.write(run, child)
     return child, run
 
 
@@ -154,9 +158,10 @@ def of(account: str | None) -> list[Folder]:
 
 
 def start(folder: Folder) -> None:
-    """Train the run, or go on with it, in a process of its own; it waits while another one trains. Raises `UserError` where none can begin now."""
-    if folder.is_owned():
-        return
+    """Train the run, or go on with it, in a process of its own; it waits while another one trains.
+
+    Raises `UserError` where none can begin now, and for a run that is being trained already.
+    """
     admitted()
     with folder.owned() as lock, folder.log.open("ab") as log:  # the process has the run from its first moment on
         folder.go_on()

@@ -40,6 +40,7 @@ def reported(study: Study) -> dict[str, Any]:
         "models": list(plan.models),
         "loras": [row.name for row in plan.rows],
         "sha256": {row.name: study.pairs[row.name, plan.models[0]].sweep.sha256 for row in plan.rows},
+        "parts": {row.name: row.lora.blocks for row in plan.rows if row.lora.blocks},
         "homes": {row.name: row.home for row in plan.rows},
         "strengths": study.strengths,
         "prompts": list(plan.prompts),

@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -103,6 +104,8 @@ class Study:
                 _check_family(row, model)
                 pair.sweep.wanted = seen.setdefault(row.references, pair.sweep.wanted)  # pictures are looked at once a model
                 for event in pair.sweep.run():
+                    for other in self.pairs.values():
+                        other.sweep.hold()
                     if isinstance(event, Failed):
                         pair.failed = event.message
                         self.unlent = event.message if event.unlent else ""
@@ -124,16 +127,19 @@ class Study:
     def _judge(self) -> None:
         for pair in self.pairs.values():
             if pair.is_whole:
-                pair.curves = {name: np.stack([pair.sweep.measured[strength][name] for strength in self.strengths]) for name in MEASURES}
-                pair.curves["own_style"] = self._own_style(pair)
+                with _failing(pair):
+                    own_style = self._own_style(pair)
+                    pair.curves = {name: np.stack([pair.sweep.measured[strength][name] for strength in self.strengths]) for name in MEASURES}
+                    pair.curves["own_style"] = own_style
                 self.unmeasured |= {name: why for name, why in pair.sweep.unmeasured.items() if name in MEASURES}
         for row in self.plan.rows:
             home = self._home(row)
             for model in self.plan.models:
                 pair = self.pairs[row.name, model]
                 if pair.curves:
-                    pair.curves["style"] = self._style(pair, home)
-                    pair.judged = judged(self.strengths, pair.curves, pair.sweep.yard.floor, len(self.plan.seeds), self._told(row, home))
+                    with _failing(pair):
+                        pair.curves["style"] = self._style(pair, home)
+                        pair.judged = judged(self.strengths, pair.curves, pair.sweep.yard.floor, len(self.plan.seeds), self._told(row, home))
 
     def _home(self, row: Row) -> Pair | None:
         """Where a row's strength is counted: the pair of the same LoRA with its home; with another alpha it is still the same LoRA."""
@@ -184,7 +190,8 @@ class Study:
 
     def _look(self, pair: Pair, strength: float, item: Item) -> Look:
         found = cells.look(cells.key(pair.sweep.request(strength, item)), self.plan.eye)
-        assert found is not None, "a cell that was measured is on disk"
+        if found is None:
+            raise UserError(cells.SWEPT)
         return found
 
     def _same_eye(self, one: str, other: str) -> bool:
@@ -197,6 +204,15 @@ class Study:
     def _matrices(self) -> dict[str, str]:
         """Row -> what tells its matrices from others', whatever their alpha."""
         return {row.name: f"{row.lora.blocks} {_matrices(row.lora.path)}" for row in self.plan.rows}
+
+
+@contextmanager
+def _failing(pair: Pair) -> Iterator[None]:
+    """What cannot be told of a pair any more is why it failed."""
+    try:
+        yield
+    except UserError as error:
+        pair.failed, pair.curves = str(error), {}
 
 
 def _check_family(row: Row, model: str) -> None:

@@ -1,6 +1,5 @@
-"""What the tests of LoRAs share: a model's answers, and its fingerprint."""
+"""What the tests of LoRAs share: a model's answers, its weights, and files that change them."""
 
-import hashlib
 from pathlib import Path
 
 import torch
@@ -27,12 +26,6 @@ def noise_of(pipeline: StableDiffusionXLPipeline) -> torch.Tensor:
 def text_of(pipeline: StableDiffusionXLPipeline) -> torch.Tensor:
     with torch.no_grad():
         return pipeline.encode_prompt("1girl, smile", do_classifier_free_guidance=False)[2]
-
-
-def fingerprint() -> str:
-    pipeline = models.load("nano")
-    parts = [value.numpy().tobytes() for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2) for value in part.state_dict().values()]
-    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def weights_of(pipeline: StableDiffusionXLPipeline, component: str = "unet") -> dict[str, torch.Tensor]:

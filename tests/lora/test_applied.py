@@ -14,7 +14,8 @@ from core.blocks import block_of
 from core.events import Picture
 from core.generate import generate
 from core.types import Cell, Detail, LoraUse, Request, UserError
-from tests.lora.parts import REQUEST, fingerprint, noise_of, text_of
+from tests.lora.parts import REQUEST, noise_of, text_of
+from tests.model import fingerprint
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "peft", "kohya", "kohya-diffusers"])

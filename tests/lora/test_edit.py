@@ -11,7 +11,8 @@ from core import edit, lora, lorafile, models
 from core.blocks import STYLE, block_of
 from core.digest import content
 from core.types import LoraUse, UserError
-from tests.lora.parts import fingerprint, noise_of
+from tests.lora.parts import noise_of
+from tests.model import fingerprint
 
 
 @pytest.mark.parametrize("kind", ["diffusers", "peft", "kohya", "kohya-diffusers"])

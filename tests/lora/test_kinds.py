@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from core import edit, lora, lorafile, models
 from core.blocks import STYLE, block_of, to_sai
 from core.types import LoraUse, UserError
-from tests.lora.parts import TARGETS, changes_of, fingerprint, noise_of, text_of, weights_of
+from tests.lora.parts import TARGETS, changes_of, noise_of, text_of, weights_of
+from tests.model import fingerprint
 
 LAYERS = [*TARGETS, "conv2", "conv_shortcut", "downsamplers.0.conv", "time_emb_proj"]
 TEXT_LAYERS = ["q_proj", "fc1"]

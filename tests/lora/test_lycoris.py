@@ -10,7 +10,8 @@ from safetensors.torch import save_file
 from core import edit, lora, lorafile, models
 from core.lorafile import LoraFile
 from core.types import LoraUse, UserError
-from tests.lora.parts import changes_of, fingerprint, made
+from tests.lora.parts import changes_of, made
+from tests.model import fingerprint
 
 CONV, LINEAR = "down_blocks.1.resnets.0.conv2", "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"
 

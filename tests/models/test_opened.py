@@ -125,6 +125,14 @@ def test_tokens_are_counted_as_the_loaded_model_reads_them(table: Table, nano: S
     assert models.tokens("smile " * 200) == 200 * one, "what is past 75 is not counted"
 
 
+def test_tokens_are_counted_while_no_model_is_loaded_and_none_is(nano: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody who types counts tokens; where two models do not fit, none is there while the next one is loaded."""
+    known = models.tokens("1girl, smile")
+    monkeypatch.setattr(models, "_loaded", {})
+    assert models.tokens("1girl, smile") == known > 0
+    assert models.loaded() is None
+
+
 def test_what_two_models_share_is_kept(table: Table, checkpoint: Path) -> None:
     """The same encoders and VAE by their hash, from folders and from checkpoints; the U-Net is the model's own."""
     table["first"], table["second"] = model("first", NANO), model("second", NANO)

@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
-from core import aside, asking, gpu, hub, hubcache, limits, models, opening, presets, pulled, shelf, tools
+from core import arriving, aside, asking, gpu, hubcache, limits, models, opening, presets, pulled, shelf, tools
 from core.events import Fetch, Picture
 from core.generate import generate
 from core.infotext import infotext, read
@@ -76,6 +76,11 @@ def own_config(folder: Path) -> None:
     put(folder / "unet/config.json", {**config, "auto_map": {"AutoModel": "own.Own"}})
 
 
+def endless(folder: Path) -> None:
+    config = json.loads((folder / "unet/config.json").read_text())
+    put(folder / "unet/config.json", {**config, "layers_per_block": 10**9})
+
+
 def inpainting(folder: Path) -> None:
     file = folder / "unet/diffusion_pytorch_model.safetensors"
     weights = load_file(file)
@@ -123,7 +128,7 @@ def test_what_nobody_uses_goes_from_a_space_and_is_fetched_again(nano_there: Hub
     monkeypatch.setenv("SPACE_ID", "ann/studio")
     assert hubcache.swept(2 * limits.DAY) == 0
     free = iter((0, 10**9))
-    monkeypatch.setattr(hub, "_free", lambda: next(free, 10**9))
+    monkeypatch.setattr(arriving, "_free", lambda: next(free, 10**9))
     HfApi(token="hf_ann").create_repo("ann/soft")
     HfApi(token="hf_ann").upload_file(repo_id="ann/soft", path_or_fileobj=EXAMPLE, path_in_repo="soft.safetensors")
     pulled.lora("ann/soft")
@@ -152,6 +157,7 @@ def test_a_checkpoint_is_a_base_too(nano_there: Hub, tmp_path: Path, monkeypatch
         (another_pipeline, "ann/other is a FluxPipeline; it takes StableDiffusionXLPipeline"),
         (own_code, r"ann/other brings code of its own \(model_index.json\), and none is run here"),
         (own_config, r"ann/other brings code of its own \(unet/config.json\), and none is run here"),
+        (endless, "ann/other has 1000000000 as layers_per_block in unet/config.json; it takes up to 2"),
         (inpainting, "takes 9 channels, as a model for inpainting does"),
         (without_vae, r"ann/other has no vae/diffusion_pytorch_model\*\.safetensors"),
     ],
@@ -206,15 +212,15 @@ def test_a_lora_of_the_hub_is_named_in_the_picture(nano_there: Hub) -> None:
 def test_what_arrives_is_told(nano_there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aside, "LOOK", 0.001)  # the server gives all of it at once
     found = models.find("ann/tiny")
-    told = list(hub.fetching(opening.folder, found))
+    told = list(arriving.fetching(opening.folder, found))
     assert told
     assert all(isinstance(each, Fetch) and each.what == "ann/tiny" and 0 <= each.done <= each.total for each in told)
-    assert not list(hub.fetching(opening.folder, found)), "what is here was fetched again"
+    assert not list(arriving.fetching(opening.folder, found)), "what is here was fetched again"
 
 
 def test_no_room_for_a_base_is_said_before_it_is_fetched(nano_there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     found = models.find("ann/tiny")
-    monkeypatch.setattr(hub, "_free", lambda: 1000)
+    monkeypatch.setattr(arriving, "_free", lambda: 1000)
     with pytest.raises(UserError, match=r"model has [\d,]+ bytes, and the disk has room for 1,000"):
         opening.folder(found)
 

@@ -16,6 +16,10 @@ from core.digest import content
 from core.publish.bundle import bundle
 from core.publish.card import card
 from core.publish.plan import Publication, plan
+from core.transfer.plan import apart
+from core.transfer.plan import plan as transfer_plan
+from core.transfer.report import reported
+from core.transfer.study import Study
 from core.types import UserError
 from tests.train.parts import dataset, prepared
 
@@ -109,6 +113,18 @@ def test_a_report_follows_its_file_through_another_alpha(tmp_path: Path) -> None
     fewer = edit.edited(lora.file(str(EXAMPLE)), tmp_path, blocks="1,1,1,1,1,1,1,1,1,1,1,0")
     with pytest.raises(UserError, match="which is another file"):
         plan({"lora": str(fewer), "repo": "ann/soft", "license": "apache-2.0", "sweep": REPORT})
+
+
+def test_figures_of_some_blocks_are_not_those_of_the_file() -> None:
+    """A study of parts has the whole file's hash, too."""
+    whole, part = {"lora": str(EXAMPLE), "name": "whole"}, {"lora": str(EXAMPLE), "name": "style", "blocks": "STYLE"}
+    studied = {"models": ["nano"], "prompts": "1girl", "seeds": "1, 2", "strengths": "1"}
+    both, parts = (reported(Study(transfer_plan({**studied, "loras": rows}))) for rows in ([whole, part], [part, *apart(whole)]))
+    shown = asked(transfer=both).transfer
+    assert shown is not None
+    assert [pair["lora"] for pair in shown["per_pair"]] == ["whole"]
+    with pytest.raises(UserError, match=r"^transfer: only parts of the file to publish were measured"):
+        asked(transfer=parts)
 
 
 @pytest.mark.parametrize("history", ["no JSON", "[1]", '{"x": 1}', '{"' + "a" * 64 + '": -1}', '{"' + "a" * 64 + '": "NaN"}', "[" * 100_000])

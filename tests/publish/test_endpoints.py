@@ -45,6 +45,8 @@ def test_the_machines_login_is_used_only_when_asked_for(client: Client, hub_serv
         ({"lora": None}, "lora: choose one"),
         ({"run": "0" * 32}, "run: "),
         ({"sweep": {**REPORT, "sha256": "0" * 64}}, "sweep: nano-airbrush was measured, which is another file"),
+        ({"sweep": {**REPORT, "noise_floor": 10**400}}, "sweep: it takes the report of a sweep"),
+        ({"sweep": {**REPORT, "curve": [{"strength": None}]}}, "sweep: it takes the report of a sweep"),
         ({"pictures": [{"path": "/etc/passwd"}]}, "pictures: it takes an uploaded file."),
         ({"description": "x" * 10**6}, "description: 1,000,000 characters are too many"),
     ],

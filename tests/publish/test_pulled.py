@@ -8,7 +8,7 @@ import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import save
 
-from core import hub, pulled
+from core import arriving, hub, pulled
 from core.types import UserError
 from tests.publish.hub import Hub
 from tests.publish.test_card import EXAMPLE
@@ -39,7 +39,7 @@ def test_what_is_for_another_model_is_refused_by_its_header(there: Hub) -> None:
 
 
 def test_case_25_no_room_is_said_before_the_download(there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "_free", lambda: 1000)
+    monkeypatch.setattr(arriving, "_free", lambda: 1000)
     with pytest.raises(UserError, match=r"soft\.safetensors has [\d,]+ bytes, and the disk has room for 1,000\."):
         pulled.lora("ann/soft")
 

@@ -64,6 +64,7 @@ def test_sweep_returns_sheet_curve_cells_and_report(client: Client, tmp_path: Pa
         ({"prompts": "\n".join(f"{i} girls" for i in range(40))}, "prompts: 40 are too many"),
         ({"seeds": "1-16", "strengths": "0-5 [64]", "prompts": "a\nb"}, "are 2048 pictures; up to 1024"),
         ({"prompts": "1girl <lora:nano-airbrush:1>"}, "has a LoRA of its own"),
+        ({"prompts": "1girl <lora:x:abc>"}, "has a LoRA of its own, or another <tag:...>"),
         ({"references": 5}, "references: it takes a list"),
         ({"references": [{"path": "/etc/passwd"}]}, "references: it takes an uploaded file"),
     ],

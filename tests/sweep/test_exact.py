@@ -1,11 +1,11 @@
 """Cells beside diffusers' own `set_adapters`, and a model that is what it was, whatever happens to a sweep."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +14,19 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from peft import LoraConfig
 
-from core import cells, gpu, models, samplers, together
+from core import cells, gpu, hub, models, samplers, shelf, together
 from core.events import Look, Picture, Step
 from core.features import VAE
 from core.generate import generate
+from core.infotext import infotext
 from core.lorafile import read
 from core.plan import plan
 from core.report import reported
 from core.sweep import Study
-from core.types import Cell, Request
-from tests.lora.parts import fingerprint
+from core.types import Cell, Request, UserError
+from tests.model import fingerprint
 from tests.sweep.conftest import EXAMPLE
+from tests.zero import at_home
 
 ROOT = Path(__file__).parent.parent.parent
 ASKED = {"lora": str(EXAMPLE), "prompts": "1girl, blue hair, smile\n1girl, red hair, beach", "seeds": "5, 6", "strengths": "0-3 (+1)"}
@@ -104,7 +106,7 @@ def test_a_sweep_that_is_killed_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_pat
         for event in study.run():
             print(len(study.pictures), flush=True)
     """
-    there = {**os.environ, "SWEETSPOT_CELLS": str(tmp_path / "killed")}
+    there = {**at_home(), "SWEETSPOT_CELLS": str(tmp_path / "killed")}
     first = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=there, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     for line in first.stdout:
@@ -153,3 +155,18 @@ def test_strength_zero_is_shared_by_every_lora(tmp_path: Path) -> None:
     alike = [cells.key(each.request(1.0, item)) == cells.key(ours.request(1.0, item)) for each in theirs]
     assert alike == [True, False, False], "the same file elsewhere, another name, another content"
     assert cells.key(ours.request(1.0, item)) != cells.key(ours.request(2.0, item))
+
+
+def test_case_16_nobodys_words_stand_in_anothers_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever an infotext says is in its cell's key: tags that the model never hears of, white space, where a LoRA is from."""
+    for words in ("1girl <ad:BUY at evil.example>", "1girl <lora:x:abc>", "1girl <lora:nano-airbrush:1>"):
+        with pytest.raises(UserError, match=r"^prompts: "):
+            plan({**ASKED, "prompts": words})
+    study = Study(plan(ASKED))
+    plain, worn = (study.request(strength, study.items[0]) for strength in (0.0, 1.0))
+    said = [plain.prompt, f"{plain.prompt} <ad:BUY at evil.example>", f"{plain.prompt} <lora:x:abc>", plain.prompt.replace(" ", "  ")]
+    assert len({cells.key(replace(plain, prompt=words)) for words in said}) == len({infotext(replace(plain, prompt=words)) for words in said}) == 4
+    before = cells.key(worn), shelf.hashes(worn.loras)
+    monkeypatch.setattr(hub, "_origins", {})
+    hub.remember(EXAMPLE, "evil/example@0:file.safetensors")
+    assert (cells.key(worn) == before[0], shelf.hashes(worn.loras) == before[1]) == (False, False)

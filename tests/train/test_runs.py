@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -123,6 +124,31 @@ def test_stop_resume_and_a_queue(tmp_path: Path) -> None:
     ended(first)
 
 
+def test_who_looks_at_a_run_is_not_taken_for_its_trainer(tmp_path: Path) -> None:
+    """Many connections that ask for `/health` or its state again and again: who trains it gets it all the same, and they see nobody else."""
+    folder, over, seen = set_up(dataset(tmp_path / "data")), threading.Event(), list[bool]()
+
+    def looks() -> None:
+        while not over.is_set():
+            seen.append(folder.is_owned())
+
+    lookers = [threading.Thread(target=looks) for _ in range(8)]
+    for looker in lookers:
+        looker.start()
+    try:
+        time.sleep(0.2)
+        assert not any(seen), "those who look see each other"
+        for _ in range(20):
+            with folder.owned():
+                assert folder.is_owned()
+        with folder.owned(), pytest.raises(UserError, match="is being trained already"):
+            runs.start(folder)
+    finally:
+        over.set()
+        for looker in lookers:
+            looker.join()
+
+
 def test_case_22_slices_of_a_lent_gpu_end_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where no process can have the GPU, a run goes on by a slice for each press, as `/train_resume` and the page's button ask for it."""
     data = dataset(tmp_path / "data")
@@ -190,7 +216,7 @@ def test_case_25_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_
         followed(straight)
         assert_same(straight, folder)
     finally:
-        subprocess.run(["umount", disk], check=True)
+        subprocess.run(["umount", "-l", disk], check=True)
 
 
 def test_the_example_run_from_a_terminal_and_what_a_terminal_gets_wrong(tmp_path: Path) -> None:

@@ -1,15 +1,12 @@
 """The app as a hostile client speaks to it: plain HTTP, any JSON, none of gradio_client's manners; and what it leaves behind."""
 
 import json
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from core import cells, gpu
+from core import cells
 from core.train import runs
 from tabs.files import FILES
 
@@ -62,19 +59,6 @@ class Raw:
     def waiting(self) -> int:
         """Requests in the queue."""
         return self.http.get("queue/status").json()["queue_size"]
-
-
-@contextmanager
-def torch_is_busy() -> Iterator[None]:
-    """While it lasts, whatever wants torch's one thread gets no further."""
-    over = threading.Event()
-    holder = threading.Thread(target=gpu.lane, args=(over.wait,))
-    holder.start()
-    try:
-        yield
-    finally:
-        over.set()
-        holder.join()
 
 
 def left_behind() -> set[Path]:

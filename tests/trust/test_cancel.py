@@ -1,5 +1,6 @@
 """Stop pressed at every place that a job has: nothing half is left, no LoRA stays on, and the next job works."""
 
+import multiprocessing
 import socket
 import threading
 import time
@@ -16,11 +17,10 @@ from PIL import Image
 from core import cells, gpu
 from core.events import Event
 from tabs.files import FILES
-from tests.lora.parts import fingerprint
+from tests.model import fingerprint, is_free, unet_calls
 from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
 from tests.publish.hub import Hub
 from tests.publish.test_card import EXAMPLE
-from tests.trust.test_visitors import lane_is_free, unet_calls
 from tests.trust.visitor import Visitor
 
 WORN = "1girl, blue hair, portrait, white background <lora:nano-airbrush:2>"
@@ -42,7 +42,7 @@ def nothing_stays(client: Client):
     """Whatever a test stops: the model is what it was, files are whole, the next job works."""
     before, files = fingerprint(), {file for file in FILES.rglob("*") if file.is_file()}
     yield
-    lane_is_free()
+    is_free()
     assert fingerprint() == before, "a LoRA stayed on the model"
     whole(files)
     (_,), report = client.predict(prompt="1girl", seed=5, steps=1, width=64, height=64, api_name="/generate")
@@ -70,7 +70,7 @@ def test_case_23_stop_in_every_stage(studio: str, stage: str) -> None:
         visitor.until(said)
         made = len(calls)
         visitor.cancel("_make", event)  # answers once the job has ended
-        lane_is_free()
+        is_free()
         after = len(calls)
     assert after - made <= 2, "steps went on after Stop"
     assert "picture in" not in visitor.raw.decode(), "it was finished, not stopped"
@@ -98,7 +98,7 @@ def test_case_23_stop_in_the_queue(studio: str) -> None:
 @pytest.mark.parametrize("job", ["generate", "sweep"])
 def test_case_23_stop_before_the_first_step(studio: str, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
     """While the model is loaded, say: Gradio has no generator yet that it could close."""
-    begun, load, made = threading.Event(), threading.Event(), gpu.generate
+    begun, load, made = multiprocessing.Event(), multiprocessing.Event(), gpu.generate  # a worker hears of these, too
 
     def slowly(*asked: Any, **more: Any) -> Iterator[Event]:
         begun.set()
@@ -107,25 +107,25 @@ def test_case_23_stop_before_the_first_step(studio: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(gpu, "generate", slowly)
     visitor = Visitor(studio)
-    event = visitor.join(job, **{"generate": {"prompt": WORN, "seed": 8}, "sweep": {"lora": "nano-airbrush", "seeds": "71-74"}}[job])
-    begun.wait()
-    threading.Timer(0.2, load.set).start()
     with unet_calls() as calls:
+        event = visitor.join(job, **{"generate": {"prompt": WORN, "seed": 8}, "sweep": {"lora": "nano-airbrush", "seeds": "71-74"}}[job])
+        begun.wait()
+        threading.Timer(0.2, load.set).start()
         visitor.cancel(job, event)
-        lane_is_free()
+        is_free()
     assert len(calls) <= 2
     visitor.hang_up()
 
 
 @pytest.mark.usefixtures("nothing_stays")
 def test_case_23_gradio_client_cancels_a_script(client: Client) -> None:
-    job = client.submit(prompt=WORN, steps=150, seed=3, api_name="/generate")
     with unet_calls() as calls:
+        job = client.submit(prompt=WORN, steps=150, seed=3, api_name="/generate")
         while len(calls) < 3:
             time.sleep(0.01)
         assert job.cancel()
         time.sleep(0.05)
-        lane_is_free()
+        is_free()
         assert len(calls) < 75
 
 
@@ -180,7 +180,7 @@ def test_case_23_stopping_a_sweep_keeps_whole_cells_only(studio: str, tmp_path: 
         if len(list(tmp_path.rglob("*.npz"))) >= 2:
             break
     visitor.cancel("sweep", event)
-    lane_is_free()
+    is_free()
     kept = {file.name for file in tmp_path.rglob("*") if file.is_file()}
     assert kept
     assert not [name for name in kept if name.endswith(".tmp")]

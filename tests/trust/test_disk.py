@@ -13,10 +13,10 @@ from gradio_client.exceptions import AppError
 from huggingface_hub import HfApi, constants
 from PIL import Image
 
-from core import cells, hub, limits, pulled
+from core import arriving, cells, limits, pulled
 from core.types import UserError
 from tabs.files import FILES
-from tests.lora.parts import fingerprint
+from tests.model import fingerprint
 from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
 from tests.publish.hub import Hub
 from tests.publish.test_card import EXAMPLE
@@ -123,7 +123,7 @@ def test_case_25_a_disk_that_is_full_at_a_download(hub_server: Hub, tmp_path: Pa
     api.upload_file(path_or_fileobj=EXAMPLE.read_bytes(), path_in_repo="soft.safetensors", repo_id="ann/soft")
     with mounted(tmp_path / "disk") as disk:
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(disk.at / "hub"))
-        room, look = EXAMPLE.stat().st_size // 2, hub._free
+        room, look = EXAMPLE.stat().st_size // 2, arriving._free
         later = [how == "no room on the way"]
 
         def looked() -> int:
@@ -132,7 +132,7 @@ def test_case_25_a_disk_that_is_full_at_a_download(hub_server: Hub, tmp_path: Pa
                 disk.leave(room)  # somebody else takes it between the look and the download
             return free
 
-        monkeypatch.setattr(hub, "_free", looked)
+        monkeypatch.setattr(arriving, "_free", looked)
         if not later[0]:
             disk.leave(room)
         with pytest.raises(UserError, match=r"^lora: ") as error:

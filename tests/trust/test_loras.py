@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from gradio_client import Client
 
-from tests.lora.parts import fingerprint
 from tests.lora.test_file import REFUSED
-from tests.trust.raw import ENDPOINTS, Raw, left_behind, torch_is_busy
+from tests.model import fingerprint, torch_is_busy
+from tests.trust.raw import ENDPOINTS, Raw, left_behind
 
 GOOD = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 NAMED = {("/generate", "loras")}

@@ -16,7 +16,7 @@ from core.events import Failed, Picture
 from core.generate import SPARED
 from core.train import runs
 from core.types import Cell, Hires, LoraUse, Request
-from tests.lora.parts import fingerprint
+from tests.model import anew, fingerprint
 from tests.train.parts import SMALL, assert_same, dataset, followed, losses, prepared
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
@@ -47,7 +47,9 @@ def full(where: Any, times: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(where, "forward", forward)
+        anew()
         yield
+    anew()
 
 
 def held() -> int:

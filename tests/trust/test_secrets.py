@@ -51,7 +51,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[App]:
             server.repos[f"ann/{name}"] = Repo(name == "private", "ann")
             server.repos[f"ann/{name}"].add("by hand", {"soft.safetensors": EXAMPLE.read_bytes(), "README.md": b"# mine"})
         server.fail("/ann/gated", "403 gated", times=999)
-        mine = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRADIO_", "SPACE_"))}
+        mine = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "GRADIO_", "SPACE"))}
         mine |= {"HF_TOKEN": SET, "HF_HOME": str(folder / "hf"), "HF_ENDPOINT": server.url, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
         mine |= {"SWEETSPOT_RUNS": str(folder / "runs"), "SWEETSPOT_CELLS": str(folder / "cells"), "GRADIO_TEMP_DIR": str(folder / "files")}
         mine |= {"NO_PROXY": "127.0.0.1", "GRADIO_SERVER_NAME": "127.0.0.1", "GRADIO_ANALYTICS_ENABLED": "False", "PYTHONUNBUFFERED": "1"}

@@ -11,7 +11,8 @@ from gradio_client.client import Job
 from gradio_client.utils import Status
 
 from core import limits
-from tests.trust.raw import Raw, torch_is_busy
+from tests.model import torch_is_busy
+from tests.trust.raw import Raw
 
 BAD: list[tuple[str, dict[str, Any], str]] = [
     ("/generate", {"width": 1001}, "width: 1001 is not allowed; it takes a whole number from 64 to 2048 in steps of 32."),

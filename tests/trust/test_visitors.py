@@ -3,9 +3,7 @@
 import json
 import re
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,31 +13,14 @@ import torch
 from gradio_client import Client
 from safetensors.torch import save_file
 
-from core import gpu, models, record
+from core import gpu, record
 from core.train import runs
-from tests.lora.parts import fingerprint
+from tests.model import fingerprint, is_free, unet_calls
 from tests.train.parts import SMALL, assert_same, dataset, followed, prepared
 from tests.trust.visitor import Visitor
 
 SLOW = {"width": 256, "height": 256, "seed": 3}
 """Two so large that a step takes longer than to notice that somebody left."""
-
-
-@contextmanager
-def unet_calls() -> Iterator[list[float]]:
-    """When nano's U-Net was called, for as long as it lasts."""
-    calls: list[float] = []
-    hook = models.load("nano").unet.register_forward_pre_hook(lambda *_: calls.append(time.monotonic()))
-    try:
-        yield calls
-    finally:
-        hook.remove()
-
-
-def lane_is_free() -> None:
-    """Wait until no job has the model."""
-    assert gpu._job.acquire(timeout=60), "a job still has the model"
-    gpu._job.release()
 
 
 def files(raw: bytes) -> set[str]:
@@ -106,7 +87,7 @@ def test_case_16_two_sessions_at_once_see_only_their_own_twenty_times(studio: st
 def test_case_16_nobody_is_told_of_anothers_run(studio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run is known to the browser that began it; its name cannot be guessed, and no list has it."""
     folder, _ = prepared(dataset(tmp_path / "data"), runs.RUNS / ("a" * 31 + "7"), steps=2)
-    followed(folder)
+    list(gpu.lesson(folder.path))
     owner, other = Visitor(studio), Visitor(studio)
     known: dict[str, Any] = {owner.named(owner.jobs["_attached"]["inputs"][0]): folder.name}
     owner.join("_attached", **known)
@@ -139,7 +120,7 @@ def test_case_22_whoever_leaves_holds_no_place(studio: str, client: Client, job:
         made = len(calls)
         visitor.hang_up()
         time.sleep(0.05)  # a job that is between two steps has the model, too
-        lane_is_free()
+        is_free()
         assert len(calls) - made <= (2 if "seed" in asked else 8), "steps went on for somebody who left"  # small pictures take less time than the news
         assert fingerprint() == before
         (_,), report = client.predict(prompt="1girl", seed=5, steps=1, width=64, height=64, api_name="/generate")

@@ -1,9 +1,12 @@
 """A visitor by plain HTTP, with a session of their own: joins the queue, reads the stream, cancels, hangs up; all that comes back is kept as it came."""
 
 import json
+import os
 import secrets
+import socket
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from http.client import HTTPResponse
 from typing import Any
@@ -84,7 +87,10 @@ class Visitor:
         self.post("gradio_api/cancel", {"session_hash": self.session, "fn_index": self.jobs[job]["id"], "event_id": event})
 
     def hang_up(self) -> None:
-        """Close the tab."""
+        """Close the tab. Workers of ZeroGPU that were forked from this process have the connection open, too, so it is ended first."""
         if self.response is not None:
+            if not self.response.isclosed():
+                with socket.socket(fileno=os.dup(self.response.fileno())) as connection, suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
             self.response.close()
             self.response = None
