@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 ZERO := $(addprefix tests/,test_api.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py \
-	trust/test_cancel.py trust/test_visitors.py browser/test_generate.py browser/test_sweep.py)
+	trust/test_cancel.py trust/test_visitors.py browser/test_generate.py browser/test_sweep.py browser/test_train.py)
 
 .PHONY: run test test-zero soak lint nano bench space clean
 

@@ -46,8 +46,19 @@ def panel() -> dict[str, Any]:
     return c
 
 
-def wire(c: dict[str, Any], quiet: dict[str, Any], look: dict[str, Any], set_up: Any, seconds: Callable[[dict[str, Any]], float | None], asked: Any) -> None:
-    """Connect it. `set_up` is the event by which a new run is there, `look` shows the run; `seconds` is what `asked` would take here."""
+def wire(
+    c: dict[str, Any],
+    quiet: dict[str, Any],
+    look: dict[str, Any],
+    set_up: Callable[..., Any],
+    another: list[Callable[..., Any]],
+    seconds: Callable[[dict[str, Any]], float | None],
+    asked: dict[str, Any],
+) -> None:
+    """Connect it. By the event `set_up` a new run is there to be sent, by those of `another` one is to be seen; `look` shows it.
+
+    `seconds` is what the run that is `asked` for would take here.
+    """
 
     def listed(visitor: gr.OAuthToken | None, login: bool, minutes: float | None, **values: Any) -> tuple[Any, ...]:
         try:
@@ -70,7 +81,8 @@ def wire(c: dict[str, Any], quiet: dict[str, Any], look: dict[str, Any], set_up:
     send: dict[str, Any] = {"fn": _sent, "inputs_kwargs": {**own, "space": c["space"], "chosen": c["offer"]}, "outputs": shown, **quiet, "queue": True}
     for event in (set_up, c["send"].click):
         event(**send).then(**look)
-    gr.on([c["job_timer"].tick, c["run"].change, c["login"].change], _looked, inputs_kwargs=own, outputs=shown, **quiet).then(**look)
+    for event in (*another, c["job_timer"].tick, c["login"].input):
+        event(_looked, inputs_kwargs=own, outputs=shown, **quiet).then(**look)
     c["end"].click(lambda: gr.update(visible=True), None, c["asked"], **quiet)
     gr.on([c["yes"].click, c["no"].click], lambda: gr.update(visible=False), None, c["asked"], **quiet)
     c["yes"].click(_ended, inputs_kwargs=own, outputs=shown, **quiet).then(**look)

@@ -56,19 +56,20 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     job = {"validator": refusals((*ASKED, "mine"), settled, {"dataset": "trigger", "overrides": "recipe"}), "concurrency_id": "train", **quiet, "queue": True}
     started = c["train"].click(_started, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"], c["status"]], **job)
     look: dict[str, Any] = {"fn": watched, "inputs": [c["run"], c["seen"]], "outputs": shown, **quiet}
-    lent: dict[str, Any] = {"fn": _lent, "inputs": c["run"], "outputs": shown, "api_visibility": "private", "show_progress": "hidden", "concurrency_id": "gpu"}
+    lent: dict[str, Any] = {"fn": _lent, "inputs": c["run"], "outputs": shown, "concurrency_id": "gpu", **quiet, "queue": True, "trigger_mode": "multiple"}
     remembered: dict[str, Any] = {"fn": None, "inputs": c["mine"], "js": REMEMBER, **quiet}
-    started.success(**remembered).success(**lent).then(**look)
+    begun = started.success(**remembered)
+    begun.success(**lent).then(**look)
     c["resume"].click(_resumed, c["run"], c["status"], **quiet).then(**lent).then(**look)
     c["stop"].click(_stopped, c["run"], c["status"], **quiet)
-    c["run"].change(lambda: None, None, c["seen"], **quiet).then(**look)
     c["timer"].tick(**look)
-    c["fork"].click(_forked, [c["run"], c["step"], c["changed"], c["mine"]], [c["mine"], c["run"], c["status"]], **quiet).success(**remembered).success(
-        **lent
-    ).then(**look)
-    page.load(_attached, c["mine"], [c["mine"], c["run"]], js=RECALL, **quiet)
-    set_up = c["send_new"].click(_set_up, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"]], **job)
-    jobs.wire(c, quiet, look, set_up.success(**remembered).success, seconds, asked)
+    forked = c["fork"].click(_forked, [c["run"], c["step"], c["changed"], c["mine"]], [c["mine"], c["run"], c["status"]], **quiet).success(**remembered)
+    forked.success(**lent).then(**look)
+    attached = page.load(_attached, c["mine"], [c["mine"], c["run"]], js=RECALL, **quiet)
+    set_up = c["send_new"].click(_set_up, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"]], **job).success(**remembered)
+    # Not `run.change`: a look that began before a run was sent could then be answered after it, and stay.
+    another = [c["run"].input, attached.then, begun.success, forked.success]
+    jobs.wire(c, quiet, look, set_up.success, another, seconds, asked)
     c["sweep"].click(into_sweep, [c["run"], c["checkpoints"]], [tabs, *swept], **quiet)
     return Trained(asked, c["mine"], c["publish"], c["run"])
 
@@ -145,7 +146,9 @@ def _started(mine: str, **values: Any) -> tuple[str, Any, str]:
 
 
 def _go(folder: Folder) -> None:
-    if not on_zero_gpu():
+    if on_zero_gpu():
+        folder.go_on()  # `_lent` does the rest
+    else:
         runs.start(folder)
 
 
@@ -173,7 +176,8 @@ def _lent(name: str | None) -> Iterator[tuple[Any, ...]]:
         yield tuple(gr.skip() for _ in SHOWN)
         return
     folder = caller.found(name)
-    folder.go_on()
+    if folder.asked_to_stop():  # while it waited for its turn
+        return
     for event in gpu.lesson(folder.path):
         yield watched(name, None)
         if isinstance(event, Failed):

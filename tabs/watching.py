@@ -26,7 +26,7 @@ def watched(name: str | None, seen: Any) -> tuple[Any, ...]:
         return "Ready." if not name else "⚠️ This run is not there any more.", *(gr.skip() for _ in SHOWN[1:-2]), gr.Timer(active=False), None
     status, run = runs.status(folder), read(folder)
     # A drawing costs what a step does: at most so many, and the film only with a new picture.
-    now = [status.state, status.step * DRAWINGS // status.steps, len(status.checkpoints), status.lora, len(status.previews)]
+    now = [folder.name, status.state, status.step * DRAWINGS // status.steps, len(status.checkpoints), status.lora, len(status.previews)]
     goes = status.state in ("waiting", "running", "stopping")
     tail = [gr.update(interactive=goes), gr.update(interactive=status.state in ("stopped", "failed")), gr.Timer(active=goes), now]
     if now == seen:
@@ -34,7 +34,8 @@ def watched(name: str | None, seen: Any) -> tuple[Any, ...]:
     said = folder.said()
     kinds = {kind: [line for line in said if line["kind"] == kind] for kind in ("loss", "validation")}
     drawn = charts.losses(f"{run.name} on {run.model}", run.settings.steps, kinds["loss"], kinds["validation"]) if kinds["loss"] else None
-    film = gr.skip() if seen and seen[-1] == now[-1] else gr.update(value=_film(run, folder), visible=True) if status.previews else gr.update(visible=False)
+    same_film = seen and (seen[0], seen[-1]) == (now[0], now[-1])
+    film = gr.skip() if same_film else gr.update(value=_film(run, folder), visible=True) if status.previews else gr.update(visible=False)
     place = owner.shown(folder)
     files = [placed(folder.loras / file, place) for file in (*status.checkpoints, *([status.lora] if status.lora else []))]
     names = [file.name for file in files]

@@ -1,9 +1,11 @@
 """'Send to a Job' as a person uses it, in Chromium: no price, no start; then a run that waits for its hardware and is stopped."""
 
+import re
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from playwright.sync_api import APIResponse, Route, expect
 
 from core.nano.lessons import airbrushed
 from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
@@ -21,6 +23,21 @@ def page(studio: str, chromium, hub_server: Hub):  # noqa: F811
     page.locator("#job-list").wait_for()
     yield page
     context.close()
+
+
+def held(page, while_: Hub) -> list[tuple[Route, APIResponse]]:
+    """What the page is answered while the Hub has not been told to go on: a slow connection brings it when the test does."""
+    late: list[tuple[Route, APIResponse]] = []
+
+    def answered(route: Route) -> None:
+        response = route.fetch()
+        if while_.go.is_set() or not (route.request.post_data_json or {})["data"]:
+            return route.fulfill(response=response)
+        late.append((route, response))
+        return None
+
+    page.route(re.compile("/run/predict"), answered)
+    return late
 
 
 def test_nothing_is_sent_before_its_price_is_there(page, hub_server: Hub, tmp_path: Path, screenshots: Path) -> None:  # noqa: F811
@@ -46,9 +63,17 @@ def test_nothing_is_sent_before_its_price_is_there(page, hub_server: Hub, tmp_pa
     page.locator("#job-price").get_by_text("about $0.40, at most $1.20 (its timeout, 90 min)").wait_for()
     page.locator("#job-space input, #job-space textarea").first.fill("ann/sweetspot")
     assert not hub_server.yard.jobs
+    hub_server.fail("POST /api/jobs/ann", "held")
+    late = held(page, while_=hub_server)
     send.click()
+    page.wait_for_timeout(1_500)  # whatever the page asks beside it is asked by now
+    hub_server.go.set()
     status = page.locator("#job-status")
-    status.get_by_text("on l4x1 waits for its hardware").wait_for(timeout=30_000)
+    expect(status).to_contain_text("on l4x1 waits for its hardware", timeout=30_000)
+    for route, response in late:
+        route.fulfill(response=response)
+    page.wait_for_timeout(500)
+    expect(status).to_contain_text("on l4x1 waits for its hardware", timeout=1)  # and no answer from before it was there takes its place
     page.locator("#train-status").get_by_text("Waiting for the Job's hardware.").wait_for(timeout=20_000)
     page.screenshot(path=screenshots / "job-1280.png", full_page=True)
     page.locator("#job-stop").click()

@@ -85,6 +85,22 @@ def test_stop_resume_and_a_fork(page, soft: list[Path]) -> None:
     status.get_by_text("Stopped. Step").wait_for(timeout=30_000)
 
 
+def test_another_run_is_chosen(page, soft: list[Path]) -> None:
+    brought(page, soft[:3])
+    page.locator("#trigger textarea, #trigger input").fill("soft")
+    status = page.locator("#train-status")
+    for steps in ("2", "3"):
+        page.locator("#train-steps input").fill(steps)
+        page.get_by_role("button", name="Train", exact=True).click()
+        status.get_by_text(f"Done. Step {steps} of {steps}").wait_for(timeout=90_000)
+    page.locator("#runs input").click()
+    page.get_by_role("option").last.click()
+    status.get_by_text("Done. Step 2 of 2").wait_for()
+    page.reload()
+    page.get_by_role("tab", name="Train").click()
+    status.get_by_text("Done. Step 3 of 3").wait_for(timeout=20_000)  # the one that was begun last
+
+
 def test_bad_choices_are_said_before_anything_starts(page, soft: list[Path], tmp_path: Path) -> None:
     page.get_by_role("button", name="Train", exact=True).click()
     page.get_by_text("dataset: bring pictures first").first.wait_for()

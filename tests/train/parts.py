@@ -1,6 +1,6 @@
 """Small runs on nano for the training's tests."""
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,12 @@ def prepared(data: Dataset, into: Path, recipe: str = "nano-quick", **overrides:
     return runs.prepared(run, data, into), run
 
 
+def set_up(data: Dataset, **overrides: Any) -> Folder:
+    """The same where the studio's runs lie, by a name of its own."""
+    folder, _ = prepared(data, runs.RUNS / os.urandom(16).hex(), **overrides)
+    return folder
+
+
 def followed(folder: Folder, end: int | None = None) -> list[Said]:
     """Train on the thread that does torch's work; closed after `end` events, as a process that is killed leaves it."""
     with folder.owned():
@@ -71,7 +77,3 @@ def assert_same(one: Folder, other: Folder) -> None:
     assert mine.keys() == its.keys()
     different = [name for name in mine if not torch.equal(mine[name], its[name])]
     assert not different, f"different after the last step: {different[:5]}"
-
-
-def layers(state: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    yield from sorted(state.items())

@@ -1,24 +1,20 @@
 """Runs as people have them: processes of their own that are killed, stopped, resumed, queued and forked; bad machines; bad choices."""
 
-import os
 import re
 import subprocess
 import sys
 import threading
 import time
-from functools import partial
 from pathlib import Path
 
 import pytest
 
-from core import gpu
 from core.data import dataset as datasets
 from core.train import runs
 from core.train.folder import Folder
 from core.train.settings import recipes
 from core.types import UserError
-from tabs import training
-from tests.train.parts import CAPTIONS, SMALL, assert_same, dataset, followed, losses, prepared
+from tests.train.parts import CAPTIONS, SMALL, assert_same, dataset, followed, losses, prepared, set_up
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 KILLED = """if True:
@@ -64,11 +60,6 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SWEETSPOT_RUNS", str(tmp_path / "runs"))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return tmp_path / "runs"
-
-
-def set_up(data: datasets.Dataset, **overrides) -> Folder:
-    folder, _ = prepared(data, runs.RUNS / os.urandom(16).hex(), **overrides)
-    return folder
 
 
 def command(folder: Folder) -> list[str]:
@@ -147,22 +138,6 @@ def test_who_looks_at_a_run_is_not_taken_for_its_trainer(tmp_path: Path) -> None
         over.set()
         for looker in lookers:
             looker.join()
-
-
-def test_case_22_slices_of_a_lent_gpu_end_in_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where no process can have the GPU, a run goes on by a slice for each press, as `/train_resume` and the page's button ask for it."""
-    data = dataset(tmp_path / "data")
-    straight, sliced = set_up(data, steps=12, save_every=100), set_up(data, steps=12, save_every=100)
-    followed(straight)
-    monkeypatch.setattr(training, "on_zero_gpu", lambda: True)
-    monkeypatch.setattr(training.gpu, "lesson", partial(gpu.lesson, seconds=0))  # a step a slice
-    presses = 0
-    while runs.status(sliced).state != "done":
-        presses += 1
-        told = training.train_resume(sliced.name)
-        assert told["state"] in ("stopped", "done"), told
-    assert presses > 3
-    assert_same(straight, sliced)
 
 
 def test_a_fork_goes_on_from_a_checkpoint_with_its_own_settings(tmp_path: Path) -> None:
