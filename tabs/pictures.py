@@ -72,7 +72,7 @@ def panel() -> dict[str, Any]:
 
 
 def wire(c: dict[str, Any], quiet: dict[str, Any], changed: Any) -> None:
-    """Connect the panel; `changed` is called with an event after which pictures or captions are others."""
+    """Connect the panel; `changed` is called with an event after which pictures, captions or trigger are others."""
     shown = [c[name] for name in ("data", "told", "table", "advice", "zip")]
     told = [c["data"], c["trigger"]]
     gr.on([c["files"].change, c["others"].change], _brought, [c["files"], c["others"], c["trigger"]], shown, **WRITES).then(**changed)
@@ -82,6 +82,7 @@ def wire(c: dict[str, Any], quiet: dict[str, Any], changed: Any) -> None:
     edited.then(_zipped, c["data"], c["zip"], **WRITES)
     edited.then(**changed)
     c["trigger"].change(_advised, told, c["advice"], **quiet, trigger_mode="always_last")
+    c["trigger"].blur(**changed)
 
 
 def data(folder: str | None) -> Dataset:

@@ -46,6 +46,7 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
         with gr.Column(scale=6, min_width=320):
             c |= _run() | jobs.panel()
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
+    queued = {**quiet, "queue": True}
     asked = {name: c[name] for name in ASKED}
     guessed: dict[str, Any] = {"fn": expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **LOOKS}
     pictures.wire(c, quiet, guessed)
@@ -53,10 +54,11 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     gr.on([c["recipe"].input, c["model"].change], filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**guessed)
     gr.on([c[name].change for name in (*CHOSEN, "others_said")], **guessed)
     shown = [c[name] for name in SHOWN]
-    job = {"validator": refusals((*ASKED, "mine"), settled, {"dataset": "trigger", "overrides": "recipe"}), "concurrency_id": "train", **quiet, "queue": True}
+    job = {"validator": refusals((*ASKED, "mine"), settled, {"dataset": "trigger", "overrides": "recipe"}), "concurrency_id": "train", **queued}
     started = c["train"].click(_started, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"], c["status"]], **job)
     look: dict[str, Any] = {"fn": watched, "inputs": [c["run"], c["seen"]], "outputs": shown, **quiet}
-    lent: dict[str, Any] = {"fn": _lent, "inputs": c["run"], "outputs": shown, "concurrency_id": "gpu", **quiet, "queue": True, "trigger_mode": "multiple"}
+    many = {"trigger_mode": "multiple"}  # as in tabs/sweep.py
+    lent: dict[str, Any] = {"fn": _lent, "inputs": c["run"], "outputs": shown, "concurrency_id": "gpu", **queued, **many}
     remembered: dict[str, Any] = {"fn": None, "inputs": c["mine"], "js": REMEMBER, **quiet}
     begun = started.success(**remembered)
     begun.success(**lent).then(**look)

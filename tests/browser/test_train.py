@@ -111,7 +111,10 @@ def test_bad_choices_are_said_before_anything_starts(page, soft: list[Path], tmp
     page.locator("#train-data").get_by_text("text.png").wait_for()
     page.get_by_role("button", name="Train", exact=True).click()
     page.get_by_text("trigger: it is empty and no picture has a caption").first.wait_for()
+    page.locator("#expected").get_by_text("trigger: it is empty").wait_for()
     page.locator("#trigger textarea, #trigger input").fill("soft")
+    page.locator("#trigger textarea, #trigger input").blur()
+    page.locator("#expected").get_by_text("trigger: it is empty").wait_for(state="detached")
     page.locator("#train-alpha input").fill("9")
     page.locator("#expected").get_by_text("alpha: 9 is more than the rank, 4").wait_for()
 
