@@ -230,8 +230,9 @@ def _matrix(report: dict[str, Any]) -> Any:
 def _cell(pair: dict[str, Any]) -> str:
     words = [pair["verdict"] or "?"]
     words += [f"x{pair['needs_times']:.2g}"] if pair["needs_times"] else []
-    words += [f"{100 * pair['share']:.0f} %"] if pair["share"] else []
-    words += [f"{pair['sweet_spot'][0]:g} to {pair['sweet_spot'][1]:g}"] if pair["sweet_spot"] else []
+    words += [f"{100 * pair['share']:.0f} %"] if pair["share"] is not None else []
+    works = pair["sweet_spot"] and pair["verdict"] != "none"  # where something changes and nothing is lost, but not its style, is no place to use it
+    words += [f"{pair['sweet_spot'][0]:g} to {pair['sweet_spot'][1]:g}"] if works else []
     return ("⌂ " if pair["relation"] == "home" else "") + " · ".join(words)
 
 

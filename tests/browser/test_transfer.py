@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import expect
 
 from core import lorafile
 from core.nano.lessons import airbrushed
@@ -34,7 +35,9 @@ def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path:
     assert "nano-airbrush: " in answer
     page.locator("#heat img").wait_for()
     page.locator("#transfer-sheet img").wait_for()
-    page.locator("#matrix").get_by_role("gridcell").nth(2).click()
+    none = page.locator("#matrix").get_by_role("gridcell").nth(2)
+    expect(none).to_have_text(re.compile(r"none( · x[\d.]+)? · \d+ %\s*$"))  # no strength is named for what does not work
+    none.click()
     page.locator("#pair").get_by_text("nano-airbrush on nano-paint").wait_for()
     page.locator("#pair img").nth(11).wait_for()
     page.screenshot(path=screenshots / "transfer-1280.png", full_page=True)
