@@ -167,7 +167,7 @@ def _results() -> dict[str, Any]:
             c["add_tags"] = gr.Button("Add tags now", size="sm", elem_id="add-tags")
             c["other_tags"] = gr.Button("Forget them", size="sm")
     c["status"] = gr.Markdown("Ready.", elem_id="status")
-    look = {"columns": 2, "height": 560, "object_fit": "contain", "format": "png"}  # webp would drop the settings
+    look = {"columns": 2, "height": "max-content", "object_fit": "contain", "format": "png"}  # webp would drop the settings
     c["gallery"] = gr.Gallery(label="Pictures", buttons=["download", "download_all", "fullscreen"], elem_id="gallery", **look)
     c["compare"] = gr.ImageSlider(label="Before and after hires and details", visible=False, interactive=False, elem_id="compare")
     c["settings"] = gr.Textbox(label="Settings of the last picture", lines=3, max_lines=8, buttons=["copy"], interactive=False, elem_id="settings")
