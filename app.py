@@ -22,7 +22,8 @@ from tabs.files import FILES
 from tabs.sessions import forget
 from tabs.watch import watch
 
-CSS = "#gallery .grid-wrap img { max-height: 75vh } #status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; font-size: .85em } #card th { overflow-wrap: normal; word-break: normal }"
+CSS = """#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; font-size: .85em }
+#card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }"""
 
 LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD, "state_session_capacity": limits.SESSIONS, "footer_links": ["api"]}
 LAUNCH |= {"show_error": False, "enable_monitoring": False}
