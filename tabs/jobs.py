@@ -13,6 +13,7 @@ from core.types import UserError
 from tabs import caller
 from tabs.widgets import on_space, sign_in, signed_in, token
 
+SHOWN = ("job", "log", "end", "job_timer")
 SECONDS = 15  # between two looks at a Job; its log alone takes five
 STAGES = {"SCHEDULING": "waits for its hardware", "RUNNING": "trains", "COMPLETED": "is done", "CANCELED": "was stopped", "ERROR": "ended with an error"}
 TOLD = """A training that is too long for this machine can go on hardware of Hugging Face, **paid by the minute from your account**. Its pictures
@@ -70,7 +71,7 @@ def wire(
 
     own = {"login": c["login"], "run": c["run"]}
     priced = {"fn": _priced, "inputs": [c["there"], c["hardware"], c["minutes"]], "outputs": [c["price"], c["offer"], c["send_new"], c["send"]], **quiet}
-    shown = [c[name] for name in ("job", "log", "end", "job_timer")]
+    shown = [c[name] for name in SHOWN]
     c["list"].click(
         listed,
         inputs_kwargs={"login": c["login"], "minutes": c["minutes"], **asked},
@@ -82,10 +83,15 @@ def wire(
     for event in (set_up, c["send"].click):
         event(**send).then(**look)
     for event in (*another, c["job_timer"].tick, c["login"].input):
-        event(_looked, inputs_kwargs=own, outputs=shown, **quiet).then(**look)
+        event(**looked(c, quiet)).then(**look)
     c["end"].click(lambda: gr.update(visible=True), None, c["asked"], **quiet)
     gr.on([c["yes"].click, c["no"].click], lambda: gr.update(visible=False), None, c["asked"], **quiet)
     c["yes"].click(_ended, inputs_kwargs=own, outputs=shown, **quiet).then(**look)
+
+
+def looked(c: dict[str, Any], quiet: dict[str, Any]) -> dict[str, Any]:
+    """An event by which the panel shows the Job of the run that is chosen."""
+    return {"fn": _looked, "inputs_kwargs": {"login": c["login"], "run": c["run"]}, "outputs": [c[name] for name in SHOWN], **quiet}
 
 
 def _own(login: bool, visitor: gr.OAuthToken | None) -> str:

@@ -17,7 +17,7 @@ from core.types import UserError
 from tabs import brought, caller, jobs, pictures
 from tabs.expected import CHOSEN, expected, filled, lines, seconds, settled
 from tabs.sweep import Swept
-from tabs.watching import SHOWN, into_sweep, watched
+from tabs.watching import SHOWN, into_sweep, resume, watched
 from tabs.widgets import LOOKS, refusals
 
 ASKED = ("data", "trigger", "recipe", "model", "others_said", *CHOSEN)
@@ -70,8 +70,9 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     attached = page.load(_attached, c["mine"], [c["mine"], c["run"]], js=RECALL, **quiet)
     set_up = c["send_new"].click(_set_up, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"]], **job).success(**remembered)
     # Not `run.change`: a look that began before a run was sent could then be answered after it, and stay.
-    another = [c["run"].input, attached.then, begun.success, forked.success]
-    jobs.wire(c, quiet, look, set_up.success, another, seconds, asked)
+    jobs.wire(c, quiet, look, set_up.success, [c["run"].input, attached.then], seconds, asked)
+    for new in (begun, forked):  # its own look comes with what trains it: a slice that waits for its turn is no run that was stopped
+        new.success(**jobs.looked(c, quiet))
     c["sweep"].click(into_sweep, [c["run"], c["checkpoints"]], [tabs, *swept], **quiet)
     return Trained(asked, c["mine"], c["publish"], c["run"])
 
@@ -109,7 +110,7 @@ def _run() -> dict[str, Any]:
     with gr.Row():
         c["train"] = gr.Button("Train", variant="primary", scale=3, elem_id="train")
         c["stop"] = gr.Button("Stop", variant="stop", interactive=False, elem_id="train-stop")
-        c["resume"] = gr.Button("Continue" if on_zero_gpu() else "Resume", interactive=False, elem_id="resume")
+        c["resume"] = gr.Button(resume(), interactive=False, elem_id="resume")
     c["expected"] = gr.Markdown(elem_id="expected")
     c["status"] = gr.Markdown("Ready.", elem_id="train-status")
     c["losses"] = gr.Image(label="Loss", show_label=False, interactive=False, visible=False, format="png", elem_id="losses")

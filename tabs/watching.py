@@ -7,6 +7,7 @@ import gradio as gr
 
 from core import charts, limits
 from core.data import dataset as datasets
+from core.device import on_zero_gpu
 from core.markdown import warned
 from core.train import owner, runs
 from core.train.folder import Folder
@@ -65,7 +66,12 @@ def _sentence(status: runs.Status, run: Run, folder: Folder) -> str:
         case "failed":
             return warned(status.error or "")
         case _:
-            return f"Stopped. {at}. Press Resume to go on; nothing is lost."
+            return f"Stopped. {at}. Press {resume()} to go on; nothing is lost."
+
+
+def resume() -> str:
+    """What the button is called by which a run goes on: where the GPU is lent, each press is a slice."""
+    return "Continue" if on_zero_gpu() else "Resume"
 
 
 def _film(run: Run, folder: Folder) -> Any:

@@ -55,7 +55,7 @@ def train(folder: Folder, seconds: float = math.inf, fellows: Alone | None = Non
     except (OSError, SafetensorError) as error:
         if "No space left" not in str(error):
             raise
-        message = "The disk is full: make room and press Resume, which goes on from the last state."
+        message = "The disk is full: make room and go on; the last state stays."
     if fellows.rank == 0:
         folder.failed(message)
     yield Failed(message=message)

@@ -184,7 +184,7 @@ def test_case_25_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_
             ballast.write_bytes(bytes(2**23))
         followed(folder)
         status = runs.status(folder)
-        assert (status.state, status.error) == ("failed", "The disk is full: make room and press Resume, which goes on from the last state.")
+        assert (status.state, status.error) == ("failed", "The disk is full: make room and go on; the last state stays.")
         ballast.unlink()
         followed(folder)
         straight, _ = prepared(datasets.load(folder.dataset), tmp_path / "straight", steps=12, save_every=2)
