@@ -1,4 +1,4 @@
-"""What a run will take, before it starts: seconds and memory from one real step of it or a part of one, disk from what it will write."""
+"""What a run will take, before it starts: seconds and memory from real steps of it or a part of one, disk from what it will write."""
 
 import math
 import time
@@ -25,6 +25,8 @@ START_SECONDS = 10
 """Of a process, with its model."""
 LEAST_PIXELS = 512**2
 """Of a batch that is measured, as many as a model's own size has, or these: anybody may ask for any batch, on the thread that all jobs need."""
+ENOUGH = 1.0
+"""Seconds of measuring; the least of what fits into them counts, as whatever else the machine does meanwhile only adds."""
 SHAPED_BY = ("kind", "rank", "ranks", "targets", "text_encoders", "dropout", "optimizer")
 """The settings on which a pace depends, beside the pictures' size."""
 Pictures = tuple[int, int, int]
@@ -66,7 +68,7 @@ class Estimate:
 
 
 def pace(pipeline: StableDiffusionXLPipeline, model: Model, made: Training, dataset: Dataset) -> Pace | None:
-    """Train one batch of noise in the largest bucket, twice, no more of it than may be measured; the adapter is gone afterwards.
+    """Train one batch of noise in the largest bucket, for a second, no more of it than may be measured; the adapter is gone afterwards.
 
     On the thread that has the model. `None` where the memory does not suffice.
     """
@@ -100,20 +102,20 @@ def _pace(pipeline: StableDiffusionXLPipeline, made: Training, batch: Pictures, 
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    seconds = 0.0
-    for _ in range(2):  # the first warms up
+    took: list[float] = []
+    while len(took) < 2 or sum(took[1:]) < ENOUGH:  # the first warms up
         kept.clear()
         begin = time.perf_counter()
         with torch.autograd.graph.saved_tensors_hooks(seen, lambda tensor: tensor):
             errors(adapter.pipeline.unet, noises, noise, None).sum().backward()
         float(adapter.gradients[0])
-        seconds = time.perf_counter() - begin
+        took.append(time.perf_counter() - begin)
     parts = [getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")]
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for part in parts for p in part.parameters()}
     trained = len(adapter.values) * 4 * (2 + NUMBERS[made.optimizer])
     times = math.prod(batch) / math.prod(measured)
     memory = sum(weights.values()) + trained + times * sum(size for at, size in kept.items() if at not in weights)
-    return Pace(seconds=times * seconds, memory=int(memory), numbers=len(adapter.values), batch=batch, measured=measured)
+    return Pace(seconds=times * min(took[1:]), memory=int(memory), numbers=len(adapter.values), batch=batch, measured=measured)
 
 
 def _noise(pipeline: StableDiffusionXLPipeline, pictures: Pictures, device: torch.device) -> Batch:

@@ -1,6 +1,8 @@
 """What a run will take: told by a step that anybody may ask for and that nobody can fill the machine with."""
 
+from itertools import accumulate
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -67,3 +69,12 @@ def test_where_the_memory_does_not_suffice_it_is_not_known(data: Dataset) -> Non
         assert measured(settled(data, resolution=128), data) is None
     finally:
         hook.remove()
+
+
+def test_what_disturbs_a_measurement_does_not_count(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = accumulate([0, 5.0, 0, 0.9, 0, 0.08, 0, 0.3])  # seconds of the first, which warms up, then of three: one met with something else
+    monkeypatch.setattr(estimate, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    found = measured(settled(data, batch=4, resolution=128), data)
+    assert found is not None
+    assert found.seconds == pytest.approx(0.08)
+    assert next(clock, None) is None
