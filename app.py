@@ -45,10 +45,10 @@ def build() -> gr.Blocks:
                 swept, curves = sweep.tab(opened, tabs)
             with gr.Tab("Train", id="train"):
                 trained = train.tab(page, swept, tabs)
-            with gr.Tab("Transfer", id="transfer"):
-                crossed = transfer.tab(trained)
-            with gr.Tab("Publish", id="publish"):
-                publish.tab(trained, (curves, crossed), tabs)
+            with gr.Tab("Transfer", id="transfer") as here:
+                crossed = transfer.tab(trained, here)
+            with gr.Tab("Publish", id="publish") as here:
+                publish.tab(trained, (curves, crossed), tabs, here)
         api.endpoints()
         training.endpoints()
         crossing.endpoints()

@@ -18,9 +18,9 @@ from core.publish.push import compared
 from core.types import UserError
 from tabs import brought, caller
 from tabs.files import new_folder, passing_folder
+from tabs.finished import finished, known
 from tabs.publishing import AT_ONCE, TOLD, sent
 from tabs.train import Trained
-from tabs.transfer import known
 from tabs.widgets import Measured, sentences, sign_in, signed_in, token
 
 ASKED = ("file", "shelf", "run", "home", *TOLD, "reports", "pictures")
@@ -28,8 +28,8 @@ INHERIT = "the base's"
 LARGEST_REPORT = 20_000_000  # bytes
 
 
-def tab(trained: Trained, measured: Sequence[Measured], tabs: gr.Tabs) -> None:
-    """Lay out the tab and wire it; `trained` knows this browser's runs, and its button and those of `measured` bring something here."""
+def tab(trained: Trained, measured: Sequence[Measured], tabs: gr.Tabs, here: gr.Tab) -> None:
+    """Lay out the tab and wire it: `here`, of `tabs`; `trained` knows this browser's runs, and its button and those of `measured` bring something here."""
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             c = _controls()
@@ -48,6 +48,7 @@ def tab(trained: Trained, measured: Sequence[Measured], tabs: gr.Tabs) -> None:
                 c["stop"] = gr.Button("Stop", variant="stop", elem_id="publish-stop")
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     trained.mine.change(lambda mine, run: known(mine, [run] if run else [], several=False), [trained.mine, c["run"]], c["run"], queue=False, **quiet)
+    here.select(lambda mine: finished(mine, several=False), trained.mine, c["run"], queue=False, **quiet)
     for each in measured:
         each.publish.click(_taken, [each.result, c["reports"]], [tabs, c["file"], c["reports"]], queue=False, **quiet)
     trained.publish.click(

@@ -1,26 +1,25 @@
 """The Transfer tab: LoRAs over base models, a table that fills, and for each pair whether it works there."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from core import edit, limits, lora, models, presets, shelf
-from core.device import on_zero_gpu
+from core import edit, limits, lora, presets, shelf
 from core.events import Fetch, Step
 from core.features import VAE
 from core.markdown import plain, warned
 from core.plan import eyes
-from core.train import runs
-from core.train.run import read
 from core.transfer.outcome import heat, outcome, sheet
 from core.transfer.plan import OWN_SWEEP, SEEDS, STRENGTHS, apart, of_run, plan
 from core.transfer.study import Study
 from core.types import UserError
 from tabs import brought, caller, train
+from tabs.across import across
 from tabs.files import new_folder
+from tabs.finished import finished, known
 from tabs.widgets import WRITES, Measured, refusals, sentences
 
 ASKED = ("files", "shelf", "runs", "home", "models", "strengths", "seeds", "prompts", "clip_skip", "references", "eye", "blocks")
@@ -30,8 +29,8 @@ BY_FILE = "as the files say"
 DRAWN, SAID = 3.0, 0.7  # seconds between two drawings of a table that fills, and two words: each costs the model a share of a step
 
 
-def tab(trained: train.Trained) -> Measured:
-    """Lay out the tab and wire it; `trained` is what the Train tab has: a dataset, a recipe, this browser's runs."""
+def tab(trained: train.Trained, here: gr.Tab) -> Measured:
+    """Lay out the tab and wire it: `here`; `trained` is what the Train tab has: a dataset, a recipe, this browser's runs."""
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             c = _controls()
@@ -41,6 +40,7 @@ def tab(trained: train.Trained) -> Measured:
     brought.wire(c, brought.into_choice, c["models"])
     c["depth"].input(lambda name: DEPTHS[name], c["depth"], c["strengths"], **quiet)
     trained.mine.change(known, [trained.mine, c["runs"]], c["runs"], **quiet)
+    here.select(finished, trained.mine, c["runs"], **quiet)
     job: dict[str, Any] = {
         "fn": _study,
         "inputs_kwargs": {name: c[name] for name in ASKED},
@@ -52,15 +52,15 @@ def tab(trained: train.Trained) -> Measured:
         "trigger_mode": "multiple",  # as in tabs/sweep.py
         "api_visibility": "private",
     }
-    across = c["across"].click(
-        _across,
+    trained_there = c["across"].click(
+        across,
         inputs_kwargs={**trained.asked, "mine": trained.mine, "bases": c["bases"], "kept": c["kept"]},
         outputs=[c["status"], trained.mine, c["runs"], c["models"]],
         show_progress="hidden",
         concurrency_id="across",
         api_visibility="private",
     )
-    running = [c["run"].click(**job), across, across.success(fn=None, inputs=trained.mine, js=train.REMEMBER, **quiet).success(**job)]
+    running = [c["run"].click(**job), trained_there, trained_there.success(fn=None, inputs=trained.mine, js=train.REMEMBER, **quiet).success(**job)]
     stopped = {"fn": lambda: "Stopped. What was finished stays: press Transfer to go on.", "inputs": None, "outputs": c["status"]}
     c["stop"].click(**stopped, cancels=running, **quiet).then(**stopped, **quiet)
     c["matrix"].select(_opened, c["result"], c["chosen"], **quiet)
@@ -163,19 +163,6 @@ def _said(values: dict[str, Any]) -> dict[str, Any]:
     return {**{name: values[name] for name in ("models", "strengths", "seeds", "clip_skip", "references", "eye")}, "prompts": prompts, "loras": tables}
 
 
-def known(mine: str, chosen: Sequence[str], several: bool = True) -> Any:
-    """The visitor's runs that have a LoRA: the last one of each, or, where `several` are taken, all that it kept."""
-    choices = []
-    for name in mine.split()[: train.MINE]:
-        if (folder := caller.known(name)) and any(folder.loras.glob("*.safetensors")):
-            run = read(folder)
-            said = f"{run.name} on {run.model}, {run.began[5:16].replace('T', ' ')}"
-            choices += [(said, name), *([(f"{said}: every kept step", f"{name}:all")] if several else [])]
-    there = {name for _, name in choices}
-    left = [name for name in chosen or [] if name in there]
-    return gr.update(choices=choices, value=left if several else next(iter(left), None))
-
-
 # --- the study -------------------------------------------------------------------------------------
 
 
@@ -248,41 +235,7 @@ def _opened(result: dict[str, Any] | None, event: gr.SelectData) -> Any:
     return gr.update(value=shown, visible=True, label=f"{lora} on {model}: strength · seed")
 
 
-# --- training across, and recombining --------------------------------------------------------------
-
-
-def _across(bases: Sequence[str], kept: bool, mine: str, **values: Any) -> Iterator[tuple[Any, ...]]:
-    """Train the same pictures on each base, one after another, then choose the runs and the bases for the study."""
-    skip = gr.skip()
-    try:
-        if not bases:
-            raise UserError("models: choose the bases to train on.")
-        if on_zero_gpu():
-            raise UserError("models: a lent GPU trains in slices; train on one base after another in the Train tab, then choose the runs here.")
-        planned = [train.settled({**values, "model": model}) for model in bases]  # all of them are checked before the first begins
-        folders = [runs.prepared(run, found, account=caller.account()) for run, _, found in planned]
-        for folder in folders:
-            runs.start(folder)
-    except UserError as error:
-        raise gr.Error(str(error)) from error
-    mine = "\n".join([*(folder.name for folder in folders), *mine.split()][: train.MINE])
-    yield "Training …", mine, skip, skip
-    while not all((told := runs.status(folder)).state in ("done", "failed", "stopped") for folder in folders):
-        at = [f"{model}: {status.state}, step {status.step} of {status.steps}" for model, status in zip(bases, map(runs.status, folders), strict=True)]
-        yield f"Training. {'; '.join(at)}.", skip, skip, skip
-        time.sleep(1)
-    for folder, model in zip(folders, bases, strict=True):
-        if (told := runs.status(folder)).state != "done":
-            raise gr.Error(f"The run on {model} is {told.state}: {told.error or 'resume it in the Train tab'}")
-    chosen = [f"{folder.name}{':all' if kept else ''}" for folder in folders]
-    choices = known(mine, chosen)
-    yield "Trained; crossing them …", skip, choices, gr.update(value=list(dict.fromkeys([*bases, *models_around(bases)])))
-
-
-def models_around(bases: Sequence[str]) -> list[str]:
-    """The other models of the same family that are on this machine."""
-    sizes = {models.find(name).native_size for name in bases}
-    return [model.name for model in presets.models().values() if model.native_size in sizes and models.absence(model) is None]
+# --- recombining --------------------------------------------------------------
 
 
 def _joined(style: str | None, content: str | None) -> tuple[Any, str]:

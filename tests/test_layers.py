@@ -119,6 +119,8 @@ FLOORS = [
     {"tabs.generate", "tabs.training", "tabs.expected"},
     {"tabs.sweep", "tabs.watching", "tabs.jobs"},
     {"tabs.train", "tabs.crossing"},
+    {"tabs.finished"},
+    {"tabs.across"},
     {"tabs.transfer"},
     {"tabs.publish"},
     {"app"},

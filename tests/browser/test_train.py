@@ -96,6 +96,11 @@ def test_another_run_is_chosen(page, soft: list[Path]) -> None:
     page.locator("#runs input").click()
     page.get_by_role("option").last.click()
     status.get_by_text("Done. Step 2 of 2").wait_for()
+    for tab, box in (("Transfer", "#transfer-runs input"), ("Publish", "#publish-run input")):  # what is done by now is offered there
+        page.get_by_role("tab", name=tab).click()
+        page.locator(box).click()
+        page.get_by_role("option", name="soft on nano").nth(1).wait_for()
+        page.keyboard.press("Escape")
     page.reload()
     page.get_by_role("tab", name="Train").click()
     status.get_by_text("Done. Step 3 of 3").wait_for(timeout=20_000)  # the one that was begun last
