@@ -39,14 +39,22 @@ def main() -> None:
         page.get_by_role("button", name="Open in Sweep").click()
         page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
         page.locator("#strengths input, #strengths textarea").fill(STRENGTHS)
+        page.locator("#seeds input, #seeds textarea").fill("1, 2")
+        prompts = page.locator("#prompts textarea")
+        prompts.fill("\n".join(prompts.input_value().splitlines()[:2]))
         page.get_by_role("button", name="Sweep", exact=True).click()
         page.locator("#sweep-status").get_by_text(re.compile(r"\d+ pictures in [\d.]+ s")).wait_for()
+        page.locator("#cells").scroll_into_view_if_needed()  # what is out of sight is not loaded
+        page.locator("#cells img").first.wait_for()
         kept(page, "sweep")
         page.get_by_role("tab", name="Transfer").click()
         page.locator("#transfer-runs input").click()
         page.get_by_role("option").first.click()
         page.get_by_role("button", name="Transfer", exact=True).click()
         page.locator("#transfer-status").get_by_text(re.compile(r"pictures in [\d.]+ s")).wait_for()
+        page.locator("#matrix").get_by_role("gridcell").nth(2).click()
+        page.locator("#pair").scroll_into_view_if_needed()
+        page.locator("#pair img").first.wait_for()
         kept(page, "transfer")
 
 
