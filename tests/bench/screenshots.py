@@ -40,8 +40,6 @@ def main() -> None:
         page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
         page.locator("#strengths input, #strengths textarea").fill(STRENGTHS)
         page.locator("#seeds input, #seeds textarea").fill("1, 2")
-        prompts = page.locator("#prompts textarea")
-        prompts.fill("\n".join(prompts.input_value().splitlines()[:2]))
         page.get_by_role("button", name="Sweep", exact=True).click()
         page.locator("#sweep-status").get_by_text(re.compile(r"\d+ pictures in [\d.]+ s")).wait_for()
         page.locator("#cells").scroll_into_view_if_needed()  # what is out of sight is not loaded
