@@ -36,6 +36,7 @@ ASKED = (
     *stages.NAMES,
 )
 """What a job is made from: the names of `Request`'s fields, from the preset to the picture; a stage's in pieces."""
+FORGET = "() => [{__type__: 'update', choices: [], value: []}]"
 STAGES = {"base": "Step", "hires": "Hires: step", "detail": "Details: step"}
 
 
@@ -80,14 +81,14 @@ def tab() -> Opened:
     )
     for part in parts:
         part.input(_composed, [shown["preset"], *parts], shown["prompt"], **latest)
+    # Tags that were added belong to the prompt they were added to. In the page itself: an answer could come after the next ones.
+    gr.on([shown["prompt"].change, shown["other_tags"].click], None, None, shown["added"], js=FORGET, **quiet)
     shown["prompt"].change(_tokens, shown["prompt"], shown["tokens"], **latest)
     shown["ratio"].input(_sides, [shown["preset"], shown["ratio"]], [shown["width"], shown["height"]], **latest)
     shown["again"].click(lambda used: used, shown["last_seed"], shown["seed"], **quiet)
     shown["anew"].click(lambda: asking.RANDOM, None, shown["seed"], **quiet)
     brought.wire(shown, brought.into_file, shown["lora_file"])
     shown["shelf"].input(lambda prompt, name: f"{prompt} <lora:{name}:1>", [shown["prompt"], shown["shelf"]], shown["prompt"], **quiet)
-    # Tags that were added belong to the prompt they were added to.
-    gr.on([shown["prompt"].change, shown["other_tags"].click], lambda: gr.update(choices=[], value=[]), None, shown["added"], **quiet)
     job: dict[str, Any] = {"validator": validator(ASKED, stages.said), "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private"}
     shown["add_tags"].click(
         _tags, inputs_kwargs={name: shown[name] for name in ASKED}, outputs=[shown["added"], shown["status"]], show_progress="hidden", **job

@@ -110,3 +110,8 @@ def test_the_whole_recipe_from_one_click(page, screenshots: Path) -> None:
     page.locator("#compare").wait_for()
     page.screenshot(path=screenshots / "recipe-1280.png", full_page=True)
     assert "Hires upscaler: nano DAT x2" in page.locator("#settings textarea").input_value()
+    page.locator("#prompt textarea").fill("1girl, red hair")
+    page.locator("#added [class*=token]").first.wait_for(state="detached")  # they were added to another prompt
+    page.locator("#added input").click()
+    page.wait_for_timeout(300)
+    assert page.get_by_role("option").count() == 0, "and are not offered for this one"
