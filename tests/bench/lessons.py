@@ -101,18 +101,28 @@ def prepared(page: Page, work: Path) -> None:
     page.locator("#recipe-help").get_by_text("expect it to work at 2 to 3").wait_for()
 
 
-def _walked(page: Page, work: Path) -> dict[str, Any]:
-    begin = time.monotonic()
-    prepared(page, work)
+def train(page: Page) -> None:
+    """Press Train and wait until it is done."""
     page.get_by_role("button", name="Train", exact=True).click()
     page.locator("#train-status").get_by_text("Done. Step 300 of 300").wait_for()
-    trained = time.monotonic()
+
+
+def sweep(page: Page) -> None:
+    """Open the LoRA in the Sweep tab and measure it."""
     page.get_by_role("button", name="Open in Sweep").click()
     page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
     page.locator("#strengths input, #strengths textarea").fill(STRENGTHS)
     page.locator("#seeds input, #seeds textarea").fill("1, 2")
     page.get_by_role("button", name="Sweep", exact=True).click()
     page.locator("#sweep-status").get_by_text(re.compile(r"\d+ pictures in [\d.]+ s")).wait_for()
+
+
+def _walked(page: Page, work: Path) -> dict[str, Any]:
+    begin = time.monotonic()
+    prepared(page, work)
+    train(page)
+    trained = time.monotonic()
+    sweep(page)
     end = time.monotonic()
     page.screenshot(path=ROOT / "build" / "screenshots" / "lessons.png", full_page=True)
     with page.expect_download() as download:

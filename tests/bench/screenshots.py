@@ -14,7 +14,7 @@ from playwright.sync_api import Page
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.bench.lessons import STRENGTHS, prepared, studio  # noqa: E402
+from tests.bench.lessons import prepared, studio, sweep, train  # noqa: E402
 
 
 def kept(page: Page, name: str) -> None:
@@ -33,15 +33,9 @@ def main() -> None:
         page.locator("#status").get_by_text("4 pictures in").wait_for()
         kept(page, "generate")
         prepared(page, work)
-        page.get_by_role("button", name="Train", exact=True).click()
-        page.locator("#train-status").get_by_text("Done. Step 300 of 300").wait_for()
+        train(page)
         kept(page, "train")
-        page.get_by_role("button", name="Open in Sweep").click()
-        page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
-        page.locator("#strengths input, #strengths textarea").fill(STRENGTHS)
-        page.locator("#seeds input, #seeds textarea").fill("1, 2")
-        page.get_by_role("button", name="Sweep", exact=True).click()
-        page.locator("#sweep-status").get_by_text(re.compile(r"\d+ pictures in [\d.]+ s")).wait_for()
+        sweep(page)
         page.locator("#cells").scroll_into_view_if_needed()  # what is out of sight is not loaded
         page.locator("#cells img").first.wait_for()
         kept(page, "sweep")
