@@ -1,4 +1,4 @@
-# The commands of the project. `make run` and `make test` need Python 3.11 or 3.12 and nothing else.
+# The commands of the project. They need Python 3.11, 3.12 or 3.13 and nothing else.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python

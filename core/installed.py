@@ -1,28 +1,59 @@
-"""Imported before anything else: where a package of requirements.txt is missing, the start ends with a sentence instead of a traceback."""
+"""Imported before anything else: where Python or a package is not what was tried, the start says so in a sentence.
 
-import re
+It has to run on any Python, and before any package is there.
+"""
+
 import sys
-from importlib.util import find_spec
+from importlib import metadata
 from pathlib import Path
 
+PYTHONS = ((3, 11), (3, 13))
+"""The oldest and the newest on which the suite passes."""
 REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
-MODULES = {"tipo-kgen": "kgen"}
-"""Packages that are imported by another name."""
+REPAIR = "`pip install -r requirements.txt` installs what is needed."
 
 
-def missing() -> list[str]:
-    """The packages that every machine needs and this one lacks."""
-    lines = [line.partition("#")[0].strip() for line in REQUIREMENTS.read_text(encoding="utf-8").splitlines()]
-    needed = [re.split(r"[\[<>=~! ]", line)[0] for line in lines if line and ";" not in line]
-    return [name for name in needed if not _there(MODULES.get(name, name))]
+def check_python(found=sys.version_info):
+    """What is wrong with this Python in a sentence, or None."""
+    if PYTHONS[0] <= tuple(found[:2]) <= PYTHONS[1]:
+        return None
+    oldest, newest = (".".join(map(str, each)) for each in PYTHONS)
+    return f"Sweetspot runs on Python {oldest} to {newest}; this is {found[0]}.{found[1]}."
 
 
-def _there(module: str) -> bool:
+def check_packages(text):
+    """What of a requirements file is missing here, and what is here in another version: two lists of words."""
+    from packaging.requirements import Requirement
+
+    missing, different = [], []
+    for line in text.splitlines():
+        if not (asked := line.partition("#")[0].strip()):
+            continue
+        wanted = Requirement(asked)
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
+        try:
+            here = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            missing.append(wanted.name)
+            continue
+        if not wanted.specifier.contains(here, prereleases=True):
+            different.append(f"{wanted.name} {here} (tried with {wanted.specifier})")
+    return missing, different
+
+
+def check():
+    """End the start where something is missing; say on stderr where something is another version."""
+    if wrong := check_python():
+        sys.exit(wrong)
     try:
-        return find_spec(module) is not None
-    except ImportError:
-        return False
+        missing, different = check_packages(REQUIREMENTS.read_text(encoding="utf-8"))
+    except ModuleNotFoundError as error:
+        missing, different = [error.name], []
+    if missing:
+        sys.exit(f"Sweetspot cannot start: {', '.join(missing)} is not installed. {REPAIR}")
+    if different:
+        print(f"Not the versions that were tried: {', '.join(different)}. {REPAIR}", file=sys.stderr)
 
 
-if gone := missing():
-    sys.exit(f"Sweetspot cannot start: {', '.join(gone)} is not installed. `pip install -r requirements.txt` installs what is needed.")
+check()

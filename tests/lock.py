@@ -1,0 +1,79 @@
+"""`make update`: resolves pyproject.toml anew, once for every system and Python, and writes down what it found.
+
+One resolution covers the studio, the developers' tools, the extras and what a Space installs by itself. It is kept
+in three places, each of which another installer reads: `requirements.txt` (pip, a Space), `requirements-dev.txt`
+(`make test`) and `constraint-dependencies` in pyproject.toml (`uv run`). `tests/test_lock.py` holds them to each other.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).resolve().parent.parent
+HEADER = "# Written by `make update` from pyproject.toml: do not edit. {}\n"
+FILES = {
+    "requirements.txt": ("What the studio and a Space install.", ()),
+    "requirements-dev.txt": ("What `make test` installs.", ("--group", "dev", "--all-extras")),
+}
+EVERYTHING = ("--group", "dev", "--group", "space", "--all-extras")
+BLOCK = re.compile(r"(?<=^constraint-dependencies = \[\n)[^]]*(?=^\]$)", re.MULTILINE)
+
+
+def read_pins(text: str) -> dict[str, Requirement]:
+    """The requirements of a requirements file by name, comments left out."""
+    lines = [line.partition("#")[0].strip() for line in text.splitlines()]
+    found = [Requirement(line) for line in lines if line]
+    return {canonicalize_name(each.name): each for each in found}
+
+
+def read_constraints(root: Path) -> dict[str, Requirement]:
+    """What `uv run` is held to."""
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    return read_pins("\n".join(settings["tool"]["uv"]["constraint-dependencies"]))
+
+
+def resolve(root: Path, *arguments: str) -> str:
+    """The newest versions that fit together, one a package, for all systems and Pythons of pyproject.toml.
+
+    Raises `SystemExit` with what does not fit where there is no such set.
+    """
+    oldest = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
+    python = oldest.removeprefix(">=").partition(",")[0]
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--universal", "--no-header", "--quiet"]
+    command += ["--python-version", python, "--fork-strategy", "fewest", *arguments]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(done.stderr.strip())
+    return done.stdout
+
+
+def write(root: Path) -> list[str]:
+    """Resolve everything anew and write it in its three places; a line for each package that changed."""
+    settings = root / "pyproject.toml"
+    before = read_constraints(root)
+    settings.write_text(BLOCK.sub("", settings.read_text(encoding="utf-8")), encoding="utf-8")
+    pins = resolve(root, "--no-annotate", *EVERYTHING)
+    listed = "".join(f'    "{line}",\n' for line in pins.splitlines())
+    settings.write_text(BLOCK.sub(listed, settings.read_text(encoding="utf-8")), encoding="utf-8")
+    with tempfile.NamedTemporaryFile("w", suffix=".txt") as everything:
+        everything.write(pins)
+        everything.flush()
+        for name, (purpose, arguments) in FILES.items():
+            found = resolve(root, "--no-annotate", "--constraints", everything.name, *arguments)
+            (root / name).write_text(HEADER.format(purpose) + found, encoding="utf-8")
+    after = read_constraints(root)
+    return [
+        f"{name}: {before[name].specifier if name in before else 'new'} -> {after[name].specifier if name in after else 'gone'}"
+        for name in sorted(before | after)
+        if before.get(name) != after.get(name)
+    ]
+
+
+if __name__ == "__main__":
+    print("\n".join(write(ROOT)) or "Everything is at its newest version already.")
