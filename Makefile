@@ -4,8 +4,11 @@ VENV := .venv
 PY := $(VENV)/bin/python
 ZERO := $(addprefix tests/,test_api.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py \
 	trust/test_cancel.py trust/test_visitors.py browser/test_generate.py browser/test_sweep.py browser/test_train.py)
+# A Python that will not do is refused before anything is installed.
+INSTALL = @test -x $(PY) || { $(PYTHON) -m core.installed && $(PYTHON) -m venv $(VENV); } && \
+	$(PY) -m core.installed && $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: run test test-zero soak lint nano bench space clean
+.PHONY: run test test-zero soak lint nano bench space update clean
 
 run: $(VENV)/.run
 	$(PY) app.py
@@ -39,6 +42,11 @@ bench: $(VENV)/.dev
 	$(PY) tests/bench/across.py
 	$(PY) tests/bench/load.py
 
+# Moves every package to the newest version that pyproject.toml allows, says which moved, and tries them.
+update: $(VENV)/.dev
+	$(PY) -m tests.lock
+	$(MAKE) test
+
 # Holds the checkout against the rules of a Space, and prints the command that uploads it.
 space: $(VENV)/.dev
 	$(PY) -m tests.space
@@ -47,11 +55,9 @@ clean:
 	rm -rf $(VENV) build
 
 $(VENV)/.run: requirements.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(INSTALL) requirements.txt
 	touch $@
 
-$(VENV)/.dev: requirements.txt requirements-dev.txt
-	test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt -r requirements-dev.txt
+$(VENV)/.dev: requirements-dev.txt
+	$(INSTALL) requirements-dev.txt
 	touch $@ $(VENV)/.run

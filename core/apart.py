@@ -15,11 +15,10 @@ from typing import Any
 
 from PIL import Image
 
-from core import limits
+from core import limits, paths
 from core.detect import Detector, Found
 from core.types import UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 NEEDED = ("PATH", "LD_LIBRARY_PATH", "SYSTEMROOT")
 """What the process has of the environment."""
 FEW = {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2", "CUDA_VISIBLE_DEVICES": ""}
@@ -59,7 +58,7 @@ def _told(kind: str, file: Path, asked: list[str], seconds: int, given: bytes = 
     environment = {name: os.environ[name] for name in NEEDED if name in os.environ} | FEW
     call = [sys.executable, "-m", "core.apart", kind, *asked]
     try:
-        done = subprocess.run(call, cwd=ROOT, env=environment, input=given, capture_output=True, timeout=seconds)
+        done = subprocess.run(call, cwd=paths.CODE, env=environment, input=given, capture_output=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{kind}: {file.name} took longer than {seconds} seconds.") from error
     if done.returncode:

@@ -10,14 +10,14 @@ from zipfile import BadZipFile
 
 import numpy as np
 
-from core import hub, models
+from core import hub, models, paths
 from core.atomic import replacing
 from core.device import this_machine
 from core.digest import content
 from core.events import Look, Spread
 from core.types import Request
 
-FOLDER = Path(os.environ.get("SWEETSPOT_CELLS", str(Path.home() / ".cache" / "sweetspot" / "cells")))
+FOLDER = paths.CELLS
 ENGINE = 1
 """Counts up when the same request makes another picture or is looked at in another way."""
 SWEPT = "disk: pictures of this study were swept away before it ended, as the disk was full; begin again, and what is still there is found."

@@ -6,6 +6,7 @@ box, grown and faded; the part around it enlarged to the model's size, denoised 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 
 import numpy as np
 import torch
@@ -44,15 +45,17 @@ class Place:
 def finder(name: str) -> tuple[Detector | Apart | AnimeFace, str | None]:
     """The detector of that name and, where another had to take its place, a note.
 
-    Raises `UserError` for one that is unknown or cannot be had; for anime faces, animeface steps in.
+    Raises `UserError` for one that is unknown or cannot be had; for anime faces, animeface steps in where it is installed.
     """
     if name == ANIMEFACE:
+        if not find_spec(ANIMEFACE):
+            raise UserError("detail: the detector 'animeface' is not installed; `pip install animeface` brings it.")
         return AnimeFace(), None
     try:
         file = tools.file("detector", name)
         return (apart if hub.is_id(name) else detector)(file), None
     except UserError:
-        if name != Detail().detector:
+        if name != Detail().detector or not find_spec(ANIMEFACE):
             raise
         return AnimeFace(), f"detail: the detector {name!r} cannot be had; animeface, which finds fewer faces, took its place."
 

@@ -3,6 +3,7 @@
 It has to run on any Python, and before any package is there.
 """
 
+import logging
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -46,14 +47,18 @@ def check():
     """End the start where something is missing; say on stderr where something is another version."""
     if wrong := check_python():
         sys.exit(wrong)
+    # At its import bitsandbytes advises a package that would fetch code from the Hub, for 4-bit layers that nobody makes here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     try:
         missing, different = check_packages(REQUIREMENTS.read_text(encoding="utf-8"))
     except ModuleNotFoundError as error:
-        missing, different = [error.name], []
+        missing, different = [str(error.name)], []
     if missing:
         sys.exit(f"Sweetspot cannot start: {', '.join(missing)} is not installed. {REPAIR}")
     if different:
         print(f"Not the versions that were tried: {', '.join(different)}. {REPAIR}", file=sys.stderr)
 
 
+if __name__ == "__main__":
+    sys.exit(check_python())  # of `make`, before it installs anything
 check()

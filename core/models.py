@@ -13,11 +13,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
-from core import encode, hub, opening, presets, pristine, pulled
+from core import encode, hub, opening, paths, presets, pristine, pulled
 from core.device import Machine, this_machine
 from core.types import Model, UserError
 
-ROOT = opening.ROOT
 ROOM = 1.2
 """Times a model's weights that have to be free for it to be opened beside another."""
 
@@ -126,7 +125,7 @@ def fingerprint(name: str) -> str:
         return f"{model.source}@{model.revision}" + (f":{model.file}" if model.file else "")
     if model.merge:
         return f"{model.name}:" + "+".join(map(fingerprint, model.merge))
-    sources = [ROOT / Path(source).expanduser() for source in (model.source, model.unet) if source]
+    sources = [paths.locate(source) for source in (model.source, model.unet) if source]
     files = [file for source in sources for file in (sorted(source.rglob("*.safetensors")) if source.is_dir() else [source])]
     return f"{model.name}:" + ",".join(f"{told.st_size}.{told.st_mtime_ns}" for told in (file.stat() for file in files if file.exists()))
 
@@ -134,7 +133,7 @@ def fingerprint(name: str) -> str:
 def absence(model: Model) -> str | None:
     """What a person should know before choosing a model that is not on this machine; `None` if it is."""
     if model.revision is None:
-        return None if (ROOT / Path(model.source).expanduser()).exists() else f"**Not on this machine**: put the checkpoint at `{model.source}`."
+        return None if paths.locate(model.source).exists() else f"**Not on this machine**: put the checkpoint at `{paths.locate(model.source)}`."
     if opening.here(model):
         return None
     return f"**Not on this machine**: it is fetched from the Hub ([{model.source}](https://huggingface.co/{model.source}), about 7 GB) with the first picture."
@@ -155,7 +154,7 @@ def tokens(prompt: str) -> int:
 
 @cache
 def _nanos_tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer.from_pretrained(ROOT / find("nano").source / "tokenizer", local_files_only=True)
+    return CLIPTokenizer.from_pretrained(paths.locate(find("nano").source) / "tokenizer", local_files_only=True)
 
 
 def _place(pipeline: StableDiffusionXLPipeline, machine: Machine) -> None:

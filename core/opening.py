@@ -16,11 +16,10 @@ from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
-from core import digest, hub, presets, sizes
+from core import digest, hub, paths, presets, sizes
 from core.device import this_machine
 from core.types import Model, UserError
 
-ROOT = Path(__file__).resolve().parent.parent
 SDXL = presets.models()["sdxl-base"]
 """Whose configs and tokenizers a single file without a folder of its own is opened with."""
 CONFIGS = ["*.json", "*.txt"]
@@ -176,7 +175,7 @@ def _patterns(model: Model) -> list[str]:
 
 
 def _local(source: str) -> Path:
-    path = ROOT / Path(source).expanduser()
+    path = paths.locate(source)
     if not path.exists():
         raise UserError(f"model: {source} is not there")
     return path

@@ -9,10 +9,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from core import paths
 from core.limits import PROMPT, problems
 from core.types import Model, Recipe, Tool, UserError
 
-FOLDER = Path(__file__).resolve().parent.parent / "presets"
+FOLDER = paths.CODE / "presets"
 STAGES = ("hires", "detail", "expand", "grain")
 PARTS = ("subject", "character", "general", "quality")
 

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from core import hub, lora, pulled
+from core import hub, lora, paths, pulled
 from core.blocks import weights
 from core.limits import STRENGTH
 from core.presets import FOLDER
 from core.prompts import LoraTag, networks
 from core.types import LoraUse, UserError
 
-FOLDERS = (FOLDER.parent / "models" / "loras", FOLDER / "loras")
+FOLDERS = (paths.MODELS / "loras", FOLDER / "loras")
 """The owner's files, and the examples that come with the studio."""
 MOST = 16
 """LoRAs on one picture."""

@@ -4,11 +4,8 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-from core import hub, presets, pulled
+from core import hub, paths, presets, pulled
 from core.types import Tool, UserError
-
-ROOT = presets.FOLDER.parent
-
 
 OWN = {"upscaler": (".safetensors", ".pth"), "detector": (".onnx",)}
 """Kind -> the files that the owner of the machine may put into `models/<kind>s/`, and how they end."""
@@ -25,7 +22,7 @@ def names(kind: str) -> list[str]:
 
 def own(kind: str) -> dict[str, Path]:
     """The owner's files of a kind, by name."""
-    return {file.name: file for file in (ROOT / "models" / f"{kind}s").glob("*") if file.suffix in OWN.get(kind, ())}
+    return {file.name: file for file in (paths.MODELS / f"{kind}s").glob("*") if file.suffix in OWN.get(kind, ())}
 
 
 def find(kind: str, name: str) -> Tool:
@@ -52,7 +49,7 @@ def of_table(tool: Tool) -> Path:
     """The same for one of the table, which stays where it is."""
     kind = tool.kind
     if tool.revision is None:
-        return ROOT / tool.source
+        return paths.locate(tool.source)
     if tool.file and (there := hub.here(tool.source, tool.revision, tool.file)):
         folder = Path(str(there).removesuffix(tool.file))
     else:

@@ -12,12 +12,12 @@ import gradio as gr
 import safehttpx
 from gradio import processing_utils
 
-from core import atomic, models, record, room, shelf
+from core import atomic, models, paths, record, room, shelf
 from core.events import Picture
 from core.infotext import infotext
 from core.types import UserError
 
-FILES = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(Path.home() / ".cache" / "sweetspot" / "files")))
+FILES = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(paths.OUTPUTS)))
 
 
 async def _unasked(*_: Any, **__: Any) -> NoReturn:

@@ -9,12 +9,10 @@ import gradio as gr
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from core import cells, closing, limits, models, room
+from core import cells, closing, limits, models, paths, room
 from core.device import this_machine
 from core.train import runs
 from tabs.files import FILES
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def route(page: gr.Blocks) -> Route:
@@ -46,8 +44,8 @@ def state(page: gr.Blocks) -> dict[str, Any]:
 @cache
 def built() -> dict[str, str | None]:
     """The version, and the commit of a checkout."""
-    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
-    return {"version": version, "commit": _commit(ROOT / ".git")}
+    version = tomllib.loads((paths.CODE / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    return {"version": version, "commit": _commit(paths.CODE / ".git")}
 
 
 def _commit(git: Path) -> str | None:

@@ -4,15 +4,18 @@ import ast
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Callable, Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, packages_distributions, requires, version
+from importlib.metadata import packages_distributions
 from pathlib import Path
 from typing import Any
 
 import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.utils import canonicalize_name
+
+from tests.lock import read_pins
 
 ROOT = Path(__file__).resolve().parent.parent
 COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
@@ -27,8 +30,6 @@ PYTHONS = ("3.12",)
 """Of ZeroGPU's, the one that the libraries run on."""
 TORCHES = ("2.8.0", "2.9.1", "2.10.0", "2.11.0")
 """Of ZeroGPU."""
-FREE = ("gradio", "spaces", "huggingface-hub")
-"""What a Space brings itself: a pin breaks it."""
 SHORT = 60
 MIB = 2**20
 LARGEST = 10 * MIB
@@ -36,7 +37,7 @@ WEIGHTS = 32 * MIB
 WEIGHED = {".safetensors", ".onnx"}
 PICKLES = {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".joblib"}
 IMPORT_TORCH = {"torch", "torchvision", "diffusers", "transformers", "peft", "accelerate", "spandrel", "kgen", "xformers", "bitsandbytes", "prodigyopt"}
-LEFT_OUT = (".git/*", ".ci/*", "tests/*", "requirements-dev.txt", "Makefile")
+LEFT_OUT = (".git/*", ".ci/*", "tests/*", "requirements-dev.txt", "Makefile", "uv.lock")
 """What a Space does not need, beside what git ignores."""
 
 
@@ -99,11 +100,12 @@ def _front(root: Path) -> Iterator[str]:
 
 
 def _sdk(root: Path, said: str) -> Iterator[str]:
-    if said != version("gradio"):
-        yield f"README.md: sdk_version: {said} is not the Gradio that is installed and was tried, {version('gradio')}."
-    wanted = requirements(root).get("gradio")
-    if wanted and (not re.fullmatch(r"\d+\.\d+\.\d+", said) or not wanted.specifier.contains(said)):
-        yield f"README.md: sdk_version: {said} is not among what requirements.txt allows, gradio{wanted.specifier}."
+    try:
+        wanted = read_pins((root / "requirements.txt").read_text(encoding="utf-8")).get("gradio")
+    except InvalidRequirement:
+        return  # `_required` says so
+    if wanted and not wanted.specifier.contains(said):
+        yield f"README.md: sdk_version: {said} is not the Gradio of requirements.txt, gradio{wanted.specifier}."
 
 
 # --- files -----------------------------------------------------------------------------------------
@@ -129,60 +131,31 @@ def _pickles(root: Path, files: list[Path]) -> Iterator[str]:
 # --- requirements and imports ----------------------------------------------------------------------
 
 
-def requirements(root: Path) -> dict[str, Requirement]:
-    """What requirements.txt asks for, by name."""
-    lines = [line.partition("#")[0].strip() for line in (root / "requirements.txt").read_text(encoding="utf-8").splitlines()]
-    return {canonicalize_name(found.name): found for line in lines if line and (found := _requirement(line))}
-
-
-def _requirement(line: str) -> Requirement | None:
-    try:
-        return Requirement(line)
-    except InvalidRequirement:
-        return None
-
-
 def _required(root: Path) -> Iterator[str]:
-    for line in (root / "requirements.txt").read_text(encoding="utf-8").splitlines():
-        if (text := line.partition("#")[0].strip()) and not _requirement(text):
-            yield f"requirements.txt: {text[:60]!r} is no requirement."
-    found = requirements(root)
+    try:
+        found = read_pins((root / "requirements.txt").read_text(encoding="utf-8"))
+    except InvalidRequirement as error:
+        yield f"requirements.txt: {str(error).splitlines()[0]}."
+        return
     for name in ("torch", "torchvision", "gradio", "spaces"):
         if name not in found:
             yield f"requirements.txt: {name} is missing."
-    for name in FREE:
-        if name in found and any(each.operator in ("==", "===") for each in found[name].specifier):
-            yield f"requirements.txt: {found[name]} is pinned; a Space brings its own {name}, so it takes a range."
     if "torch" in found and not any(found["torch"].specifier.contains(each) for each in TORCHES):
         yield f"requirements.txt: {found['torch']} is none that ZeroGPU has: {', '.join(TORCHES)}."
 
 
 def _imported(root: Path) -> Iterator[str]:
-    brought = {canonicalize_name(name) for wanted in requirements(root) for name in _closure(wanted)}
+    settings = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lists = [settings["dependencies"], *settings["optional-dependencies"].values()]
+    brought = {canonicalize_name(Requirement(line).name) for lines in lists for line in lines}
     known = _distributions()
     where = {module: file for file in _code(root) for module in _modules(file.read_text(encoding="utf-8"))}
     for module, file in sorted(where.items()):
         if not ({canonicalize_name(name) for name in known.get(module, [module])} & brought):
-            yield f"{file.relative_to(root)}: it imports {module}, which requirements.txt does not bring."
+            yield f"{file.relative_to(root)}: it imports {module}, which pyproject.toml does not ask for."
 
 
 _distributions = cache(packages_distributions)
-
-
-@cache
-def _closure(name: str) -> frozenset[str]:
-    """A package and what it brings here, without extras."""
-    seen, left = set(), [name]
-    while left:
-        if (here := canonicalize_name(left.pop())) in seen:
-            continue
-        seen.add(here)
-        try:
-            needs = [Requirement(line) for line in requires(here) or []]
-        except PackageNotFoundError:
-            continue
-        left += [each.name for each in needs if not each.marker or each.marker.evaluate({"extra": ""})]
-    return frozenset(seen)
 
 
 def _code(root: Path) -> list[Path]:
@@ -251,10 +224,19 @@ def command(root: Path) -> str:
     return f"hf upload OWNER/NAME . . --repo-type space {patterns}"
 
 
+def try_installing(root: Path) -> str | None:
+    """What keeps a Space from installing requirements.txt together with what it brings itself, or None."""
+    group = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]["space"]
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--python-version", PYTHONS[0]]
+    command += ["--python-platform", "x86_64-manylinux_2_28", "requirements.txt", "-"]
+    done = subprocess.run(command, cwd=root, input="\n".join(group), capture_output=True, text=True)
+    return f"requirements.txt: a Space cannot install it: {done.stderr.strip()}" if done.returncode else None
+
+
 def main() -> None:
     """Status 1 and a sentence for each rule that is broken; else the command."""
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
-    if found := problems(root):
+    if found := problems(root) or [sentence for sentence in [try_installing(root)] if sentence]:
         sys.exit("\n".join(found))
     print(f"This checkout is what a Space takes. To upload it:\n\n  {command(root)}")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLImg2ImgPipeline, StableDiffusionXLInpaintPipeline, StableDiffusionXLPipeline
 
-from core import models, samplers
+from core import models, paths, samplers
 from core.denoise import Start, decode, denoise, encode_pictures
 from core.nano.draw import draw
 from core.nano.pictures import scene
@@ -35,7 +35,7 @@ def settings(request: Request) -> dict:
 
 
 def theirs(kind: type, sampler: str):
-    pipeline = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
     made = kind(**pipeline.components, requires_aesthetics_score=False)
     made.scheduler = samplers.make(sampler, pipeline.scheduler.config)
     made.set_progress_bar_config(disable=True)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from core import tools
+from core import details, paths, tools
 from core.details import _prompts, places
-from core.detect import Detector
+from core.detect import AnimeFace, Detector
 from core.events import Picture
 from core.generate import generate
 from core.masks import overlap
@@ -70,7 +70,7 @@ def test_a_file_that_is_no_detector_is_refused(tmp_path: Path, content: bytes) -
 
 def test_a_model_of_another_layout_is_refused() -> None:
     with pytest.raises(UserError, match="is not laid out as YOLOv8's"):
-        Detector(tools.ROOT / "core/nano/weights/tagger/model.onnx")
+        Detector(paths.CODE / "core/nano/weights/tagger/model.onnx")
 
 
 def test_only_the_face_changes_and_it_does() -> None:
@@ -119,3 +119,28 @@ def test_cells_with_and_without_details_do_not_share() -> None:
         events = generate([Cell(label="", request=request) for request in order])
         made = {e.index: e for e in events if isinstance(e, Picture)}
         assert [made[i].before is None for i in range(2)] == [request.detail is None for request in order]
+
+
+def test_where_no_detector_can_be_downloaded_another_one_steps_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: str) -> Path:
+        raise UserError("detector: the Hub cannot be reached.")
+
+    monkeypatch.setattr(tools, "file", refuse)
+    found, note = details.finder(Detail().detector)
+    assert isinstance(found, AnimeFace)
+    assert note == f"detail: the detector {Detail().detector!r} cannot be had; animeface, which finds fewer faces, took its place."
+    assert found.find(Image.new("RGB", (64, 64), "white"), 0.3) == []
+
+
+def test_without_the_extra_the_reason_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows, where animeface has no wheel, a picture's details end with a sentence instead of a traceback."""
+
+    def refuse(*_: str) -> Path:
+        raise UserError("detector: the Hub cannot be reached.")
+
+    monkeypatch.setattr(tools, "file", refuse)
+    monkeypatch.setattr(details, "find_spec", lambda _: None)
+    with pytest.raises(UserError, match="the Hub cannot be reached"):
+        details.finder(Detail().detector)
+    with pytest.raises(UserError, match="'animeface' is not installed; `pip install animeface` brings it"):
+        details.finder("animeface")

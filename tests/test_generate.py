@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from core import gpu, models, samplers
+from core import gpu, models, paths, samplers
 from core.denoise import denoise
 from core.device import on_zero_gpu
 from core.events import Failed, Picture, Step
@@ -30,7 +30,7 @@ def latents(*requests: Request) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def theirs() -> StableDiffusionXLPipeline:
     """diffusers' pipeline, opened with no help of ours."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
     for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):  # in memory as ours are: at another alignment BLAS adds up in another order
         for weight in part.parameters():
             weight.data = weight.data.clone()

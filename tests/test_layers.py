@@ -27,6 +27,7 @@ FLOORS = [
         "core.blocks",
         "core.markdown",
         "core.patience",
+        "core.paths",
         "core.pristine",
         "core.recent",
         "core.sizes",

@@ -10,7 +10,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
-from core import gpu, measure, models
+from core import gpu, measure, paths
 from core.caption import Tagger
 from core.events import Picture
 from core.features import VAE
@@ -21,7 +21,7 @@ from core.nano.world import GROUPS, SIZES, TAGS, caption, tags
 from core.types import Cell, Request
 from tests.bench import nano as bench
 
-WEIGHTS = models.ROOT / "core" / "nano" / "weights"
+WEIGHTS = paths.CODE / "core" / "nano" / "weights"
 MIB = 2**20
 
 

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from core import closing, limits, models, room
+from core import closing, limits, models, paths, room
 from core.data import dataset as datasets
 from core.data.dataset import Dataset
 from core.shelf import slug
@@ -32,8 +32,7 @@ from core.train.run import Run
 from core.train.settings import fitted, overridden, settings
 from core.types import UserError
 
-RUNS = Path(os.environ.get("SWEETSPOT_RUNS", str(Path.home() / ".local" / "share" / "sweetspot" / "runs")))
-ROOT = Path(__file__).resolve().parent.parent.parent
+RUNS = paths.RUNS
 SECRET = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HUGGINGFACEHUB_API_TOKEN", "OAUTH_CLIENT_SECRET")
 """What a process that trains has no use for."""
 TURN_SECONDS = 0.5
@@ -170,7 +169,7 @@ def start(folder: Folder) -> None:
         threads = max(1, (os.cpu_count() or 1) // 2)  # the page computes, too: two teams on the same cores slow both down fourfold
         told = {name: value for name, value in os.environ.items() if name not in SECRET}
         beside = {"OMP_NUM_THREADS": str(threads), **told}
-        subprocess.Popen(command, cwd=ROOT, env=beside, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
+        subprocess.Popen(command, cwd=paths.CODE, env=beside, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
 
 
 def admitted() -> None:

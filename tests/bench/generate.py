@@ -63,7 +63,7 @@ def beside_diffusers() -> dict[str, float]:
     import torch
     from diffusers import StableDiffusionXLPipeline
 
-    from core import models, samplers
+    from core import models, paths, samplers
     from core.events import Picture
     from core.generate import generate
     from core.types import Cell, Request
@@ -87,7 +87,7 @@ def beside_diffusers() -> dict[str, float]:
             for seed in range(count)
         ]
 
-    theirs = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    theirs = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
     theirs.scheduler = samplers.make("Euler a", theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
 

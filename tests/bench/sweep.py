@@ -30,7 +30,7 @@ from diffusers import StableDiffusionXLPipeline  # noqa: E402
 from peft import LoraConfig, get_peft_model_state_dict  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
-from core import lora, models, samplers, together  # noqa: E402
+from core import lora, models, paths, samplers, together  # noqa: E402
 from core.blocks import to_sai  # noqa: E402
 from core.denoise import denoise  # noqa: E402
 from core.types import LoraUse, Request  # noqa: E402
@@ -52,7 +52,7 @@ Latents = dict[tuple[float, str, int], torch.Tensor]
 
 def reference(file: Path) -> StableDiffusionXLPipeline:
     """nano with a random LoRA by diffusers and PEFT; the same is written to `file`."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.scheduler = samplers.make("Euler a", pipeline.scheduler.config)
     torch.manual_seed(0)

@@ -10,7 +10,7 @@ from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from core import models
+from core import models, paths
 from core.blocks import to_sai
 from tests.lora.parts import ALPHA, RANK, TARGETS
 
@@ -18,7 +18,7 @@ from tests.lora.parts import ALPHA, RANK, TARGETS
 @pytest.fixture(scope="module")
 def peft() -> StableDiffusionXLPipeline:
     """nano with a random LoRA of alpha 2 at rank 4, put on by diffusers and PEFT: the reference."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
     torch.manual_seed(0)
     pipeline.unet.add_adapter(LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=TARGETS), "it")
     pipeline.text_encoder_2.add_adapter(LoraConfig(r=RANK, lora_alpha=int(ALPHA), target_modules=["q_proj", "fc1"]), "it")

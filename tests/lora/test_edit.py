@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
-from core import edit, lora, lorafile, models
+from core import edit, lora, lorafile, models, paths
 from core.blocks import STYLE, block_of
 from core.digest import content
 from core.types import LoraUse, UserError
@@ -30,7 +30,7 @@ def test_strength_one_is_what_another_was(peft: StableDiffusionXLPipeline, folde
 def test_diffusers_itself_reads_the_new_alpha(peft: StableDiffusionXLPipeline, folder: Path, tmp_path: Path) -> None:
     """The stock way of loading: what another program makes of the file at strength 1."""
     file = edit.edited(lorafile.read(folder / "kohya.safetensors"), tmp_path, multiply=1.75)
-    stock = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    stock = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
     stock.load_lora_weights(str(tmp_path), weight_name=file.name, adapter_name="it")
     stock.set_adapters("it", [1.0])
     peft.unet.set_adapters("it", [1.75])

@@ -10,7 +10,7 @@ from diffusers import StableDiffusionXLPipeline
 from peft import LoKrConfig, LoraConfig, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
-from core import edit, lora, lorafile, models
+from core import edit, lora, lorafile, models, paths
 from core.blocks import STYLE, block_of, to_sai
 from core.types import LoraUse, UserError
 from tests.lora.parts import TARGETS, changes_of, noise_of, text_of, weights_of
@@ -38,7 +38,7 @@ PARTS = {"lora_A.weight": "lora_down.weight", "lora_B.weight": "lora_up.weight",
 @pytest.fixture(scope="module", params=ADAPTERS)
 def live(request: pytest.FixtureRequest) -> tuple[str, StableDiffusionXLPipeline]:
     """A kind's name, and nano with a random adapter of it, put on by diffusers and PEFT: the reference."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
     torch.manual_seed(0)
     for part, layers in ((pipeline.unet, LAYERS), (pipeline.text_encoder_2, TEXT_LAYERS)):
         part.add_adapter(ADAPTERS[request.param](layers), "it")
@@ -172,7 +172,7 @@ def test_a_file_written_anew(written: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_and_channels_last(written: Path, dtype: torch.dtype, tmp_path: Path) -> None:
     """The change that is left after rounding is that of whole precision, and off is bit for bit."""
-    ours, use = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source, dtype=dtype), LoraUse(path=str(written))
+    ours, use = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source), dtype=dtype), LoraUse(path=str(written))
     ours.unet.to(memory_format=torch.channels_last)
     before, wanted = weights_of(ours), changes_of([use])
     with lora.loaded(ours, [unet_only(written, tmp_path / "unet.safetensors")]) as worn, torch.no_grad():

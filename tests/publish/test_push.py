@@ -14,7 +14,7 @@ from huggingface_hub.utils import _http
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from core import gpu, lorafile, models, patience
+from core import gpu, lorafile, models, paths, patience
 from core.digest import content
 from core.events import Picture
 from core.infotext import infotext
@@ -72,7 +72,7 @@ def test_case_26_what_is_sent_is_what_is_pulled(hub_server: Hub, tmp_path: Path,
     assert lorafile.read(pulled).scale == lorafile.read(EXAMPLE).scale
 
     def by_diffusers(lora: Path) -> np.ndarray:
-        pipeline = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+        pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
         pipeline.set_progress_bar_config(disable=True)
         pipeline.load_lora_weights(str(lora.parent), weight_name=lora.name)
         seed = torch.Generator().manual_seed(1)

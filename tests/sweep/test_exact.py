@@ -14,7 +14,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from peft import LoraConfig
 
-from core import cells, gpu, hub, models, samplers, shelf, together
+from core import cells, gpu, hub, models, paths, samplers, shelf, together
 from core.events import Look, Picture, Step
 from core.features import VAE
 from core.generate import generate
@@ -35,7 +35,7 @@ ASKED = {"lora": str(EXAMPLE), "prompts": "1girl, blue hair, smile\n1girl, red h
 @pytest.fixture(scope="module")
 def reference() -> StableDiffusionXLPipeline:
     """nano with the example on it by PEFT, from the file's own matrices and alpha."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(models.ROOT / models.find("nano").source)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
     found = read(EXAMPLE)
     pipeline.unet.add_adapter(LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "it")
     tensors, layers = found.tensors(), {name.replace(".", "_"): layer for name, layer in pipeline.unet.named_modules() if hasattr(layer, "lora_A")}

@@ -10,7 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from core import edit, lorafile, models, sweep
+from core import edit, lorafile, paths, sweep
 from core.events import Picture
 from core.plan import plan as sweep_plan
 from core.transfer.plan import plan
@@ -76,7 +76,7 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(crossed: Cros
     table["gone"] = replace(table["nano"], name="gone", title="Gone", source=str(tmp_path / "gone"))
     table["far"] = replace(table["nano"], name="far", title="Far", source="nobody/nothing", revision="0" * 40)
     table["large"] = replace(table["nano"], name="large", title="Large", native_size=1024)
-    shutil.copytree(models.ROOT / "core/nano/weights/nano/unet", tmp_path / "unet")
+    shutil.copytree(paths.CODE / "core/nano/weights/nano/unet", tmp_path / "unet")
     broken = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
     with torch.no_grad():
         broken.conv_out.weight.fill_(float("nan"))
@@ -100,7 +100,7 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(crossed: Cros
 @pytest.mark.usefixtures("few_steps")
 def test_files_that_disappear_in_the_middle_cost_their_pairs_alone(table: Table, tmp_path: Path) -> None:
     lora = shutil.copy(EXAMPLE, tmp_path / "fleeting.safetensors")
-    shutil.copytree(models.ROOT / "core/nano/weights/nano-cel", tmp_path / "cel")
+    shutil.copytree(paths.CODE / "core/nano/weights/nano-cel", tmp_path / "cel")
     table["fleeting"] = replace(table["nano-cel"], name="fleeting", unet=str(tmp_path / "cel"))
     rows = [{"lora": str(EXAMPLE), "home": "nano"}, {"lora": str(lora), "home": "nano"}]
     study = Study(plan(asked(loras=rows, models=["nano", "fleeting"], strengths="1", seeds="41, 42")))
