@@ -22,6 +22,11 @@ class Without(PathFinder):
         hidden = os.environ["HIDDEN"].split(",")
         return None if name.partition(".")[0] in hidden else PathFinder.find_spec(name, path, target)
 
+    @classmethod
+    def find_distributions(cls, *context):
+        hidden = os.environ["HIDDEN"].split(",")
+        return (each for each in PathFinder.find_distributions(*context) if each.name not in hidden)
+
 sys.meta_path[sys.meta_path.index(PathFinder)] = Without
 """
 """A sitecustomize.py that hides packages as if they were not installed."""
