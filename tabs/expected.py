@@ -1,7 +1,6 @@
 """What the Train tab's controls ask for, and what it will take, before anything starts."""
 
 import threading
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ from core.recent import Recent
 from core.train import runs
 from core.train.estimate import SHAPED_BY, Estimate, Pace, batches, estimate, pace
 from core.train.run import Run
+from core.toml import parse_toml
 from core.train.settings import Training, settings
 from core.types import Model, UserError
 from tabs import pictures
@@ -37,10 +37,7 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def lines(text: str) -> dict[str, Any]:
     """Settings as TOML says them. Raises `UserError`."""
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # tomllib's own are ValueErrors, and so is a number of thousands of digits
-        raise UserError(f'overrides: they are not lines such as rank = 8 or scheduler = "cosine": {error}.') from error
+    return parse_toml(text, "overrides")
 
 
 def settled(values: dict[str, Any]) -> tuple[Run, list[str], datasets.Dataset]:

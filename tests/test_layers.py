@@ -49,6 +49,7 @@ FLOORS = [
         "core.grain",
         "core.events",
     },
+    {"core.toml"},
     {
         "core.charts",
         "core.detect",
