@@ -10,10 +10,10 @@ from core import gpu, models
 from core.data import dataset as datasets
 from core.markdown import warned
 from core.recent import Recent
+from core.toml import parse_toml
 from core.train import runs
 from core.train.estimate import SHAPED_BY, Estimate, Pace, batches, estimate, pace
 from core.train.run import Run
-from core.toml import parse_toml
 from core.train.settings import Training, settings
 from core.types import Model, UserError
 from tabs import pictures

@@ -115,6 +115,7 @@ FLOORS = [
     {"core.transfer.report"},
     {"core.transfer.outcome"},
     {"tabs.files", "tabs.sessions", "tabs.stages", "tabs.watch", "tabs.caller"},
+    {"tabs.bodies"},
     {"tabs.widgets"},
     {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health", "tabs.door", "tabs.brought", "tabs.publishing"},
     {"tabs.generate", "tabs.training", "tabs.expected"},
