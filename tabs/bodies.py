@@ -5,6 +5,7 @@ import re
 from typing import Any, NamedTuple
 
 import gradio as gr
+import httpx
 from fastapi.exceptions import RequestValidationError
 from gradio import routes
 from gradio.block_function import BlockFunction
@@ -75,16 +76,27 @@ class Bodies:
         try:
             await self.app(scope, receive, answer)
         except Exception as error:
-            call = Call(kind="request")
-            if isinstance(error.__cause__, HTTPException):  # what a stream that has begun says instead of a status
-                call.refused(f"event: {error.__cause__.detail}")
-            else:
-                call.broke(error)
-            call.end()
+            refusal = _say(error)
             if begun:
                 await send({"type": "http.response.body", "body": b""})
             else:
-                await Refusal(500, f"Something broke here (request {call.request}).").answer()(scope, receive, send)
+                await refusal.answer()(scope, receive, send)
+
+
+def _say(error: Exception) -> Refusal:
+    """An error that no route of Gradio's caught, in the journal and as a sentence."""
+    call = Call(kind="request")
+    if isinstance(error, httpx.InvalidURL):
+        refusal = Refusal(400, "address: its host or its path is none that an address can have.")
+        call.refused(refusal.sentence)
+    elif isinstance(error.__cause__, HTTPException):  # what a stream that has begun says instead of a status
+        refusal = Refusal(error.__cause__.status_code, "event: it is not there.")
+        call.refused(refusal.sentence)
+    else:
+        refusal = Refusal(500, f"Something broke here (request {call.request}).")
+        call.broke(error)
+    call.end()
+    return refusal
 
 
 async def explain(_request: Request, error: Exception) -> JSONResponse:

@@ -177,7 +177,7 @@ def test_what_no_endpoint_takes_is_named(raw: Raw, capfd: pytest.CaptureFixture[
     assert [json.loads(line)["outcome"] for line in logged.splitlines()] == ["refused"], "a line of the journal, and nothing else"
 
 
-WRONG: tuple[Any, ...] = ({"path": "WORDS\n"}, ["WORDS\n"], [{"WORDS\n": {}}], "WORDS\n\ud800", 1e308, -(10**300), True, {"lora": {"path": 5}}, [[[]]])
+WRONG: tuple[Any, ...] = ({"path": "WORDS\n"}, ["WORDS\n"], [{"WORDS\n": {}}], "WORDS\n\ud800", 1e308, {"lora": {"path": 5}})
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
@@ -209,21 +209,28 @@ ENDLESS = ("heartbeat", "dev/reload", "queue/data", "upload_progress")
 
 
 def test_no_route_breaks_whatever_is_sent_to_it(studio: str, raw: Raw, capfd: pytest.CaptureFixture[str]) -> None:
-    paths: set[str] = set(raw.http.get(f"{studio}openapi.json").json()["paths"])
+    paths: dict[str, dict[str, Any]] = raw.http.get(f"{studio}openapi.json").json()["paths"]
     assert len(paths) > 70
-    filled = {re.sub(r"\{\w+\}", other, path) for path in paths for other in ("WORDS%0A%1b", "train_status", "2")}
+    filled = {re.sub(r"\{\w+\}", other, path): takes for path, takes in paths.items() for other in ("WORDS%0A%1b", "train_status") if path[-1] != "/"}
     capfd.readouterr()
-    for path in sorted(filled):
+    for path, takes in filled.items():
         for method in ("GET", "HEAD", "PUT", "DELETE", "POST"):
             if method == "GET" and any(name in path for name in ENDLESS):
                 continue
-            for body in MALFORMED if method == "POST" else MALFORMED[:1]:
+            for body in MALFORMED if method == "POST" and "post" in takes else MALFORMED[-1:]:
                 answer = raw.http.request(method, f"{studio}{path[1:]}", content=body, headers={"Content-Type": "application/json"})
                 assert answer.status_code < 500, (method, path, body, answer.text)
     logged = "".join(capfd.readouterr())
     assert "Traceback" not in logged
     assert "WORDS" not in logged
     assert not [line for line in logged.splitlines() if not line.startswith("{")]
+
+
+@pytest.mark.parametrize("host", ["x:y:z", "[evil", "a:99999999", "\x01"])
+def test_a_host_that_is_none_is_one_sentence(studio: str, raw: Raw, host: str) -> None:
+    answer = raw.http.get(f"{studio}config", headers={"X-Forwarded-Host": host.encode()})
+    assert answer.status_code in (200, 400)
+    assert answer.is_success or answer.json()["detail"].startswith("address: ")
 
 
 def test_a_stream_of_nothing_says_so(raw: Raw, capfd: pytest.CaptureFixture[str]) -> None:
