@@ -10,13 +10,15 @@ import time
 from typing import Any
 
 import gradio as gr
+from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
 from core import closing, journal, limits, models, presets, selfcheck, sweeper
-from core.device import this_machine
+from core.device import on_space, this_machine
 from core.train import runs
 from core.types import UserError
 from tabs import api, crossing, generate, health, publish, publishing, sweep, train, training, transfer
+from tabs.bodies import Bodies, explain
 from tabs.door import Door
 from tabs.files import FILES
 from tabs.sessions import forget
@@ -25,7 +27,7 @@ from tabs.watch import watch
 CSS = """#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; font-size: .85em }
 #card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }"""
 
-LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD, "state_session_capacity": limits.SESSIONS, "footer_links": ["api"]}
+LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD[not on_space()], "state_session_capacity": limits.SESSIONS, "footer_links": ["api"]}
 LAUNCH |= {"show_error": False, "enable_monitoring": False}
 PATIENCE = 20
 """Seconds that jobs and runs have to end and save once the studio is asked to close; whoever stops a container kills it after about 30."""
@@ -65,7 +67,11 @@ def build() -> gr.Blocks:
 
 def beside(page: gr.Blocks) -> dict[str, Any]:
     """What the server has beside Gradio's own; for `launch(app_kwargs=...)`."""
-    return {"routes": [health.route(page)], "middleware": [Middleware(Door)]}
+    return {
+        "routes": [health.route(page)],
+        "middleware": [Middleware(Door), Middleware(Bodies, page=page)],
+        "exception_handlers": {RequestValidationError: explain},
+    }
 
 
 def main() -> None:

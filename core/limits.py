@@ -44,12 +44,18 @@ PICTURE_SIDE = 32  # pixels, at least
 PICTURE_ASPECT = 16  # longer side over shorter, at most: covering a bucket, a strip would be enlarged to gigapixels
 CAPTION = 10_000  # characters
 REPEATS = (1, 1000)  # of a picture in an epoch
+TOML_BYTES = 100_000  # of a preset, a run, a dataset's description or the lines of a training's settings
+TOML_DEPTH = 8  # dots of a key, lists and tables inside of each other
 QUEUE = 32  # requests waiting
 DOWNLOADS = 4  # from the Hub at once, on a Space; what several people want at the same time is one
 REPO_FILES = 5000  # of a repository of the Hub
 SESSIONS = 1000  # whose uploads and results a page remembers; who has been away longest is forgotten first
 RUNS_WAITING = 8  # trainings that wait for their turn, of all visitors: nobody has a name here
-UPLOAD = "200mb"  # a file
+UPLOAD = (2 * 10**9, DATASET_BYTES)  # bytes of a file: on a hosted Space, where all share 50 GB and the largest LoRAs (rank 128 with both
+# text encoders) have 1.8; at home, where nobody is a stranger, a whole dataset's zip
+BODY = 4 * 2**20  # bytes of any other request: the largest is a report of 4,096 pictures to publish, or 4,000 uploaded files by name
+BODY_VALUES = 200_000  # in it: each becomes a hundred bytes and more, several times
+BODY_DEPTH = 32  # lists and tables inside of each other
 DISK_FLOOR = 2 * 10**9  # bytes that stay free: below it nothing begins that writes
 HOUR = 3600
 DAY = 24 * HOUR
@@ -81,7 +87,9 @@ def rows() -> list[tuple[str, str]]:
         ("Transfer", f"{ROWS} LoRAs, {COLUMNS} base models, {TRANSFER_CELLS:,} pictures in all"),
         ("Training pictures", f"{DATASET_PICTURES:,} of up to {PICTURE_PIXELS / 1e6:g} megapixels, {DATASET_BYTES / 2**30:g} GB unpacked"),
         ("Trainings", f"one at a time, {RUNS_WAITING} more wait"),
-        ("Uploaded file", UPLOAD.replace("mb", " MB")),
+        ("Uploaded file", f"{UPLOAD[0] / 1e9:g} GB on a hosted Space, {UPLOAD[1] / 2**30:g} GB at home"),
+        ("Any other request", f"{BODY / 2**20:g} MB, {BODY_VALUES:,} values"),
+        ("TOML", f"{TOML_BYTES / 1000:g} kB, fewer than {TOML_DEPTH} dots in a key"),
         ("Requests waiting", f"{QUEUE}"),
         ("Downloads", f"{DOWNLOADS} at once on a hosted Space, from repositories of up to {REPO_FILES:,} files"),
         ("Disk", f"nothing begins below {DISK_FLOOR / 1e9:g} GB free"),

@@ -2,14 +2,14 @@
 
 import json
 import string
-import tomllib
 import types
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from core import paths
+from core import paths, toml
+from core.checks import shown
 from core.limits import PROMPT, problems
 from core.types import Model, Recipe, Tool, UserError
 
@@ -88,7 +88,7 @@ def record(kind: type[Record], table: dict[str, Any], where: str) -> Record:
     values = {}
     for key, value in table.items():
         if key not in hints:
-            raise UserError(f"{where}: {key} is not a field; the fields are {', '.join(hints)}.")
+            raise UserError(f"{where}: {shown(key)} is not a field; the fields are {', '.join(hints)}.")
         values[key] = _typed(value, hints[key], f"{where}: {key}")
     return kind(**values)
 
@@ -98,15 +98,15 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         return _typed(value, get_args(hint)[0], where)
     if is_dataclass(hint):
         if not isinstance(value, dict):
-            raise UserError(f"{where}: {value!r} is not a table.")
+            raise UserError(f"{where}: {shown(value)} is not a table.")
         return record(hint, value, where)  # type: ignore[type-var]
     if get_origin(hint) is tuple and get_args(hint)[-1] is Ellipsis:
         if not isinstance(value, list):
-            raise UserError(f"{where}: {value!r} is not a list.")
+            raise UserError(f"{where}: {shown(value)} is not a list.")
         return tuple(_typed(v, get_args(hint)[0], where) for v in value)
     if get_origin(hint) is tuple:
         if not isinstance(value, list) or len(value) != len(get_args(hint)):
-            raise UserError(f"{where}: {value!r} is not a list of {len(get_args(hint))} numbers.")
+            raise UserError(f"{where}: {shown(value)} is not a list of {len(get_args(hint))} numbers.")
         return tuple(_typed(v, h, where) for v, h in zip(value, get_args(hint), strict=True))
     if hint is float and type(value) is int:
         try:
@@ -114,7 +114,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
         except OverflowError as error:
             raise UserError(f"{where}: {str(value)[:40]}… is not allowed; it takes a number.") from error
     if type(value) is not hint:
-        raise UserError(f"{where}: {value!r} is not of type {hint.__name__}.")
+        raise UserError(f"{where}: {shown(value)} is not of type {hint.__name__}.")
     return value
 
 
@@ -137,8 +137,4 @@ def _toml(value: Any) -> str:
 
 def read_toml(file: Path) -> dict[str, Any]:
     """A TOML file as it is. Raises `UserError` for one that is none."""
-    try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        where = f"presets/{file.relative_to(FOLDER)}" if file.is_relative_to(FOLDER) else file.name
-        raise UserError(f"{where}: it is not TOML: {error}.") from error
+    return toml.read_toml(file, f"presets/{file.relative_to(FOLDER)}" if file.is_relative_to(FOLDER) else file.name)

@@ -1,7 +1,6 @@
 """What the Train tab's controls ask for, and what it will take, before anything starts."""
 
 import threading
-import tomllib
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from core import gpu, models
 from core.data import dataset as datasets
 from core.markdown import warned
 from core.recent import Recent
+from core.toml import parse_toml
 from core.train import runs
 from core.train.estimate import SHAPED_BY, Estimate, Pace, batches, estimate, pace
 from core.train.run import Run
@@ -37,10 +37,7 @@ def _overrides(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def lines(text: str) -> dict[str, Any]:
     """Settings as TOML says them. Raises `UserError`."""
-    try:
-        return tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # tomllib's own are ValueErrors, and so is a number of thousands of digits
-        raise UserError(f'overrides: they are not lines such as rank = 8 or scheduler = "cosine": {error}.') from error
+    return parse_toml(text, "overrides")
 
 
 def settled(values: dict[str, Any]) -> tuple[Run, list[str], datasets.Dataset]:

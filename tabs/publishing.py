@@ -79,6 +79,8 @@ def publish(
 
 def _asked(lora: Any, run: str | None, pictures: list | None = None, **told: Any) -> dict[str, Any]:
     """What `/publish` takes as `core.publish.plan` takes it."""
+    if not isinstance(pictures, list | None):
+        raise UserError("pictures: it takes a list of uploaded pictures.")
     said = {name: told.get(name) for name in (*TOLD, "sweep", "transfer")} | {"pictures": [uploaded(each, "pictures") for each in pictures or []]}
     return said | ({"run": str(caller.found(run).path)} if run else {"lora": chosen(lora) if lora else None})
 

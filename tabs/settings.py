@@ -1,6 +1,5 @@
 """Settings in and out of the Generate tab: a preset of one's own, and what a picture says of itself."""
 
-import tomllib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,13 +10,13 @@ import gradio as gr
 from core import asking, presets, record
 from core.markdown import plain, warned
 from core.prompts import compose
+from core.toml import read_toml
 from core.types import Recipe, UserError
 from tabs import stages
 from tabs.files import new_folder
 
 PICTURES = [".png", ".jpg", ".jpeg", ".webp"]
 PRESET = ".toml"
-LARGEST_PRESET = 100_000  # bytes
 OWN = "your preset"
 
 
@@ -64,13 +63,7 @@ def loaded(file: str, preset: str, fill: Callable[[Recipe], dict[str, Any]]) -> 
 
 
 def _preset(file: Path, fill: Callable[[Recipe], dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    if file.stat().st_size > LARGEST_PRESET:
-        raise UserError(f"preset: {file.stat().st_size:,} bytes are too many; it takes up to {LARGEST_PRESET:,}.")
-    try:
-        table = tomllib.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:  # tomllib's and unicode's errors are ValueErrors
-        raise UserError(f"preset: {file.name} is not TOML: {error}.") from error
-    recipe = presets.recipe(table, OWN)
+    recipe = presets.recipe(read_toml(file, "preset"), OWN)
     base = next((r.name for r in presets.recipes().values() if r.model == recipe.model), None)
     if base is None:
         raise UserError(f"preset: there is no preset of the model {recipe.model!r} to stand on.")

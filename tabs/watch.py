@@ -7,17 +7,28 @@ import inspect
 import re
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any
 
 import gradio as gr
-from gradio import queueing
+from gradio import processing_utils, queueing
+from gradio.block_function import BlockFunction
+from gradio.exceptions import ComponentProcessingError
 
 from core import closing
 from core.journal import Call
 from core.types import UserError
 
 queueing.print = lambda *_: None  # type: ignore[attr-defined]  # by which Gradio says what it refuses before a check: a visitor's words, as they stand
+
+LONGEST = 2000  # characters of a sentence: Gradio's own repeat what was sent
+refused: ContextVar[bool] = ContextVar("refused", default=False)
+"""Whether the call of this request was refused; Gradio answers what breaks and what is refused alike."""
+
+
+class Broke(gr.Error):
+    """Something that nobody foresaw."""
 
 
 def watch(page: gr.Blocks) -> None:
@@ -36,6 +47,8 @@ def watch(page: gr.Blocks) -> None:
         if block.validator:
             block.validator = _checked(block.validator, kind)
     page.process_api = _processed(page.process_api)
+    page.preprocess_data = _preprocessed(page.preprocess_data)
+    page._format_processing_error = _said_of(page._format_processing_error)
 
 
 def _watched(handler: Callable[..., Any], kind: dict[str, Any], outputs: int, logged: bool, begins: bool) -> Callable[..., Any]:
@@ -96,12 +109,55 @@ def _processed(process: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitabl
         try:
             return await process(*arguments, **named)
         except Exception as error:
+            refused.set(isinstance(error, gr.Error) and not isinstance(error, Broke))
             if isinstance(error, gr.Error) and not error.print_exception:
                 raise  # told of already
             with _told({"kind": "gradio"}, logged=False):
                 raise
 
     return processed
+
+
+def _preprocessed(preprocess: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """What a component does not take is refused with its field, whichever error it is that the component raises."""
+
+    async def preprocessed(fn: BlockFunction, inputs: list[Any], *arguments: Any, **named: Any) -> Any:
+        try:
+            return await preprocess(fn, inputs, *arguments, **named)
+        except gr.Error:
+            raise
+        except ComponentProcessingError as error:
+            raise gr.Error(str(error)) from error
+        except Exception as error:
+            raise gr.Error(f"{await _not_taken(fn, inputs)}: it does not take what was sent.") from error
+
+    return preprocessed
+
+
+async def _not_taken(fn: BlockFunction, inputs: list[Any]) -> str:
+    """The field whose value names a file that was not uploaded, or has not the form that its component takes."""
+    for i, (block, value) in enumerate(zip(fn.inputs, inputs, strict=False)):
+        try:
+            there = await processing_utils.async_move_files_to_cache(value, block, check_in_upload_folder=True)
+            if there is not None and (model := getattr(block, "data_model", None)):
+                model.model_validate(there, context={"validate_meta": True})
+        except Exception:  # whichever of Gradio's
+            return _field(fn, i)
+    return "data"
+
+
+def _field(fn: BlockFunction, i: int) -> str:
+    names = fn.input_parameter_names
+    return (names[i] if names and i < len(names) else None) or "data"
+
+
+def _said_of(formatted: Callable[..., str]) -> Callable[..., str]:
+    """A value that a component cannot take is told by its field; one that it cannot show stays a fault of ours."""
+
+    def said(fn: BlockFunction, i: int, *arguments: Any, is_input: bool, **named: Any) -> str:
+        return f"{_field(fn, i)}: it does not take what was sent." if is_input else formatted(fn, i, *arguments, is_input=is_input, **named)
+
+    return said
 
 
 @contextmanager
@@ -125,14 +181,16 @@ def _told(kind: dict[str, Any], logged: bool, begins: bool = False) -> Iterator[
         raise
     except Exception as error:
         call.broke(error)
-        raise gr.Error(f"Something broke here (request {call.request}).", print_exception=False) from error
+        raise Broke(f"Something broke here (request {call.request}).", print_exception=False) from error
     finally:
         call.end(tell=logged or call.outcome != "done")
 
 
 def _text(sentence: str) -> str:
-    """The sentence without HTML, which the page would show: behind an unseen mark a `<` begins no tag."""
-    return re.sub("<(?=[A-Za-z/!?])", "<\u2060", sentence)
+    """The sentence, not without end and without HTML, which the page would show: behind an unseen mark a `<` begins no tag."""
+    whole = sentence.encode(errors="replace").decode()  # half a character could not be sent
+    short = whole if len(whole) <= LONGEST else f"{whole[:LONGEST]}…"
+    return re.sub("<(?=[A-Za-z/!?])", "<\u2060", short)
 
 
 def _look(call: Call, result: Any) -> None:

@@ -50,6 +50,7 @@ FLOORS = [
         "core.grain",
         "core.events",
     },
+    {"core.toml"},
     {
         "core.charts",
         "core.detect",
@@ -115,6 +116,7 @@ FLOORS = [
     {"core.transfer.report"},
     {"core.transfer.outcome"},
     {"tabs.files", "tabs.sessions", "tabs.stages", "tabs.watch", "tabs.caller"},
+    {"tabs.bodies"},
     {"tabs.widgets"},
     {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health", "tabs.door", "tabs.brought", "tabs.publishing"},
     {"tabs.generate", "tabs.training", "tabs.expected"},

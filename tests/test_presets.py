@@ -40,7 +40,7 @@ def test_the_shipped_presets_are_right() -> None:
         ("steps = 25", "steps = 0", "prompts/bad.toml: steps: 0 is not allowed"),
         ("steps = 25", "steps = true", "prompts/bad.toml: steps: True is not of type int"),
         ("steps = 25", "", "prompts/bad.toml: steps is missing"),
-        ("steps = 25", "steps = 25\nstrength = 1", "prompts/bad.toml: strength is not a field"),
+        ("steps = 25", "steps = 25\nstrength = 1", "prompts/bad.toml: 'strength' is not a field"),
         ("steps = 25", "steps = = 25", "prompts/bad.toml: it is not TOML"),
         ('model = "nano"', 'model = "mano"', "'mano' is not in models.toml; it has nano"),
         ("cfg = 5.0", "cfg = 12", "cfg: 12.0 is outside its own range, 1.0 to 10.0"),

@@ -3,20 +3,20 @@
 Every setting is used, said aloud to be without effect, or refused.
 """
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from core import limits
 from core.data.dataset import shown
 from core.data.files import Box, Entry
 from core.data.layout import CAPTIONS, CONFIG, Layout, Subset, checked_repeats, left_out, pictured
 from core.data.pictures import Unusable
 from core.data.sources import OUTSIDE, on_disk
 from core.data.words import Wording
+from core.toml import parse_toml
 from core.types import UserError
 
-LONGEST = 32_000  # bytes of a .toml
 SETTINGS = {
     "resolution": "resolution", "batch_size": "batch", "min_bucket_reso": "least_side", "max_bucket_reso": "most_side", "bucket_reso_steps": "bucket_step",
 }  # fmt: skip
@@ -91,9 +91,10 @@ def configured(box: Box, trusted: bool) -> Layout | None:
 
 def _read(entry: Entry) -> dict[str, Any]:
     try:
-        return tomllib.loads(entry.read(LONGEST).decode("utf-8-sig"))
-    except (Unusable, ValueError, RecursionError) as error:  # tomllib's and unicode's errors are ValueErrors
-        raise UserError(f"dataset: {shown(entry.name)} cannot be read as TOML: {' '.join(str(error).split())[:80]}.") from error
+        text = entry.read(limits.TOML_BYTES)
+    except Unusable as error:
+        raise UserError(f"dataset: {shown(entry.name)}: {error}.") from error
+    return parse_toml(text, f"dataset: {shown(entry.name)}")
 
 
 def _tables(value: Any, where: str) -> list[dict[str, Any]]:

@@ -158,9 +158,9 @@ def subset(text: str) -> str:
 @pytest.mark.parametrize(
     ("config", "says"),
     [
-        ("[[datasets]", r"^dataset: set\.toml cannot be read as TOML: "),
-        ("a = " + "[" * 5000, r"^dataset: set\.toml cannot be read as TOML: "),
-        ("a = " + "9" * 5000, r"^dataset: set\.toml cannot be read as TOML: "),
+        ("[[datasets]", r"^dataset: set\.toml: it is not TOML"),
+        ("a = " + "[" * 5000, r"^dataset: set\.toml: it is nested too deeply"),
+        ("a = " + "9" * 5000, r"^dataset: set\.toml: it is not TOML"),
         ("datasets = 1", r"^dataset: the \.toml has no \[\[datasets\]\]; it takes a list of tables\.$"),
         ("[[datasets]]", r"^dataset: the \.toml has no \[\[datasets\.subsets\]\]"),
         ("general = 1\n[[datasets]]", r"^dataset: \[general\] of the \.toml is not a table"),
