@@ -3,7 +3,6 @@
 A model that cannot be had is said so in one sentence, and the one that is loaded stays.
 """
 
-import gc
 import logging
 import os
 from functools import cache
@@ -15,6 +14,7 @@ from transformers import CLIPTokenizer
 
 from core import encode, hub, opening, presets, pristine, pulled
 from core.device import Machine, this_machine
+from core.memory import release
 from core.types import Model, UserError
 
 ROOT = opening.ROOT
@@ -138,13 +138,6 @@ def absence(model: Model) -> str | None:
     if opening.here(model):
         return None
     return f"**Not on this machine**: it is fetched from the Hub ([{model.source}](https://huggingface.co/{model.source}), about 7 GB) with the first picture."
-
-
-def release() -> None:
-    """Give back what nothing holds any more: cycles of the interpreter, the allocator's cache."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def tokens(prompt: str) -> int:
