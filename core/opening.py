@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from core import digest, hub, presets, sizes
+from core.aside import outcome
 from core.device import this_machine
 from core.types import Model, UserError
 
@@ -134,7 +135,7 @@ def digests(model: Model, source: Path) -> dict[str, str]:
     """Part -> the sha256 of its weights, for each part that models may have in common; none for a file that cannot be read."""
     if not source.is_dir():
         try:
-            return {part: f"{model.config}:{found}" for part, found in digest.tensors(source, tuple(SHARED.items())).items()}
+            return {part: f"{model.config}:{found}" for part, found in outcome(digest.hash_tensors(source, tuple(SHARED.items()))).items()}
         except SafetensorError:
             return {}
     files = {part: [source / part / "config.json", *_weights(source, part, model)] for part in SHARED}
