@@ -9,7 +9,7 @@ LOOK = 0.5
 Kept = TypeVar("Kept")
 
 
-def outcome(steps: Generator[Any, None, Kept]) -> Kept:
+def drain(steps: Generator[Any, None, Kept]) -> Kept:
     """What a generator returns once it has come to its end, for those who need none of its steps."""
     while True:
         try:

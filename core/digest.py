@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from core.aside import outcome
+from core.aside import drain
 from core.recent import Recent
 
 BLOCK = 2**24
@@ -36,12 +36,12 @@ def is_settled(state: Identity) -> bool:
 
 def content(file: Path) -> str:
     """The sha256 of a file."""
-    return outcome(hash_file(file))
+    return drain(hash_file(file))
 
 
 def payload(file: Path) -> str:
     """The sha256 of what follows a safetensors file's header: of its tensors, whatever is said of them."""
-    return outcome(hash_file(file, beyond_header=True))
+    return drain(hash_file(file, beyond_header=True))
 
 
 def hash_file(file: Path, beyond_header: bool = False) -> Generator[int, None, str]:

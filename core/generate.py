@@ -18,7 +18,7 @@ from core import details, hires, limits, lora, models, together
 from core.denoise import Moment, decode, denoise
 from core.device import this_machine
 from core.encode import chunks_of
-from core.events import Event, Loaded, Look, Picture, Seen, Step
+from core.events import Event, Loaded, Look, Opening, Picture, Seen, Step
 from core.features import VAE, looks, opened
 from core.grain import grained
 from core.memory import enough_memory, ran_out_of_memory, release
@@ -95,10 +95,10 @@ def _group(
                 yield Picture(index=i, cell=cell, image=image, before=before, notes=(*notes, SPARED) if sparing else notes, look=seen)
 
 
-def _loaded(name: str) -> Generator[Loaded, None, StableDiffusionXLPipeline]:
-    """The model, and a word of it if it was not there already."""
+def _loaded(name: str) -> Generator[Opening | Loaded, None, StableDiffusionXLPipeline]:
+    """The model, and words of it if it was not there already."""
     there = models.loaded() == name
-    pipeline = models.load(name)
+    pipeline = yield from models.open_model(name)
     if not there:
         yield Loaded(model=name)
     return pipeline
