@@ -1,6 +1,9 @@
 """Opening a model: how far it is, a Stop on the way, memory that runs out. Nothing stays half open, and the next job has its model."""
 
 import gc
+import os
+import subprocess
+import sys
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +14,9 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from core import gpu, models, opening
 from core.events import Failed, Loaded, Opening, Picture
 from core.types import Cell
+from tests.bench.large_lora import write
 from tests.model import PLAIN
-from tests.models.parts import NANO, Table, assert_same_weights, model
+from tests.models.parts import NANO, ROOT, Table, assert_same_weights, model
 
 LAYOUTS = ("folder", "file")
 
@@ -76,3 +80,52 @@ def test_a_stop_reaches_a_model_that_is_being_opened(layouts: Table) -> None:
     assert Picture in kinds
     assert kinds.index(Opening) < kinds.index(Loaded) < kinds.index(Picture)
     assert Failed not in kinds
+
+
+REFUSING = """
+import resource, sys
+from pathlib import Path
+import torch
+from core import lorafile, models, presets
+from core.types import UserError
+from tests.models.parts import NANO, model
+
+lora_file, single = map(Path, sys.argv[1:])
+table = {"nano": model("nano", NANO), "folder": model("folder", NANO), "file": model("file", single, config=str(NANO))}
+presets.models = lambda: table
+models.load("nano")
+models.load("file")  # whatever a library keeps from its first use on
+models.load("nano")
+
+def within(room, call):
+    taken = int(Path("/proc/self/statm").read_text().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (taken + room, resource.RLIM_INFINITY))
+    try:
+        call()
+        return "done"
+    except UserError as error:
+        return str(error)
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+torch.ones(256, 256) @ torch.ones(256, 256)
+for room in (2, 4, 8, 12):
+    for name, call in (("folder", lambda: models.load("folder")), ("file", lambda: models.load("file")), ("lora", lambda: lorafile.read(lora_file))):
+        print(room, name, within(room * 2**20, call), models.loaded(), sep="|")
+        models.load("nano")
+print("end")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that holds a process to so much memory")
+def test_an_allocator_that_refuses_while_a_model_opens_is_told_as_memory(checkpoint: Path, tmp_path: Path) -> None:
+    """Really refused, by the system, at several places on the way; the next load has the whole model."""
+    write(tmp_path / "large.safetensors", 80)
+    command = [sys.executable, "-c", REFUSING, tmp_path / "large.safetensors", checkpoint]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    told = [line.split("|") for line in done.stdout.splitlines()]
+    assert told[-1] == ["end"], done.stderr[-2000:]
+    refused = [(name, said) for _, name, said, _ in told[:-1] if said != "done"]
+    assert {name for name, _ in refused} == {"folder", "file", "lora"}
+    for name, said in refused:
+        assert "does not fit into this machine's memory" in said, (name, said)
