@@ -9,6 +9,15 @@ LOOK = 0.5
 Kept = TypeVar("Kept")
 
 
+def drain(steps: Generator[Any, None, Kept]) -> Kept:
+    """What a generator returns once it has come to its end, for those who need none of its steps."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            return end.value
+
+
 def aside(call: Callable[..., Kept], *arguments: Any) -> Generator[None, None, Kept]:
     """What `call(*arguments)` gives or raises, after a `None` for each look at it; closed before, nobody waits for it any more and it goes on."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="aside")

@@ -8,6 +8,9 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from core.memory import enough_memory
+
+FULL = "This machine ran out of memory for the tagger: end other programs, or read fewer pictures at once."
 NANO = Path(__file__).parent / "nano" / "weights" / "tagger"
 """The embedded tagger."""
 
@@ -20,7 +23,8 @@ class Tagger:
     """
 
     def __init__(self, folder: Path = NANO):
-        self.session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+        with enough_memory(FULL):
+            self.session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
         self.size = int(self.session.get_inputs()[0].shape[1])
         with (folder / "selected_tags.csv").open(newline="", encoding="utf-8") as table:
             rows = list(csv.DictReader(table))
@@ -28,9 +32,10 @@ class Tagger:
         self.categories = {tag: int(row["category"]) for tag, row in zip(self.tags, rows, strict=True)}
 
     def read(self, pictures: Sequence[Image.Image]) -> list[dict[str, float]]:
-        """For each picture, every tag's probability."""
-        batch = np.stack([self._prepared(picture) for picture in pictures])
-        (found,) = self.session.run(None, {self.session.get_inputs()[0].name: batch})
+        """For each picture, every tag's probability. Raises `UserError` where memory runs out."""
+        with enough_memory(FULL):
+            batch = np.stack([self._prepared(picture) for picture in pictures])
+            (found,) = self.session.run(None, {self.session.get_inputs()[0].name: batch})
         return [dict(zip(self.tags, map(float, row), strict=True)) for row in np.asarray(found)]
 
     def _prepared(self, picture: Image.Image) -> np.ndarray:

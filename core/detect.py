@@ -15,6 +15,7 @@ from PIL import Image
 
 from core import limits
 from core.masks import Box, overlap
+from core.memory import enough_memory
 from core.types import UserError
 
 GREY = (114, 114, 114)
@@ -38,7 +39,8 @@ class Detector:
 
     def __init__(self, file: Path):
         try:
-            self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+            with enough_memory(f"detector: {file.name} does not fit into this machine's memory; choose a smaller one."):
+                self.session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
         except NOT_A_MODEL as error:
             raise UserError(f"detector: {file.name} cannot be opened as an ONNX model.") from error
         wanted, given = self.session.get_inputs()[0], self.session.get_outputs()[0]
@@ -61,7 +63,8 @@ class Detector:
         square.paste(picture.convert("RGB").resize(small, Image.Resampling.BILINEAR))
         pixels = np.asarray(square, np.float32).transpose(2, 0, 1)[None] / 255
         try:
-            columns = np.asarray(self.session.run(None, {self.input: pixels})[0], np.float32)[0].T  # (n, 4 + classes)
+            with enough_memory(f"detector: {self.name} ran out of memory on a picture; choose a smaller one."):
+                columns = np.asarray(self.session.run(None, {self.input: pixels})[0], np.float32)[0].T  # (n, 4 + classes)
         except (*NOT_A_MODEL, ValueError, TypeError, IndexError) as error:
             raise UserError(f"detector: {self.name} fails on a picture ({type(error).__name__}).") from error
         if columns.ndim != 2 or columns.shape[1] < 5:

@@ -71,11 +71,6 @@ def on_space() -> bool:
     return bool(os.environ.get("SPACE_ID"))
 
 
-def ran_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of memory, the GPU's or the machine's."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
-
-
 def faster_attention(device: str, dtype: torch.dtype, tokens: int = 4096) -> str:
     """`xformers` if it is installed, agrees with SDPA on a small call and is faster on a large one; else `sdpa`."""
     if importlib.util.find_spec("xformers") is None:

@@ -34,6 +34,17 @@ class Fetch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Opening:
+    """A model comes into memory before the work can go on."""
+
+    what: str
+    """Its title."""
+    done: int
+    """Bytes of its files that are in memory; 0 while it is checked which of its parts the loaded model has, too."""
+    total: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Loaded:
     """A model was loaded to go on with; said by the process that has it, which on ZeroGPU is not the page's."""
 
@@ -130,4 +141,4 @@ class Preview:
     """Its name in the run's `previews`: step, prompt and strength."""
 
 
-Event = Fetch | Loaded | Step | Picture | Seen | Loss | Validation | Saved | Preview | Failed
+Event = Fetch | Opening | Loaded | Step | Picture | Seen | Loss | Validation | Saved | Preview | Failed

@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from core import tools
+from core.memory import enough_memory
 from core.prompts import Break, escaped, networks, parse, spans
 from core.types import Expand, UserError
 
@@ -102,11 +103,16 @@ def expand(prompt: str, how: Expand, *, width: int, height: int, seed: int, know
 
     `width` and `height` in pixels tell the model the picture's shape. The same seed, the same tags; the
     process's random states stay as they were. Raises `UserError` for a bad pattern, a length or a category
-    that is unknown, and for a model that cannot be had.
+    that is unknown, for a model that cannot be had, and where memory runs out.
     """
     banned = check(how)
     tool = tools.find("expander", how.expander)
     least = (tool.lengths or ())[LENGTHS.index(how.length)]
+    with enough_memory(f"This machine ran out of memory for {how.expander}, which adds tags: leave expand off."):
+        return _expanded(prompt, how, banned, least, width / height, seed, known)
+
+
+def _expanded(prompt: str, how: Expand, banned: list[re.Pattern[str]], least: int, ratio: float, seed: int, known: Sequence[str]) -> Expanded:
     model, tokenizer = loaded(tools.file("expander", how.expander))
     from kgen import models as kgen_models  # late: it writes a folder beside itself and logs when it is imported
     from kgen.executor.dtg import apply_dtg_prompt, tag_gen
@@ -117,7 +123,7 @@ def expand(prompt: str, how: Expand, *, width: int, height: int, seed: int, know
     begin, added = time.monotonic(), []
     with _one_at_a_time, _own_randomness():
         kgen_models.current_model_name = "DanTagGen-delta-rev2"  # whose prompt has a quality line, as nano's
-        text = apply_dtg_prompt(groups, how.length, width / height)
+        text = apply_dtg_prompt(groups, how.length, ratio)
         rounds = tag_gen(
             model,
             tokenizer,

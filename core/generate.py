@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
+from itertools import chain
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -15,11 +16,12 @@ from PIL import Image
 
 from core import details, hires, limits, lora, models, together
 from core.denoise import Moment, decode, denoise
-from core.device import ran_out_of_memory, this_machine
+from core.device import this_machine
 from core.encode import chunks_of
-from core.events import Event, Loaded, Look, Picture, Seen, Step
+from core.events import Event, Loaded, Look, Opening, Picture, Seen, Step
 from core.features import VAE, looks, opened
 from core.grain import grained
+from core.memory import enough_memory, ran_out_of_memory, release
 from core.types import Cell, Request, UserError
 
 PREVIEWS = 8
@@ -35,7 +37,7 @@ def generate(cells: Sequence[Cell], *, previews: bool = False, eye: str | None =
     The cells of one batch come together, in the order of the cells. Closing the generator
     stops the work within one step. With an `eye`, pictures come with its `Look` at them, and those
     without a LoRA with an echo; `pictures` are looked at with the first cell's model, a `Seen` each.
-    When memory runs out, a batch is made once more, picture by picture and in smaller tiles; a note says so.
+    When memory runs out, the batch and all after it are made picture by picture and in smaller tiles; a note says so.
     Raises `UserError` for a model that cannot be had and when memory runs out again.
     """
     for request in {cell.request for cell in cells}:
@@ -43,19 +45,23 @@ def generate(cells: Sequence[Cell], *, previews: bool = False, eye: str | None =
         _ready(request)
     clock = Clock(cells)
     if eye and eye != VAE:
-        opened(eye)  # before any work
+        with enough_memory(f"This machine ran out of memory for {eye}: measure by the {VAE} instead."):
+            opened(eye)  # before any work
     if pictures:
         assert eye
         pipeline = yield from _loaded(cells[0].request.model)
         for i, picture in enumerate(pictures):
-            yield Seen(index=i, look=looks(pipeline, [picture], eye)[0])
+            with enough_memory(f"This machine ran out of memory: take smaller reference pictures than {picture.width} x {picture.height}."):
+                seen = looks(pipeline, [picture], eye)[0]
+            yield Seen(index=i, look=seen)
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
         alike[cell.request.model, tuple(use.path for use in cell.request.loras)].append(i)
     for (name, paths), indices in sorted(alike.items()):  # each model is needed once, and each set of LoRAs
         pipeline = yield from _loaded(name)
         under_way = [cells[i].request for i in indices]
-        with _enough_memory(under_way), lora.loaded(pipeline, under_way[0].loras) if paths else nullcontext() as worn:
+        applied = lora.loaded(pipeline, under_way[0].loras) if paths else nullcontext()
+        with enough_memory(lambda asked=under_way: f"This machine ran out of memory: lower {_lower(asked)}. What was finished stays."), applied as worn:
             yield from _group(pipeline, [(i, cells[i]) for i in indices], under_way, worn, clock, previews, eye)
 
 
@@ -81,8 +87,7 @@ def _group(
             finished = yield from _tried(pipeline, under_way, worn, clock, previews, eye, sparing)
             if finished is None:
                 least.enter_context(_least_memory(pipeline))
-                sparing = True
-                todo.extendleft([k] for k in reversed(batch))
+                todo, sparing = deque([k] for k in chain(batch, *todo)), True
                 continue
             for k, (image, before, notes, seen) in zip(batch, finished, strict=True):
                 clock.pictures_done += 1
@@ -90,32 +95,20 @@ def _group(
                 yield Picture(index=i, cell=cell, image=image, before=before, notes=(*notes, SPARED) if sparing else notes, look=seen)
 
 
-def _loaded(name: str) -> Generator[Loaded, None, StableDiffusionXLPipeline]:
-    """The model, and a word of it if it was not there already."""
+def _loaded(name: str) -> Generator[Opening | Loaded, None, StableDiffusionXLPipeline]:
+    """The model, and words of it if it was not there already."""
     there = models.loaded() == name
-    pipeline = models.load(name)
+    pipeline = yield from models.open_model(name)
     if not there:
         yield Loaded(model=name)
     return pipeline
 
 
 @contextmanager
-def _enough_memory(under_way: Sequence[Request]) -> Iterator[None]:
-    """Running out of memory as a sentence that names what to lower."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
-        if not ran_out_of_memory(error):
-            raise
-        models.release()
-        raise UserError(f"This machine ran out of memory: lower {_lower(under_way)}. What was finished stays.") from error
-
-
-@contextmanager
 def _least_memory(pipeline: StableDiffusionXLPipeline) -> Iterator[None]:
     """No upscaler on the device but while it works, and the VAE in tiles; afterwards as it was."""
     hires.upscaler.cache_clear()
-    models.release()
+    release()
     tiling, pipeline.vae.use_tiling = pipeline.vae.use_tiling, True
     try:
         yield
@@ -126,9 +119,11 @@ def _least_memory(pipeline: StableDiffusionXLPipeline) -> Iterator[None]:
 def _ready(request: Request) -> None:
     """Open the tools that a request needs; raises `UserError` for one that cannot be had, before any work."""
     if request.hires and request.hires.upscaler not in (hires.LANCZOS, hires.LATENT):
-        hires.named(request.hires.upscaler)
+        with enough_memory(f"This machine ran out of memory for the upscaler {request.hires.upscaler}: take {hires.LANCZOS}, or leave hires off."):
+            hires.named(request.hires.upscaler)
     if request.detail:
-        details.finder(request.detail.detector)
+        with enough_memory(f"This machine ran out of memory for the detector {request.detail.detector}: leave details off."):
+            details.finder(request.detail.detector)
 
 
 Finished = tuple[Image.Image, Image.Image | None, tuple[str, ...], Look | None]
@@ -143,7 +138,7 @@ def _tried(
     done = clock.done
     try:
         return (yield from _stages(pipeline, requests, worn, clock, previews, eye, sparing))
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         if sparing or not ran_out_of_memory(error):
             raise
     clock.done = done
@@ -170,7 +165,7 @@ def _stages(
             worn.set([[replace(use, strength=first.detail.lora_strength, text_strength=None) for use in first.loras]])
         places, notes = details.places(images, requests, models.find(first.model).native_size)
         whole = images  # every place sees the picture as it was, so that what is beside it in a batch makes no difference
-        for some in _alike(pipeline, places):
+        for some in _alike(pipeline, places, sparing):
             asked, start = [place.request for place in some], details.start(pipeline, some, whole)
             latents = yield from _watched(pipeline, denoise(pipeline, asked, start), "detail", asked, clock, previews=False)
             images = details.pasted(images, some, decode(pipeline, latents))
@@ -180,14 +175,14 @@ def _stages(
     return list(zip(finished, before if changed else [None] * len(finished), notes, seen, strict=True))
 
 
-def _alike(pipeline: StableDiffusionXLPipeline, places: Sequence[details.Place]) -> Iterator[list[details.Place]]:
-    """Places that can be denoised together."""
+def _alike(pipeline: StableDiffusionXLPipeline, places: Sequence[details.Place], sparing: bool) -> Iterator[list[details.Place]]:
+    """Places that can be denoised together; each by itself where memory is spared."""
     alike: dict[tuple, list[details.Place]] = defaultdict(list)
     for place in places:
         r = place.request
         alike[r.width, r.height, r.steps, place.schedule, chunks_of(pipeline, r)].append(place)
     for (width, height, *_), group in alike.items():
-        size = together.batch_size(width, height)
+        size = 1 if sparing else together.batch_size(width, height)
         yield from (group[i : i + size] for i in range(0, len(group), size))
 
 

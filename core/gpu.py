@@ -24,6 +24,7 @@ from core.events import Event, Failed, Picture, Step
 from core.generate import generate
 from core.lent import LONGEST, SECONDS_TO_START
 from core.lorafile import LoraFile
+from core.memory import enough_memory
 from core.train.folder import Folder
 from core.train.loop import train
 from core.train.run import read
@@ -175,7 +176,8 @@ def _driven(events: Generator[Event, None, None]) -> Iterator[Event]:
 def inspected(found: LoraFile) -> dict[str, Any]:
     """What a LoRA's file says, and how large its change is beside the loaded model's weights, or why that was not measured."""
     why = "The GPU is lent by the job" if on_zero_gpu() else "A job has the model"
-    return alone(lambda: lora.inspected(found, models.current())) or lora.inspected(found, None, why)
+    with enough_memory(f"lora: {found.path.name} does not fit into this machine's memory beside the model, so that its change was not measured."):
+        return alone(lambda: lora.inspected(found, models.current())) or lora.inspected(found, None, why)
 
 
 def alone(call: Callable[..., Any], *arguments: Any) -> Any:

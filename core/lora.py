@@ -10,9 +10,9 @@ import threading
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from diffusers import StableDiffusionXLPipeline
@@ -20,30 +20,35 @@ from torch.utils.hooks import RemovableHandle
 
 from core import lorafile
 from core.blocks import BLOCKS, block_of, weights
+from core.digest import Identity, identity, is_settled
 from core.lorachange import Change, Layer, adding
 from core.lorafile import COMPONENTS, LoraFile
 from core.lorakeys import Module
+from core.recent import Recent
 from core.types import LoraUse, UserError
 
+KEPT_BYTES = 2**28  # of matrices in memory, of the files that were used last
 KEPT_FILES = 32  # more than a study's rows: what their headers say; tensors are not kept
 _reading = threading.Lock()
 # A process that is forked while a file is read, as ZeroGPU's are at any time, must not wait for a thread that it does not have.
 os.register_at_fork(before=_reading.acquire, after_in_parent=_reading.release, after_in_child=_reading.release)
 
 
-@lru_cache(KEPT_FILES)
-def _file(path: str, stamp: tuple[int, int]) -> LoraFile:
-    return lorafile.read(Path(path))
+_files: Recent[Identity, LoraFile] = Recent(KEPT_FILES)
 
 
 def file(path: str) -> LoraFile:
     """The LoRA of a path, read once for as long as the file stays as it is. Raises `UserError` as `lorafile.read`."""
-    try:
-        told = Path(path).stat()
-    except OSError as error:
-        raise UserError(f"lora: {Path(path).name} is not there.") from error
     with _reading:  # one file at a time in memory, however many visitors ask
-        return _file(path, (told.st_mtime_ns, told.st_size))
+        try:
+            known = _files.get(identity(Path(path)))
+        except OSError as error:
+            raise UserError(f"lora: {Path(path).name} is not there.") from error
+        if known is None:
+            known = lorafile.read(Path(path))
+            if is_settled(known.state):
+                _files[known.state] = known
+        return known
 
 
 class Loaded:
@@ -56,6 +61,8 @@ class Loaded:
             for module, layer, change in _changes(pipeline, found):
                 self.changes.setdefault(layer, []).append((number, module, change))
         self.pristine = {layer: layer.weight.detach().clone() for layer in self.changes}
+        self.worn: Sequence[Sequence[LoraUse]] | None = None
+        """What is set; `None` while it is not known."""
 
     @property
     def shape(self) -> Hashable:
@@ -73,13 +80,20 @@ class Loaded:
 
         Where all samples have the same, in the weights. Raises `ValueError` for strengths that differ on a text encoder.
         """
+        if samples == self.worn:
+            return
         self._alone()
-        uses = samples[0]
+        self.worn, uses = None, samples[0]
         if any(sample != uses for sample in samples):
             if self.changes_text:
                 raise ValueError("a text encoder has one strength for all samples")
             self._each(samples)
-            return
+        else:
+            self._all(uses)
+        self.worn = samples
+
+    def _all(self, uses: Sequence[LoraUse]) -> None:
+        """In the weights, the same for all samples."""
         factors = [_factors(use) for use in uses]
         for layer, changes in self.changes.items():
             weight, pristine = layer.weight, self.pristine[layer]
@@ -108,6 +122,7 @@ class Loaded:
     @torch.no_grad()
     def off(self) -> None:
         """Every layer as it was."""
+        self.worn = None
         self._alone()
         for layer, pristine in self.pristine.items():
             layer.weight.copy_(pristine)
@@ -145,13 +160,29 @@ def placed(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> list[tuple[M
     return pairs
 
 
-def _changes(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> Iterator[tuple[Module, Layer, Change]]:
-    """Each module of a file with its layer and what it does to it; all shapes are checked before a tensor is read."""
-    pairs = placed(pipeline, found)
-    tensors = found.tensors()
-    for module, layer in pairs:
-        parts = {part: tensors[key] for part, key in module.keys.items()}
-        yield module, layer, Change(layer, parts, module.scale, module.magnitudes and module.magnitudes[1])
+Changes = list[tuple[Module, Layer, Change]]
+_ready: WeakKeyDictionary[torch.nn.Module, dict[Identity, Changes]] = WeakKeyDictionary()  # by the U-Net, and gone with it
+
+
+def _changes(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> Changes:
+    """Each module of a file with its layer and what it does to it; all shapes are checked before a tensor is read.
+
+    Kept from job to job where that is little, and not on a GPU, whose memory the pictures need. On torch's thread only.
+    """
+    ready = _ready.setdefault(pipeline.unet, {})
+    if (changes := ready.pop(found.state, None)) is None:
+        pairs, tensors, changes = placed(pipeline, found), found.tensors(), []
+        for module, layer in pairs:
+            parts = {part: tensors[key] for part, key in module.keys.items()}
+            changes.append((module, layer, Change(layer, parts, module.scale, module.magnitudes and module.magnitudes[1])))
+    if pipeline.unet.device.type == "cpu":
+        ready[found.state] = changes  # the last of them
+        left = KEPT_BYTES
+        for state, each in reversed([*ready.items()]):
+            left -= sum(change.nbytes for _, _, change in each)
+            if left < 0:
+                del ready[state]
+    return changes
 
 
 def norms(pipeline: StableDiffusionXLPipeline, found: LoraFile) -> dict[str, float]:

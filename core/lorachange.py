@@ -1,4 +1,4 @@
-"""What a LoRA does to one layer: added in place to its weight, or to what it gives; the change itself is never formed.
+"""What a LoRA does to one layer: added in place to its weight, or to what it gives; a change is formed where that is the smallest way to hold it.
 
 At strength s the weight W becomes W + s * D, so that a sweep's strengths mean the same for every kind:
 
@@ -11,6 +11,7 @@ At strength s the weight W becomes W + s * D, so that a sweep's strengths mean t
 Several changes of a layer, of whatever kinds, add up; each is measured from the pristine W, so that their order is nothing.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -20,10 +21,11 @@ Layer = torch.nn.Linear | torch.nn.Conv2d
 
 
 class Pair:
-    """up @ down."""
+    """up @ down, for a rank at which the two matrices are smaller than their product."""
 
     def __init__(self, parts: Mapping[str, torch.Tensor], weight: torch.Tensor):
-        self.down, self.up = (parts[name].flatten(1).to(weight.device, weight.dtype) for name in ("down", "up"))  # (rank, in * area), (out, rank)
+        # Copies: the file's tensors stay where it is mapped, and it may change. (rank, in * area), (out, rank)
+        self.down, self.up = (parts[name].flatten(1).to(weight.device, weight.dtype, copy=True) for name in ("down", "up"))
 
     def norm(self) -> float:
         """Frobenius, without ever forming it: |up down|^2 = <up' up, down down'>."""
@@ -45,12 +47,32 @@ class Pair:
         return F.conv2d(_through(layer, x, down.view(-1, layer.in_channels, *layer.kernel_size)) * factor, up[:, :, None, None])
 
 
+class Whole:
+    """up @ down of a rank so high that their product, (out, in * area), is smaller than the two: in float32, so that it is rounded once, in the sum."""
+
+    def __init__(self, parts: Mapping[str, torch.Tensor], weight: torch.Tensor):
+        down, up = (parts[name].flatten(1).to(weight.device).float() for name in ("down", "up"))
+        self.product = up @ down
+
+    def norm(self) -> float:
+        return float(self.product.norm())
+
+    def add_to(self, flat: torch.Tensor, factor: float, gain: torch.Tensor | None = None) -> None:
+        """As `Pair.add_to`."""
+        product = self.product.to(flat.device)
+        flat.add_(product if gain is None else product * gain, alpha=factor)
+
+    def of(self, layer: Layer, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """As `Pair.of`."""
+        return _through(layer, x, self.product.to(x).view_as(layer.weight)) * factor
+
+
 class Product:
     """The Kronecker product of w1, (a, b), and w2, (c, d * area), for a layer of a * c outputs and b * d inputs."""
 
     def __init__(self, parts: Mapping[str, torch.Tensor], weight: torch.Tensor):
         whole = (parts[name] if name in parts else parts[f"{name}_a"].float() @ parts[f"{name}_b"].float() for name in ("w1", "w2"))
-        self.w1, self.w2 = (each.flatten(1).to(weight.device, weight.dtype) for each in whole)
+        self.w1, self.w2 = (each.flatten(1).to(weight.device, weight.dtype, copy=True) for each in whole)
 
     def norm(self) -> float:
         return float(self.w1.float().norm() * self.w2.float().norm())
@@ -79,7 +101,7 @@ class Change:
     def __init__(self, layer: Layer, parts: Mapping[str, torch.Tensor], scale: float, along: int | None = None):
         """`parts` as `lorakeys.Module.keys` names them; of a DoRA, the magnitudes stand `along` dimension 0 or 1 of the weight."""
         weight = layer.weight.detach()
-        self.inner = (Pair if "down" in parts else Product)(parts, weight)
+        self.inner = _kind(parts)(parts, weight)
         self.scale, self.along = scale, along
         self.extra: torch.Tensor | None = None
         """Of a DoRA: magnitude / norm less 1, float32, (out, 1, ...) or (1, in, ...): how much of W itself is added."""
@@ -89,6 +111,11 @@ class Change:
             norm = torch.linalg.vector_norm(trained.view(weight.shape), dim=[i for i in range(weight.ndim) if i != along], keepdim=True)
             gain = parts["magnitude"].to(norm).view_as(norm) / norm
             self.extra = torch.where(norm > 0, gain - 1, 0)  # what is nothing stays nothing
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices that it holds."""
+        return sum(value.nbytes for value in (*vars(self.inner).values(), self.extra) if value is not None)
 
     def norm(self, weight: torch.Tensor) -> float:
         """Frobenius norm of the change at strength 1 of this pristine weight."""
@@ -118,6 +145,15 @@ class Change:
             plain = out if layer.bias is None else out - layer.bias.view_as(extra)
             return self.inner.of(layer, x, factor) * (1 + extra) + plain * (extra * strength)
         return self.inner.of(layer, x * (1 + extra), factor) + _through(layer, x * extra, layer.weight) * strength
+
+
+def _kind(parts: Mapping[str, torch.Tensor]) -> type[Pair | Whole | Product]:
+    """How a module's change is held."""
+    if "down" not in parts:
+        return Product
+    (rank, *others), out = parts["down"].shape, len(parts["up"])
+    width = math.prod(others)
+    return Pair if rank * (width + out) < out * width else Whole
 
 
 def adding(layer: Layer, changes: Sequence[tuple[Change, torch.Tensor]]) -> Callable[..., torch.Tensor]:

@@ -18,7 +18,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from core.checks import FORBIDDEN
+from core.digest import Identity, identity
 from core.lorakeys import Module, modules
+from core.memory import enough_memory, ran_out_of_memory
 from core.types import UserError
 
 LARGEST = 2 * 2**30  # bytes
@@ -43,6 +45,8 @@ class LoraFile:
     """`kohya`, `diffusers` or `PEFT`."""
     modules: tuple[Module, ...]
     metadata: Mapping[str, str] = field(repr=False)
+    state: Identity = field(repr=False)
+    """Of the file when it was read and checked."""
 
     @property
     def family(self) -> str:
@@ -88,15 +92,33 @@ class LoraFile:
         return {tag: n for tag, n in counts.most_common() if tag}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """All matrices, in the precision they are kept in; read anew each time, so that nothing large stays in memory."""
-        with safe_open(self.path, framework="pt") as file:
-            return {key: file.get_tensor(key) for module in self.modules for key in module.keys.values()}
+        """All matrices, in the precision they are kept in; read anew each time, so that nothing large stays in memory.
+
+        Raises `UserError` for a file that is no longer the one that was checked, and where memory runs out.
+        """
+        said = f"lora: {self.path.name}"
+        with enough_memory(f"{said} does not fit into this machine's memory; use one of a lower rank."):
+            try:
+                with safe_open(self.path, framework="pt") as file:
+                    tensors = {key: file.get_tensor(key) for module in self.modules for key in module.keys.values()}
+                if identity(self.path) == self.state:
+                    return tensors
+            except (SafetensorError, OSError) as error:
+                if ran_out_of_memory(error):
+                    raise
+        raise UserError(f"{said} was changed or removed while it was in use; choose it again.")
 
 
 def read(path: Path) -> LoraFile:
     """Read and check a file. Raises `UserError` with the reason, before any model is touched."""
     said = f"lora: {path.name}"
+    with enough_memory(f"{said} does not fit into this machine's memory; use one of a lower rank."):
+        return _checked(path, said)
+
+
+def _checked(path: Path, said: str) -> LoraFile:
     _opens(path, said)
+    state = identity(path)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118  (no dict)
@@ -114,10 +136,12 @@ def read(path: Path) -> LoraFile:
         raise UserError(f"{said} holds {min(unread)[:80]!r}, which is not known here; applied without it, it would be another LoRA.")
     stem = changes[0].stem
     kind = "kohya" if stem.startswith("lora_") else "PEFT" if stem.startswith("base_model.") else "diffusers"
-    found = LoraFile(path=path, format=kind, modules=changes, metadata=metadata)
+    found = LoraFile(path=path, format=kind, modules=changes, metadata=metadata, state=state)
     if found.family in ("SD 1.5", "SD 2"):
         raise UserError(f"{said} is made for {found.family}; it takes LoRAs for SDXL.")
     _sound(found, said)
+    if identity(path) != state:
+        raise UserError(f"{said} was changed while it was read; choose it again.")
     return found
 
 

@@ -3,9 +3,9 @@
 A model that cannot be had is said so in one sentence, and the one that is loaded stays.
 """
 
-import gc
 import logging
 import os
+from collections.abc import Generator
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +14,10 @@ from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
 from core import encode, hub, opening, paths, presets, pristine, pulled
+from core.aside import drain
 from core.device import Machine, this_machine
+from core.events import Opening
+from core.memory import enough_memory, let_go, release
 from core.types import Model, UserError
 
 ROOM = 1.2
@@ -27,44 +30,61 @@ _seal: dict[str, pristine.Mark] = {}  # what it is like with nothing put on
 
 
 def load(name: str) -> StableDiffusionXLPipeline:
-    """The pipeline of the model `name`, on this machine's device; at once if it is the loaded one.
+    """The pipeline of the model `name`, as `open_model` opens it, by a call that cannot be stopped."""
+    return drain(open_model(name))
 
-    Raises `UserError` when the model is unknown, not on this machine and not to be had, incomplete,
-    or too large for the device; the model that was loaded stays.
+
+def open_model(name: str) -> Generator[Opening, None, StableDiffusionXLPipeline]:
+    """The pipeline of the model `name`, on this machine's device, after an `Opening` for each step; at once if it is the loaded one.
+
+    Raises `UserError` when the model is unknown, not on this machine and not to be had, incomplete, or too large for the
+    memory. Then, and when the generator is closed on the way, the model that was loaded stays, or where two do not fit
+    into memory, none.
     """
     if name in _loaded:
         return _loaded[name]
-    model, previous = find(name), loaded()
+    model = find(name)
     try:
-        source = opening.folder(model)
-        digests = opening.digests(model, source)
-        kept = {part: getattr(_loaded[previous], part) for part, own in digests.items() if own == _digests.get(part)} if previous is not None else {}
-        if previous is not None and opening.size(model, source, without=kept) * ROOM > _free():
-            _loaded.clear()  # two would not fit; it is opened again when it is wanted
-            release()
-            previous = None
-        pipeline = opening.opened(model, source, kept)
+        with enough_memory(f"model: {model.title} does not fit into this machine's memory: end other programs, or choose a smaller model"):
+            pipeline, digests = yield from _opened(model)
+            seal = pristine.seal(pipeline)
     except UserError as error:
         raise UserError(f"{str(error).removesuffix('.')}; {_staying()}") from error
-    if previous is not None:
-        _loaded[previous].to("cpu")
+    except BaseException as error:
+        let_go(error)  # half a model
+        release()
+        raise
+    _loaded.clear()
+    _loaded[name] = pipeline
+    for table, its in ((_digests, digests), (_seal, seal)):
+        table.clear()
+        table.update(its)
+    release()
+    log.info("loaded %s", name.partition("@")[2][:40] or name)  # of what a visitor named, the commit
+    return pipeline
+
+
+def _opened(model: Model) -> Generator[Opening, None, tuple[StableDiffusionXLPipeline, dict[str, str]]]:
+    """The pipeline on its device in the place of the loaded one, which waits in CPU memory if it fits; and its parts' digests."""
+    source, previous = opening.folder(model), loaded()
+    digests = yield from opening.digests(model, source)
+    kept = {part: getattr(_loaded[previous], part) for part, own in digests.items() if own == _digests.get(part)} if previous is not None else {}
+    if previous is not None and opening.size(model, source, without=kept) * ROOM > _free():
+        _loaded.clear()  # two would not fit; it is opened again when it is wanted
+        release()
+        previous = None
+    pipeline = yield from opening.opened(model, source, kept)
     try:
+        if previous is not None:
+            _loaded[previous].to("cpu")
         _place(pipeline, this_machine())
-    except torch.OutOfMemoryError as error:
+    except Exception:
         pipeline.to("cpu")  # what of it found room makes way for the old one
         release()
         if previous is not None:
             _place(_loaded[previous], this_machine())
-        raise UserError(f"model: {find(name).title} does not fit into this machine's memory; {_staying()}") from error
-    _loaded.clear()
-    _loaded[name] = pipeline
-    _digests.clear()
-    _digests.update(digests)
-    _seal.clear()
-    _seal.update(pristine.seal(pipeline))
-    release()
-    log.info("loaded %s", name.partition("@")[2][:40] or name)  # of what a visitor named, the commit
-    return pipeline
+        raise
+    return pipeline, digests
 
 
 def fetched(name: str) -> None:
@@ -137,13 +157,6 @@ def absence(model: Model) -> str | None:
     if opening.here(model):
         return None
     return f"**Not on this machine**: it is fetched from the Hub ([{model.source}](https://huggingface.co/{model.source}), about 7 GB) with the first picture."
-
-
-def release() -> None:
-    """Give back what nothing holds any more: cycles of the interpreter, the allocator's cache."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def tokens(prompt: str) -> int:

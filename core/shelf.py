@@ -1,6 +1,5 @@
 """The LoRAs that are chosen: by their name on this machine's shelf, or by a file; and what a prompt's tags ask for."""
 
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from core import hub, lora, paths, pulled
 from core.blocks import weights
+from core.digest import payload
 from core.limits import STRENGTH
 from core.presets import FOLDER
 from core.prompts import LoraTag, networks
@@ -104,11 +104,6 @@ def hashes(found: Sequence[LoraUse]) -> dict[str, str]:
     """Infotext's `Lora hashes`: name -> the first 12 digits of the sha256 of what follows the file's header; and where on the Hub they are from."""
     if not found:
         return {}
-    parts = []
-    for use in found:
-        content = Path(use.path).read_bytes()
-        parts.append(
-            f"{Path(use.path).stem.translate({58: None, 44: None})}: {hashlib.sha256(content[8 + int.from_bytes(content[:8], 'little') :]).hexdigest()[:12]}"
-        )
+    parts = [f"{Path(use.path).stem.translate({58: None, 44: None})}: {payload(Path(use.path))[:12]}" for use in found]
     origins = {Path(use.path).stem: named for use in found if (named := hub.origin(Path(use.path)))}
     return {"Lora hashes": ", ".join(parts)} | ({"Lora origins": ", ".join(f"{stem}: {named}" for stem, named in origins.items())} if origins else {})

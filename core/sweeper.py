@@ -1,6 +1,5 @@
 """Sweeps away what nobody uses any more, by the ages in `core.limits`: a page's files, cells, on a hosted Space runs and downloads. And memory."""
 
-import ctypes
 import re
 import shutil
 import threading
@@ -9,7 +8,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 
-from core import cells, hubcache, journal, limits, room
+from core import cells, hubcache, journal, limits, memory, room
 from core.device import on_space
 from core.train import runs
 from core.train.folder import Folder
@@ -32,7 +31,7 @@ def start(files: Path) -> None:
                 last = time.monotonic()
                 if gone := {name: many for name, many in sweep(files).items() if many}:
                     journal.say("swept", **gone)
-            _give_back()
+            memory.trim()
             time.sleep(60)
 
     threading.Thread(target=sweeping, name="sweeper", daemon=True).start()
@@ -53,12 +52,6 @@ def sweep(files: Path) -> dict[str, int]:
         else 0,
         "downloads": hubcache.swept(ages["downloads"]) if "downloads" in ages else 0,
     }
-
-
-def _give_back() -> None:
-    """Let the system have the memory that is free inside of glibc's heaps; else a process keeps what the busiest moment of each thread took."""
-    with suppress(AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _short(files: Path) -> bool:

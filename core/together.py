@@ -11,6 +11,7 @@ from core import hires, lora
 from core.denoise import denoise
 from core.device import GIB, this_machine
 from core.encode import chunks_of
+from core.memory import ran_out_of_memory
 from core.recent import Recent
 from core.types import LoraUse, Request
 
@@ -46,7 +47,7 @@ def is_faster(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], 
     """Whether pictures of different strengths are made faster in one pass, with a strength for each sample, than strength by strength.
 
     Timed on this device, once for each kind of batch. Never so for LoRAs that change the text, and with details, which
-    have a strength of their own.
+    have a strength of their own, or where such a pass does not fit into memory.
     """
     if worn.changes_text or any(r.detail for r in requests):
         return False
@@ -65,7 +66,12 @@ def is_faster(pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], 
             found = _timed[key] = (marks[-1] - marks[0]) / TIMED_STEPS
         return found
 
-    return sum(seconds(size, True) for size in mixed) < sum(seconds(size, False) for size in apart)
+    try:
+        return sum(seconds(size, True) for size in mixed) < sum(seconds(size, False) for size in apart)
+    except Exception as error:
+        if not ran_out_of_memory(error):
+            raise
+        return False
 
 
 _timed: Recent[tuple, float] = Recent(256)  # seconds of a step by shapes, size and kind of batch

@@ -1,10 +1,10 @@
 """Fetches the models beside the base model: upscalers, detectors, expanders, taggers and eyes, as `presets/tools.toml` pins them."""
 
-import hashlib
 from functools import cache
 from pathlib import Path
 
 from core import hub, paths, presets, pulled
+from core.digest import content
 from core.types import Tool, UserError
 
 OWN = {"upscaler": (".safetensors", ".pth"), "detector": (".onnx",)}
@@ -57,6 +57,6 @@ def of_table(tool: Tool) -> Path:
         folder = hub.folder(tool.source, tool.revision, patterns, kind)
     if tool.file is None:
         return folder
-    if tool.sha256 and hashlib.sha256((folder / tool.file).read_bytes()).hexdigest() != tool.sha256:
+    if tool.sha256 and content(folder / tool.file) != tool.sha256:
         raise UserError(f"{kind}: {tool.file} of {tool.source} is not the file that was pinned; it is not opened.")
     return folder / tool.file

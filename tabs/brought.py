@@ -7,7 +7,7 @@ import gradio as gr
 
 from core import arriving, hub, models, opening, presets, pulled
 from core.atomic import placed
-from core.events import Fetch
+from core.events import Fetch, Opening
 from core.markdown import plain, warned
 from core.types import UserError
 from tabs.files import new_folder
@@ -92,6 +92,8 @@ def _shown(fetch: Callable[[], tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
     yield f"Here: {plain(exact)}", value
 
 
-def arrived(event: Fetch) -> str:
+def arrived(event: Fetch | Opening) -> str:
     """How much of it is here, in a line."""
+    if isinstance(event, Opening):
+        return f"Opening {plain(event.what)}: {event.done / 1e9:.1f} of {event.total / 1e9:.1f} GB"
     return f"Fetching {plain(event.what)}: {event.done / 1e6:,.0f} of {event.total / 1e6:,.0f} MB"

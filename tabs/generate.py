@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import gradio as gr
 
 from core import asking, gpu, limits, models, presets, shelf
-from core.events import Failed, Fetch, Picture, Step
+from core.events import Failed, Fetch, Opening, Picture, Step
 from core.expand import with_tags
 from core.markdown import plain, warned
 from core.prompts import PLACES, compose
@@ -223,7 +223,7 @@ def _make(added: list[str], **values: Any) -> Iterator[tuple[Any, ...]]:
     with sentences():
         for event in gpu.run(cells, previews=True):
             match event:
-                case Fetch():
+                case Fetch() | Opening():
                     yield skip, brought.arrived(event), skip, skip, skip, skip
                 case Step():
                     place = f" · picture {event.pictures_done + 1} of {event.pictures}" if event.pictures > 1 else ""

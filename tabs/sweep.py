@@ -8,7 +8,7 @@ import gradio as gr
 
 from core import charts, edit, gpu, limits, lora, presets, shelf
 from core.blocks import BLOCKS
-from core.events import Failed, Fetch, Step
+from core.events import Failed, Fetch, Opening, Step
 from core.features import VAE
 from core.markdown import plain, warned
 from core.outcome import outcome, sheet
@@ -185,7 +185,7 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
             if isinstance(event, Failed):
                 yield warned(event.message), *rest
                 raise gr.Error(event.message)
-            if isinstance(event, Fetch):
+            if isinstance(event, Fetch | Opening):
                 yield brought.arrived(event), *rest
             if isinstance(event, Step):
                 yield f"Picture {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps} · about {event.seconds_left:.0f} s left", *rest

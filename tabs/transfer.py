@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from core import edit, limits, lora, presets, shelf
-from core.events import Fetch, Step
+from core.events import Fetch, Opening, Step
 from core.features import VAE
 from core.markdown import plain, warned
 from core.plan import eyes
@@ -175,7 +175,7 @@ def _study(**values: Any) -> Iterator[tuple[Any, ...]]:
     with sentences():
         for event in study.run():
             done, total = study.done()
-            if isinstance(event, Fetch):
+            if isinstance(event, Fetch | Opening):
                 yield brought.arrived(event), *[skip] * (len(SHOWN) - 1)
             if isinstance(event, Step) and time.monotonic() - told > SAID:
                 told = time.monotonic()

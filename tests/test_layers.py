@@ -35,7 +35,7 @@ FLOORS = [
         "core.transfer",
         "core.transfer.page",
     },
-    {"core.checks", "core.tensorfile", "core.digest"},
+    {"core.checks", "core.tensorfile", "core.digest", "core.memory"},
     {
         "core.closing",
         "core.publish.measured",

@@ -8,9 +8,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from core.data.dataset import Dataset
-from core.device import ran_out_of_memory
 from core.encode import Conditioning
-from core.models import release
+from core.memory import ran_out_of_memory, release
 from core.train.adapter import Adapter
 from core.train.lesson import buckets
 from core.train.objective import Batch, errors, schedule
@@ -74,7 +73,7 @@ def pace(pipeline: StableDiffusionXLPipeline, model: Model, made: Training, data
     """
     try:
         return _pace(pipeline, made, *batches(model, made, dataset))
-    except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+    except Exception as error:
         if not ran_out_of_memory(error):
             raise
     release()

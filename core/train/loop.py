@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 
 from core import models
 from core.data import dataset as datasets
-from core.device import ran_out_of_memory
 from core.events import Failed, Loss, Preview, Saved, Validation
+from core.memory import ran_out_of_memory, release
 from core.train.adapter import Adapter
 from core.train.export import export
 from core.train.fellows import Alone
@@ -118,7 +118,7 @@ class Session:
         while True:
             try:
                 return self._tried()
-            except (torch.OutOfMemoryError, RuntimeError, MemoryError) as error:
+            except Exception as error:
                 if not ran_out_of_memory(error):
                     raise
                 if self.checkpointing == 2 or self.fellows.size > 1:
@@ -128,7 +128,7 @@ class Session:
                     ) from error
                 self.checkpointing += 1
                 self.adapter.checkpointing(self.checkpointing)
-            models.release()
+            release()
 
     def _tried(self) -> None:
         made, adapter = self.run.settings, self.adapter

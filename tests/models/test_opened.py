@@ -1,7 +1,9 @@
 """What can be had: both layouts open to the same model, and one model is kept."""
 
 import json
+import resource
 import shutil
+import sys
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -152,6 +154,23 @@ def test_where_two_would_not_fit_the_first_goes_before_the_second_comes(table: T
     monkeypatch.setattr(opening, "opened", lambda *asked: alive.append(first()) or opened(*asked))
     assert models.load("second").unet is not None
     assert alive == [None], "the model before was still in memory when the next one was opened"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc keeps what is free inside of its heaps")
+def test_what_a_model_that_is_left_took_goes_back_to_the_system(table: Table) -> None:
+    """Weights below glibc's threshold lie in its heaps, whose free parts a process keeps until they are asked for."""
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+    table["second"] = model("second", NANO)
+    weights = [torch.ones(20_000) for _ in range(3000)]  # 240 MB
+    kept = torch.ones(20_000)  # above them in the heap, which so cannot shrink by itself
+    del weights
+    before = resident()
+    models.load("second")
+    assert before - resident() > 100 * 2**20
+    del kept
 
 
 def test_a_descendant_has_a_unet_of_its_own_and_a_merge_is_the_mean(table: Table) -> None:

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
 from core import arriving, aside, asking, gpu, hubcache, limits, models, opening, presets, pulled, shelf, tools
+from core.aside import drain
 from core.events import Fetch, Picture
 from core.generate import generate
 from core.infotext import infotext, read
@@ -143,7 +144,7 @@ def test_a_checkpoint_is_a_base_too(nano_there: Hub, tmp_path: Path, monkeypatch
     HfApi(token="hf_ann").upload_file(repo_id="ann/single", path_or_fileobj=tmp_path / "one.safetensors", path_in_repo="one.safetensors")
     found = models.find("ann/single")
     assert found.name == f"ann/single@{commit('ann/single')}:one.safetensors"
-    made = opening.opened(replace(found, config=str(NANO)), opening.folder(found), {})  # its configs would be SDXL's, of the Hub
+    made = drain(opening.opened(replace(found, config=str(NANO)), opening.folder(found), {}))  # its configs would be SDXL's, of the Hub
     assert made.unet.config.cross_attention_dim == 160
     HfApi(token="hf_ann").create_repo("ann/lora")
     HfApi(token="hf_ann").upload_file(repo_id="ann/lora", path_or_fileobj=EXAMPLE, path_in_repo="lora.safetensors")

@@ -92,7 +92,7 @@ def test_a_table_forgets_the_oldest() -> None:
     assert list(table) == [2, 0, 3]
 
 
-@pytest.mark.parametrize("table", [hub._listings, hub._origins, together._timed, digest._read])
+@pytest.mark.parametrize("table", [hub._listings, hub._origins, together._timed, digest._hashes])
 def test_a_table_that_visitors_fill_has_an_end(table: Any) -> None:
     assert isinstance(table, Recent)
 

@@ -5,17 +5,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from core import gpu, hires, models, tools
+from core import details, gpu, hires, models, together, tools
+from core.detect import Found
 from core.events import Failed, Picture
 from core.generate import SPARED
 from core.train import runs
-from core.types import Cell, Hires, LoraUse, Request
+from core.types import Cell, Detail, Hires, LoraUse, Request
 from tests.model import anew, fingerprint
 from tests.train.parts import SMALL, assert_same, dataset, followed, losses, prepared
 
@@ -93,6 +95,55 @@ def test_case_24_memory_runs_out_once_and_again(where: str, asked: Request, sett
     assert (fingerprint(), models.load("nano").vae.use_tiling) == (before, tiling)
     assert made(many[1])[0].image.tobytes() == alone[1].image.tobytes(), "the next job"
     assert held() <= 1.01 * baseline
+
+
+@contextmanager
+def room_for(pictures: int) -> Iterator[None]:
+    """Memory runs out in the U-Net for more than so many guided pictures at once, and two are thought to fit."""
+    unet, own = models.load("nano").unet, models.load("nano").unet.forward
+
+    def forward(x: torch.Tensor, *given: Any, **named: Any) -> Any:
+        if len(x) > 2 * pictures:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return own(x, *given, **named)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(unet, "forward", forward)
+        patch.setattr(together, "batch_size", lambda width, height: 2)
+        anew()
+        yield
+    anew()
+
+
+def test_where_one_picture_fits_and_two_do_not_every_batch_of_a_job_is_made() -> None:
+    many = [replace(REQUEST, seed=seed) for seed in range(6)]
+    alone = [made(one)[0].image.tobytes() for one in many]
+    with room_for(1):
+        spared = made(*many)
+    assert [event.image.tobytes() for event in spared] == alone
+    assert all(SPARED in event.notes for event in spared)
+
+
+def test_where_one_place_fits_and_two_do_not_all_details_of_a_picture_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture that is made alone has its faces made alone, too."""
+    boxes = [Found((left, 8, left + 24, 40), 0.9) for left in (4, 36)]
+    monkeypatch.setattr(details, "finder", lambda _: (SimpleNamespace(find=lambda *_: boxes), None))
+    asked = replace(REQUEST, detail=Detail(detector="nano faces", steps=4))
+    whole = made(asked)[0].image
+    with room_for(1):
+        (spared,) = made(asked)
+    assert spared.image.tobytes() == whole.tobytes()
+
+
+def test_a_trial_of_mixed_strengths_that_runs_out_costs_no_job() -> None:
+    """Whether strengths share a pass is timed; where that does not fit, they do not."""
+    many = [replace(WORN, seed=seed, loras=(replace(WORN.loras[0], strength=1.0 + seed),)) for seed in range(2)]
+    alone = [made(one)[0].image.tobytes() for one in many]
+    together._timed.clear()
+    with room_for(1):
+        both = made(*many)
+    together._timed.clear()
+    assert [event.image.tobytes() for event in both] == alone
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 from safetensors.torch import load_file, save_file
 
 from core import charts, models, opening
+from core.aside import drain
 from core.publish import measured
 from core.train.settings import recipes, settings
 from core.types import Model, UserError
@@ -98,6 +99,6 @@ def test_a_model_that_cannot_be_opened_is_logged_by_its_commit(tmp_path: Path, c
     commit = "a" * 40
     hers = Model(name=f"her/own@{commit}:hers.safetensors", title="her/own", source="her/own", revision=commit, config="core/nano/weights/nano", licence="mit")
     with caplog.at_level(logging.WARNING), pytest.raises(UserError):
-        opening.opened(hers, tmp_path / "hers.safetensors", {})
+        drain(opening.opened(hers, tmp_path / "hers.safetensors", {}))
     assert commit in caplog.text
     assert "her" not in caplog.text.replace("cannot", "")

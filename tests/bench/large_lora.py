@@ -1,0 +1,82 @@
+"""What a large LoRA costs beside a small one: `python tests/bench/large_lora.py`.
+
+Two files for nano that change the same layers, one of a fraction of a megabyte and one of 220 MB. Pictures with the one and with the
+other are made in turn by what the endpoint `/generate` calls. Printed: the seconds of the first picture with each, the median of the
+others, and the ratio of the two medians.
+"""
+
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+ROUNDS = int(os.environ.get("ROUNDS", "9"))
+LARGE = 220e6
+"""Bytes of the large file."""
+SMALL_RANK = 2
+
+
+def write(file: Path, rank: int) -> int:
+    """A LoRA of this rank on every linear layer and convolution of nano's U-Net, in float16; its bytes."""
+    import torch
+
+    from core import lora, models
+    from core.tensorfile import write_tensors
+
+    rng, tensors = torch.Generator().manual_seed(1), {}
+    for name, layer in lora._layers(models.load("nano").unet).items():
+        out, width, *kernel = layer.weight.shape
+        scale = 0.01 / rank**0.5
+        tensors[f"lora_unet_{name}.lora_up.weight"] = (torch.randn(out, rank, *[1] * len(kernel), generator=rng) * scale).half()
+        tensors[f"lora_unet_{name}.lora_down.weight"] = (torch.randn(rank, width, *kernel, generator=rng) * width**-0.5).half()
+        tensors[f"lora_unet_{name}.alpha"] = torch.tensor(float(rank))
+    write_tensors(file, tensors)
+    return file.stat().st_size
+
+
+def picture(lora: Path, seed: int) -> float:
+    """Seconds of the endpoint's own handler: checks, job, infotext and file of one picture."""
+    from tabs.api import generate
+
+    begin = time.perf_counter()
+    *_, (files, _) = generate("1girl, blue hair, smile", seed=seed, lora_file=str(lora), lora_strength=0.5)
+    assert len(files) == 1
+    return time.perf_counter() - begin
+
+
+def measured(work: Path) -> Iterator[tuple[str, float]]:
+    one, small = write(work / "one.safetensors", 1), write(work / "small.safetensors", SMALL_RANK)
+    rank = round((LARGE - one) / (small - one) * (SMALL_RANK - 1))
+    large = write(work / "large.safetensors", rank)
+    yield from {"small_mb": small / 1e6, "large_mb": large / 1e6, "large_rank": float(rank)}.items()
+    files = {name: work / f"{name}.safetensors" for name in ("small", "large")}
+    took: dict[str, list[float]] = {name: [] for name in files}
+    for seed in range(ROUNDS + 1):
+        for name in (*files, *reversed(files)):  # neither is always the first
+            took[name].append(picture(files[name], seed))
+    for name, seconds in took.items():
+        yield f"{name}_first_seconds", seconds[0]
+        yield f"{name}_seconds", statistics.median(seconds[2:])
+    yield "ratio", statistics.median(took["large"][2:]) / statistics.median(took["small"][2:])
+
+
+def main() -> None:
+    report = {"date": date.today().isoformat(), "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}"}
+    with tempfile.TemporaryDirectory() as work:
+        os.environ["GRADIO_TEMP_DIR"] = work  # where pictures are written
+        report |= {name: round(value, 3) for name, value in measured(Path(work))}
+    for name, value in report.items():
+        print(f"{name}: {value}")
+    (ROOT / "tests" / "bench" / "results" / "large_lora.json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
