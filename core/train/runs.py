@@ -247,6 +247,8 @@ def advice(run: Run, dataset: Dataset) -> list[str]:
         said.append(f"rate: {made.rate:g} is not what Prodigy expects; it finds the rate itself and takes 1.")
     elif made.optimizer == usual.optimizer and not usual.rate / 10 < made.rate < usual.rate * 10:
         said.append(f"rate: {made.rate:g} is {made.rate / usual.rate:.3g} times the recipe's {usual.rate:g}.")
+    if made.text_encoders and made.own_text_rate != made.text_rate:
+        said.append(f"text_rate: Prodigy has one rate for all that it trains; {made.text_rate:g} is not used, the text encoders take rate, {made.rate:g}.")
     if made.warmup >= made.steps:
         said.append(f"warmup: {made.warmup} steps are all of the {made.steps}: the rate never arrives.")
     if uncaptioned := [sample for sample in own if not sample.caption]:

@@ -257,6 +257,14 @@ def test_what_makes_no_sense_is_said_with_its_number(tmp_path: Path) -> None:
     assert "0.005 is 10 times the recipe's 0.0005" in said[2]
 
 
+def test_a_text_rate_that_prodigy_cannot_use_is_said(tmp_path: Path) -> None:
+    asked = {"optimizer": "Prodigy", "rate": 1.0, "text_encoders": True}
+    _, said = runs.settled(dataset(tmp_path / "data"), "nano-quick", trigger="flow", overrides=asked)
+    assert "text_rate: Prodigy has one rate for all that it trains; 5e-05 is not used, the text encoders take rate, 1." in said
+    _, said = runs.settled(dataset(tmp_path / "same"), "nano-quick", trigger="flow", overrides={**asked, "text_rate": 1.0})
+    assert not [line for line in said if line.startswith("text_rate")]
+
+
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
