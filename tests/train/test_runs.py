@@ -257,8 +257,7 @@ def test_a_run_whose_process_is_killed_is_not_told_as_stopped(tmp_path: Path) ->
     told = ended(folder)
     assert told.state == "failed"
     assert told.error == (
-        "Its process was killed, or ran out of memory, and could not say so. "
-        f"Resume it, and it goes on from step {folder.last()}. Its log is {folder.log}."
+        f"Its process was killed, or ran out of memory, and could not say so. Resume it, and it goes on from step {folder.last()}. Its log is {folder.log}."
     )
     assert "nothing is lost" not in sentence(folder)
     folder.go_on()
