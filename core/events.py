@@ -141,4 +141,12 @@ class Preview:
     """Its name in the run's `previews`: step, prompt and strength."""
 
 
-Event = Fetch | Opening | Loaded | Step | Picture | Seen | Loss | Validation | Saved | Preview | Failed
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """What a person should know of a training that goes on."""
+
+    step: int
+    text: str
+
+
+Event = Fetch | Opening | Loaded | Step | Picture | Seen | Loss | Validation | Saved | Preview | Note | Failed

@@ -25,6 +25,7 @@ from core.generate import generate
 from core.lent import LONGEST, SECONDS_TO_START
 from core.lorafile import LoraFile
 from core.memory import enough_memory
+from core.train.ending import tell_end
 from core.train.folder import Folder
 from core.train.loop import train
 from core.train.run import read
@@ -62,7 +63,7 @@ def slice_duration(folder: Path, seconds: int) -> int:
 def _lesson(folder: Path, seconds: int) -> Generator[Event, None, None]:
     run = Folder(folder)
     try:
-        with run.owned():
+        with run.owned(), tell_end(run, "the studio's"):
             yield from _driven(train(run, seconds))
     except UserError as error:
         yield Failed(message=str(error))

@@ -56,9 +56,10 @@ def open_model(name: str) -> Generator[Opening, None, StableDiffusionXLPipeline]
         raise
     _loaded.clear()
     _loaded[name] = pipeline
-    for table, its in ((_digests, digests), (_seal, seal)):
-        table.clear()
-        table.update(its)
+    _digests.clear()
+    _digests.update(digests)
+    _seal.clear()
+    _seal.update(seal)
     release()
     log.info("loaded %s", name.partition("@")[2][:40] or name)  # of what a visitor named, the commit
     return pipeline

@@ -11,10 +11,21 @@ from core.atomic import replacing
 
 
 def write_tensors(file: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write the file, or nothing."""
+    """Write the file, or nothing. Tensors that share their memory are each written whole."""
     with replacing(file) as unfinished:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, unfinished, dict(metadata or {}))
+        save_file(_separate(tensors), unfinished, dict(metadata or {}))
         _sorted(unfinished)
+
+
+def _separate(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors on the CPU, none in another's memory: safetensors refuses those, and bitsandbytes has one table for all its groups."""
+    found, places = {}, set()
+    for name, tensor in tensors.items():
+        plain = tensor.detach().cpu().contiguous()
+        place = plain.untyped_storage().data_ptr()
+        found[name] = plain.clone() if place in places else plain
+        places.add(place)
+    return found
 
 
 def _sorted(file: Path) -> None:

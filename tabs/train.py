@@ -1,6 +1,6 @@
 """The Train tab: pictures, a recipe, and a run that belongs to nobody's browser."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import gradio as gr
@@ -59,14 +59,19 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     look: dict[str, Any] = {"fn": watched, "inputs": [c["run"], c["seen"]], "outputs": shown, **quiet}
     many = {"trigger_mode": "multiple"}  # as in tabs/sweep.py
     lent: dict[str, Any] = {"fn": _lent, "inputs": c["run"], "outputs": shown, "concurrency_id": "gpu", **queued, **many}
+
+    def followed(event: Callable[..., Any]) -> None:
+        """What comes after a run has begun: at home, where its process trains it, a look at once, whatever else has the GPU."""
+        (event(**lent).then if on_zero_gpu() else event)(**look)
+
     remembered: dict[str, Any] = {"fn": None, "inputs": c["mine"], "js": REMEMBER, **quiet}
     begun = started.success(**remembered)
-    begun.success(**lent).then(**look)
-    c["resume"].click(_resumed, c["run"], c["status"], **quiet).then(**lent).then(**look)
+    followed(begun.success)
+    followed(c["resume"].click(_resumed, c["run"], c["status"], **quiet).success)
     c["stop"].click(_stopped, c["run"], c["status"], **quiet)
     c["timer"].tick(**look)
     forked = c["fork"].click(_forked, [c["run"], c["step"], c["changed"], c["mine"]], [c["mine"], c["run"], c["status"]], **quiet).success(**remembered)
-    forked.success(**lent).then(**look)
+    followed(forked.success)
     attached = page.load(_attached, c["mine"], [c["mine"], c["run"]], js=RECALL, **quiet)
     set_up = c["send_new"].click(_set_up, inputs_kwargs={**asked, "mine": c["mine"]}, outputs=[c["mine"], c["run"]], **job).success(**remembered)
     # Not `run.change`: a look that began before a run was sent could then be answered after it, and stay.
@@ -150,6 +155,7 @@ def _started(mine: str, **values: Any) -> tuple[str, Any, str]:
 
 def _go(folder: Folder) -> None:
     if on_zero_gpu():
+        runs.check_unfinished(folder)
         folder.go_on()  # `_lent` does the rest
     else:
         runs.start(folder)
@@ -174,10 +180,7 @@ def _attached(mine: str | None) -> tuple[str, Any]:
 
 
 def _lent(name: str | None) -> Iterator[tuple[Any, ...]]:
-    """On ZeroGPU a slice of the run, inside the visitor's own event; elsewhere its process has begun."""
-    if not on_zero_gpu() or not name:
-        yield tuple(gr.skip() for _ in SHOWN)
-        return
+    """On ZeroGPU a slice of the run, inside the visitor's own event."""
     folder = caller.found(name)
     if folder.asked_to_stop():  # while it waited for its turn
         return
@@ -192,7 +195,7 @@ def _resumed(name: str | None) -> str:
         _go(caller.found(name))
         return "Going on …"
     except UserError as error:
-        return warned(str(error))
+        raise gr.Error(str(error)) from error
 
 
 def _stopped(name: str | None) -> str:

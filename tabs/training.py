@@ -60,7 +60,7 @@ def train_start(
 
 
 def train_status(run: str) -> dict[str, Any]:
-    """How a run stands: state, step, loss, seconds left; previews, checkpoints and the LoRA as files; why it failed."""
+    """How a run stands: state, step, loss, seconds left; previews, checkpoints and the LoRA as files; why it failed, or what it went on without."""
     with sentences():
         return _status(caller.found(run))
 
@@ -86,6 +86,7 @@ def _go(folder: Folder) -> None:
     if not on_zero_gpu():
         runs.start(folder)
         return
+    runs.check_unfinished(folder)
     folder.go_on()
     for event in gpu.lesson(folder.path):
         if isinstance(event, Failed):

@@ -18,6 +18,7 @@ from tabs.files import placed
 
 SHOWN = ("status", "losses", "film", "lora", "checkpoints", "stop", "resume", "timer", "seen")
 DRAWINGS = 40  # of the curves, in a run
+NOTES = 3  # that are shown, the last ones
 
 
 def watched(name: str | None, seen: Any) -> tuple[Any, ...]:
@@ -51,7 +52,11 @@ def watched(name: str | None, seen: Any) -> tuple[Any, ...]:
 
 
 def _sentence(status: runs.Status, run: Run, folder: Folder) -> str:
-    """How it stands, in one line."""
+    """How it stands, in one line; below it, what it last went on without."""
+    return "\n\n".join([_state(status, run, folder), *map(warned, status.notes[-NOTES:])])
+
+
+def _state(status: runs.Status, run: Run, folder: Folder) -> str:
     at = f"Step {status.step} of {status.steps}" + (f" · loss {status.loss:.4f}" if status.loss is not None else "")
     match status.state:
         case "waiting":
@@ -65,6 +70,8 @@ def _sentence(status: runs.Status, run: Run, folder: Folder) -> str:
             return f"**Done.** {at}. `{run.name}.safetensors` is expected to work at {run.settings.expected_strength:g}: open it in Sweep to know."
         case "failed":
             return warned(status.error or "")
+        case _ if not status.step and not folder.asked_to_stop():
+            return f"Set up. {at}. Press {resume()} to begin."
         case _:
             return f"Stopped. {at}. Press {resume()} to go on; nothing is lost."
 

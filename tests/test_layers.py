@@ -75,6 +75,7 @@ FLOORS = [
     {"core.pulled"},
     {
         "core.data.files",
+        "core.train.ending",
         "core.train.settings",
         "core.train.objective",
         "core.tools",

@@ -234,7 +234,8 @@ def test_case_21_a_training_goes_on_from_there(lender: zero.Zero, tmp_path: Path
         patch.setattr(closing, "check", taken_away)
         events = list(gpu.lesson(lent.path))
     assert sentence(events).endswith("The run is saved at step 4: press Continue and it goes on from there.")
-    assert runs.status(lent).state == "stopped"
+    assert runs.status(lent).state == "failed"
+    assert runs.status(lent).error == "Its process was killed, or ran out of memory, and could not say so. Resume it, and it goes on from step 4."
     lender.left = 10
     assert "90 s are asked for and 10 s are left" in sentence(list(gpu.lesson(lent.path)))
     lender.easy()

@@ -10,7 +10,7 @@ from typing import Any
 from core import limits
 from core.data.dataset import shown
 from core.data.files import Box, Entry
-from core.data.layout import CAPTIONS, CONFIG, Layout, Subset, checked_repeats, left_out, pictured
+from core.data.layout import CAPTIONS, CONFIG, Layout, Subset, checked_repeats, left_out, masks, pictured
 from core.data.pictures import Unusable
 from core.data.sources import OUTSIDE, on_disk
 from core.data.words import Wording
@@ -86,7 +86,7 @@ def configured(box: Box, trusted: bool) -> Layout | None:
     if any(other != settings[0] for other in settings):
         raise UserError("dataset: the .toml has [[datasets]] of different resolutions, batches or buckets; it takes one kind.")
     skipped = left_out(looked_at, subsets, "the .toml does not name its folder")
-    return Layout(subsets=tuple(subsets), skipped=skipped, notes=tuple(notes), settings=settings[0])
+    return Layout(subsets=tuple(subsets), skipped=skipped, notes=(*notes, *masks(looked_at, subsets)), settings=settings[0])
 
 
 def _read(entry: Entry) -> dict[str, Any]:

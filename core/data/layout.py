@@ -14,6 +14,8 @@ from core.types import UserError
 CAPTIONS = (".txt", ".caption")
 """Endings of caption files: what people write, and kohya's own default. The first that is there counts."""
 CONFIG = ".toml"
+MASK = re.compile(r"(.+)-(?:masklabel|condlabel)")
+"""The stem of OneTrainer's masks and conditioning pictures, which lie as PNG beside the picture that they are of."""
 NAMED = re.compile(r"([0-9]{1,6})_(.+)")
 
 
@@ -58,7 +60,7 @@ def folders(box: Box) -> Layout:
     named = {folder: match for folder in pictures if (match := NAMED.fullmatch(folder.name))}
     if not named:
         plain = [Subset(pictures=found, group=shown(folder.name) or "dataset") for folder, found in pictures.items()]
-        return Layout(subsets=tuple(plain), skipped=left_out(box.entries, plain, ""))
+        return Layout(subsets=tuple(plain), skipped=left_out(box.entries, plain, ""), notes=masks(box.entries, plain))
     first, *others = sorted({folder.parent for folder in named})
     if others:
         places = f"{shown(str(first))!r} and in {shown(str(others[0]))!r}"
@@ -70,19 +72,43 @@ def folders(box: Box) -> Layout:
     for folder, match in named.items():
         repeats = checked_repeats(int(match[1]), f"the folder {shown(match[0])!r}")
         subsets.append(Subset(pictures=pictures[folder], group=shown(match[0]), repeats=repeats, class_tokens=shown(match[2])))
-    return Layout(subsets=tuple(subsets), skipped=left_out(box.entries, subsets, "it lies beside the folders named N_class, not in one"))
+    skipped = left_out(box.entries, subsets, "it lies beside the folders named N_class, not in one")
+    return Layout(subsets=tuple(subsets), skipped=skipped, notes=masks(box.entries, subsets))
 
 
 def pictured(entries: Sequence[Entry], endings: tuple[str, ...]) -> tuple[Pictured, ...]:
     """The pictures of a folder, told by what is in them, each with its captions."""
     files = {(entry.stem, entry.suffix.lower()): entry for entry in entries}
-    pictures = [entry for entry in entries if entry.suffix.lower() not in (*CAPTIONS, *endings, CONFIG) and entry.is_picture]
+    others = (*CAPTIONS, *endings, CONFIG)
+    pictures = [entry for entry in entries if entry.suffix.lower() not in others and not is_mask(entry) and entry.is_picture]
     return tuple(Pictured(picture=entry, captions=tuple(files[entry.stem, end] for end in endings if (entry.stem, end) in files)) for entry in pictures)
 
 
+def is_mask(entry: Entry) -> bool:
+    """Whether OneTrainer would take it for a mask or a conditioning picture, and never train it as a picture."""
+    return entry.suffix.lower() == ".png" and MASK.fullmatch(PurePosixPath(entry.stem).name) is not None
+
+
+def masks(entries: Iterable[Entry], subsets: Iterable[Subset]) -> tuple[str, ...]:
+    """What is told of the masks of pictures that are trained: how many there are, in one line; nothing where there are none."""
+    trained = {one.picture.stem for subset in subsets for one in subset.pictures}
+    names = sorted(shown(entry.name) for entry in entries if is_mask(entry) and _masked(entry) in trained)
+    if not names:
+        return ()
+    many = f"{names[0]!r}" if len(names) == 1 else f"{len(names)} files, such as {names[0]!r}"
+    return (f"Masks of OneTrainer are left out and not trained as pictures: {many}.",)
+
+
+def _masked(entry: Entry) -> str:
+    """The stem of the picture that a mask is of."""
+    return entry.stem.rpartition("-")[0]
+
+
 def left_out(entries: Iterable[Entry], subsets: Iterable[Subset], elsewhere: str) -> tuple[Skipped, ...]:
-    """The files that are neither a picture of a subset nor its caption; `elsewhere` is why pictures are not."""
+    """The files that are neither a picture of a subset nor its caption or mask; `elsewhere` is why pictures are not."""
+    subsets = tuple(subsets)
     used = {file for subset in subsets for one in subset.pictures for file in (one.picture, *one.captions)}
+    trained = {one.picture.stem for subset in subsets for one in subset.pictures}
     reasons = {
         **dict.fromkeys(CAPTIONS, "no picture takes its caption from it"),
         CONFIG: "it is no dataset of kohya's trainer",
@@ -90,7 +116,10 @@ def left_out(entries: Iterable[Entry], subsets: Iterable[Subset], elsewhere: str
     }
     found = []
     for entry in entries:
-        if entry not in used:
+        if is_mask(entry):
+            if _masked(entry) not in trained:
+                found.append(Skipped(name=shown(entry.name), reason="it is a mask of no picture that is trained"))
+        elif entry not in used:
             reason = reasons.get(entry.suffix.lower()) or (elsewhere if entry.is_picture else "it is no PNG, JPEG, WebP or BMP picture")
             found.append(Skipped(name=shown(entry.name), reason=reason))
     return tuple(found)

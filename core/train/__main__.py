@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,9 +16,10 @@ from core.data.dataset import Dataset, joined
 from core.data.intake import imported
 from core.events import Failed, Loss
 from core.train import runs
+from core.train.ending import log_of, tell_end
 from core.train.fellows import Alone, fellows
 from core.train.folder import Folder
-from core.train.loop import train
+from core.train.loop import Said, train
 from core.train.travel import Copy
 from core.types import UserError
 
@@ -46,14 +48,26 @@ def main() -> None:
         company.wait()
         if not folder.run.exists():
             raise UserError(f"run: {folder.path} holds no run.")
+        if (found := runs.status(folder)).state == "done":
+            print(f"The run is done, {found.step} of {found.steps} steps: {folder.loras / str(found.lora)}. Fork it to train further.")
+            return
+        log = log_of(folder) if asked.owner is not None else "the Job's" if asked.copied else "the terminal's"
         with TemporaryDirectory() as disk:
             copy = Copy(folder, Path(disk)) if asked.copied else None
             folder = copy.folder if copy else folder
-            with folder.owned() if company.rank == 0 and asked.owner is None else nullcontext():
+            if company.rank:
+                company.wait()
+                follow(folder, company, lambda: None)
+                return
+            with nullcontext() if asked.owner is not None else folder.owned():
+                if asked.owner is None:  # else who started this process did so, and may have been asked to stop it since
+                    folder.go_on()
+                company.wait()
                 try:
-                    follow(folder, company, copy.keep_up if copy and company.rank == 0 else lambda: None)
+                    with tell_end(folder, log):
+                        follow(folder, company, copy.keep_up if copy else lambda: None)
                 finally:
-                    if copy and company.rank == 0:
+                    if copy:
                         copy.write_back()
     except UserError as error:
         sys.exit(str(error))
@@ -63,15 +77,21 @@ def follow(folder: Folder, company: Alone, after: Callable[[], None]) -> None:
     """Train to the end, a line on the terminal now and then; `after` each event something else may be done."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: folder.ask_to_stop())  # as the page does: it ends after this step, saved
-    with runs.turn(folder) if company.rank == 0 else nullcontext(True) as goes_on:
+    waiting = partial(print, "Waiting for its turn: another run trains.", flush=True)
+    with runs.turn(folder, waiting) if company.rank == 0 else nullcontext(True) as goes_on:
         for event in train(folder, fellows=company) if goes_on else ():
             if isinstance(event, Failed):
                 raise UserError(event.message)
             after()
             if company.rank == 0 and (not isinstance(event, Loss) or event.step % PRINTED == 0):
-                print(
-                    type(event).__name__, *(f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in asdict(event).items())
-                )
+                _print(event)
+    if company.rank == 0 and folder.asked_to_stop():
+        print(f"Stopped at step {folder.last()}; --resume goes on from there.")
+
+
+def _print(event: Said) -> None:
+    fields = (f"{name}={value:.6g}" if isinstance(value, float) else f"{name}={value}" for name, value in asdict(event).items())
+    print(type(event).__name__, *fields, flush=True)
 
 
 def begin(file: Path, folder: Folder) -> None:

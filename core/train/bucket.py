@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from core import limits, presets
 from core.atomic import replacing
-from core.events import Loss, Preview, Saved, Validation
+from core.events import Loss, Note, Preview, Saved, Validation
 from core.train.folder import FAILURE, Folder
 from core.train.travel import place, travelling
 from core.types import UserError
@@ -21,7 +21,7 @@ from core.types import UserError
 NAME = "sweetspot-runs"
 RESULT = re.compile(r"events\.jsonl|failure|state/\d{6}\.safetensors|loras/[\w-][\w.-]*\.safetensors|previews/\d{6}-\d+-[\d.]+\.png")
 """What a run makes; all else in the bucket is left there."""
-EVENTS = {"loss": Loss, "validation": Validation, "saved": Saved, "preview": Preview}
+EVENTS = {"loss": Loss, "validation": Validation, "saved": Saved, "preview": Preview, "note": Note}
 FILES = {"saved": re.compile(r"[\w-][\w.-]*\.safetensors"), "preview": re.compile(r"\d{6}-\d+-[\d.]+\.png")}
 LARGEST_TEXT = 64 * 2**20  # bytes of events.jsonl
 

@@ -9,6 +9,7 @@ previews/         pictures by steps, prompt and strength
 failure           why it could not go on
 account           whose it is, on a Space; see owner.py
 owner             locked by the process that trains
+process           there from a process' start until it has said how it ended
 stop, waiting     there when it is asked to stop, and while it waits for its turn
 away              there while it is trained elsewhere, by the Job that job.json tells of
 """
@@ -45,6 +46,7 @@ class Folder:
         self.dataset, self.states, self.loras, self.previews = (path / name for name in ("dataset", "state", "loras", "previews"))
         self.latents = path / "latents"
         self._stop, self._owner, self._failure, self._waiting = (path / name for name in ("stop", "owner", "failure", "waiting"))
+        self._process = path / "process"
         self.job, self._away = path / "job.json", path / "away"
 
     @property
@@ -138,13 +140,32 @@ class Folder:
         return self._stop.exists()
 
     def go_on(self) -> None:
-        self._stop.unlink(missing_ok=True)
+        """From now on nothing counts of how it ended before."""
+        for told in (self._stop, self._process):
+            told.unlink(missing_ok=True)
+        if self._failure.exists():
+            self._write_failure(b"")
+
+    def begin(self) -> None:
+        """A process trains it, or will in a moment."""
+        self._process.touch()
+
+    def end(self) -> None:
+        """Its process ends and has said how."""
+        self._process.unlink(missing_ok=True)
+
+    def lacks_end(self) -> bool:
+        """Whether its process is gone without having said how it ended, as one that is killed."""
+        return self._process.exists() and not self.is_owned()
 
     def failed(self, message: str) -> None:
         """Keep why it cannot go on; the room for it was taken before, so that a full disk can be told."""
         self._failure.touch()
+        self._write_failure(message.encode())
+
+    def _write_failure(self, message: bytes) -> None:
         with self._failure.open("r+b") as out:
-            out.write(message.encode()[:FAILURE].ljust(FAILURE))
+            out.write(message[:FAILURE].ljust(FAILURE))
 
     def failure(self) -> str | None:
         """Why it could not go on; `None` if nothing happened since it last went on."""

@@ -4,12 +4,14 @@ A step is a function of the state before it and of its number: nothing else. So 
 as it may be, ends in the same weights and the same losses as one that was not.
 """
 
+import logging
 import math
 import resource
 import time
 from collections.abc import Generator, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from safetensors import SafetensorError
 
 from core import models
 from core.data import dataset as datasets
-from core.events import Failed, Loss, Preview, Saved, Validation
+from core.events import Failed, Loss, Note, Preview, Saved, Validation
 from core.memory import ran_out_of_memory, release
 from core.train.adapter import Adapter
 from core.train.export import export
@@ -27,7 +29,7 @@ from core.train.lesson import Lessons
 from core.train.objective import errors, schedule
 from core.train.optimizer import factor, optimizer, remembered, restore, set_rates
 from core.train.preview import previews
-from core.train.run import read
+from core.train.run import last, read
 from core.types import UserError
 
 STATE_SECONDS = 30
@@ -36,7 +38,9 @@ UNSEEN = 10
 """Steps whose losses may wait on a GPU before anybody looks at them: a look makes the GPU wait."""
 HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
-Said = Loss | Validation | Saved | Preview | Failed
+Said = Loss | Validation | Saved | Preview | Note | Failed
+
+log = logging.getLogger(__name__)
 
 
 def train(folder: Folder, seconds: float = math.inf, fellows: Alone | None = None) -> Generator[Said, None, None]:
@@ -95,7 +99,7 @@ class Session:
         """Train; see `train`."""
         made = self.run.settings
         for was_made in self.lessons.prepare():
-            if was_made and time.monotonic() > until:  # it stays on disk
+            if self._stop(until if was_made else math.inf):  # what was made stays on disk
                 return
         if self.step == 0:
             yield from self._milestone()
@@ -202,19 +206,34 @@ class Session:
             self._say([validation])
             yield validation
         if self.leads and self.step:
-            last = self.step == made.steps
-            file = self.folder.loras / (f"{name}.safetensors" if last else f"{name}-{self.step:06d}.safetensors")
+            is_last = self.step == made.steps
+            file = self.folder.loras / (f"{name}.safetensors" if is_last else f"{name}-{self.step:06d}.safetensors")
             with self.adapter.holding(self.mean):
                 export(self.adapter, self.run, self.dataset, self.step, file, self.lessons.occupied)
             saved = Saved(step=self.step, file=file.name)
             self._say([saved])
             yield saved
-            if made.preview_every and (self.step % made.preview_every == 0 or last):
-                for picture in previews(self.run, file, self.step, self.folder.previews):
-                    shown = Preview(step=self.step, file=picture.name)
-                    self._say([shown])
-                    yield shown
+            if made.preview_every and (self.step % made.preview_every == 0 or is_last):
+                yield from self._previews(file)
         yield from self._kept(keep=self.step > 0 and self.step % made.save_every == 0)
+
+    def _previews(self, lora: Path) -> Iterator[Preview | Note]:
+        """The pictures of this step; those that cannot be made are left out with a note, for no picture ends a training."""
+        try:
+            for picture in previews(self.run, lora, self.step, self.folder.previews, self.folder.asked_to_stop):
+                shown = Preview(step=self.step, file=picture.name)
+                self._say([shown])
+                yield shown
+            return
+        except Exception as error:
+            log.warning("a preview cannot be made", exc_info=error)
+            memory = ran_out_of_memory(error)
+            said = str(error) if isinstance(error, UserError) else f"They broke off ({type(error).__name__})."
+            why = "This machine ran out of memory; preview_every = 0 makes none." if memory else said
+        release()
+        note = Note(step=self.step, text=f"Previews of step {self.step} are left out: {why[0].lower()}{why[1:]}")
+        self._say([note])
+        yield note
 
     @torch.no_grad()
     def _validated(self) -> float:
@@ -240,6 +259,9 @@ class Session:
         if found is None:
             return
         self.step, tensors, told = found
+        steps = self.run.settings.steps
+        if self.step >= steps and last(self.folder) is None:
+            raise UserError(f"steps: {steps} are not beyond step {self.step}, from which the run goes on; fork it with more.")
         self.saved_step = self.step
         self.adapter.values.copy_(tensors["values"])
         if self.mean is not None:

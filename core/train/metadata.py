@@ -45,7 +45,7 @@ def _kohyas(run: Run, dataset: Dataset, step: int, buckets: Mapping[tuple[int, i
         "output_name": run.name, "sd_model_name": run.model, "base_model_version": "nano" if model.native_size == 128 else "sdxl_base_v1-0",
         "v2": False, "network_module": kind, "network_dim": made.rank, "network_alpha": made.alpha, "network_dropout": made.dropout or None,
         "network_args": json.dumps({**extra, **({"block_dims": made.ranks} if made.ranks else {}), "targets": made.targets}),
-        "learning_rate": made.rate, "unet_lr": made.rate, "text_encoder_lr": made.text_rate if made.text_encoders else None,
+        "learning_rate": made.rate, "unet_lr": made.rate, "text_encoder_lr": made.own_text_rate if made.text_encoders else None,
         "optimizer": f"{made.optimizer}(weight_decay={made.weight_decay},betas={made.betas})", "lr_scheduler": made.scheduler, "lr_warmup_steps": made.warmup,
         "num_train_images": sum(s.repeats for s in dataset.samples if not s.regularisation),
         "num_reg_images": sum(s.repeats for s in dataset.samples if s.regularisation),

@@ -19,10 +19,9 @@ CHOSEN = ("lr", "initial_rate", "weight_decay")
 
 def optimizer(adapter: Adapter, made: Training) -> torch.optim.Optimizer:
     """The optimiser over the adapter's numbers, with a rate for each component in `initial_rate`."""
-    rates = {"unet": made.rate}
     whole = made.optimizer != "Adafactor"  # which looks at rows and columns; to the others a number is a number
     parts = {name: [part] for name, part in adapter.parts()} if whole else adapter.parameters
-    groups = [{"params": part, "initial_rate": rates.get(name, made.text_rate)} for name, part in parts.items()]
+    groups = [{"params": part, "initial_rate": made.rate if name == "unet" else made.own_text_rate} for name, part in parts.items()]
     usual: dict[str, Any] = {"lr": made.rate, "weight_decay": made.weight_decay}
     match made.optimizer:
         case "AdamW":

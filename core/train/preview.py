@@ -1,6 +1,6 @@
 """Previews that are a small sweep: the same prompts and seed at strengths 0, 1 and the expected one, by the Generate tab's own code."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from core import models, presets
@@ -11,7 +11,7 @@ from core.plan import neutral
 from core.record import save_png
 from core.shelf import hashes, tag
 from core.train.run import Run
-from core.types import Cell, LoraUse, Recipe, Request
+from core.types import Cell, LoraUse, Recipe, Request, UserError
 
 SEED = 1
 
@@ -36,8 +36,11 @@ def strengths(run: Run) -> list[float]:
     return sorted({0.0, 1.0, run.settings.expected_strength})
 
 
-def previews(run: Run, lora: Path, step: int, folder: Path) -> Iterator[Path]:
-    """Make the pictures of a step; those at strength 0 are made once."""
+def previews(run: Run, lora: Path, step: int, folder: Path, stops: Callable[[], bool]) -> Iterator[Path]:
+    """Make the pictures of a step; those at strength 0 are made once.
+
+    Raises `UserError` as `generate`, and within a denoising step where it `stops`; what was made stays.
+    """
     cells, files = [], []
     for number, prompt in enumerate(run.prompts):
         for strength in strengths(run):
@@ -47,6 +50,8 @@ def previews(run: Run, lora: Path, step: int, folder: Path) -> Iterator[Path]:
                 files.append(file)
     folder.mkdir(parents=True, exist_ok=True)
     for event in generate(cells) if cells else ():
+        if stops():
+            raise UserError("The run was asked to stop.")
         if isinstance(event, Picture):
             request = event.cell.request
             save_png(event.image, files[event.index], infotext(request, models.find(request.model), hashes(request.loras)))

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -25,6 +25,7 @@ from core.data.dataset import Dataset
 from core.shelf import slug
 from core.train import owner
 from core.train import run as written
+from core.train.ending import missing_end
 from core.train.folder import Folder
 from core.train.lesson import buckets, caption_of, divided
 from core.train.preview import prompts
@@ -59,6 +60,9 @@ class Status:
     lora: str | None
     """The LoRA of the last step."""
     error: str | None
+    """Why it failed; `None` in any other state."""
+    notes: tuple[str, ...]
+    """What it went on without, such as a preview."""
 
 
 def settled(
@@ -122,6 +126,8 @@ def forked(folder: Folder, step: int, overrides: Mapping[str, Any], *, account: 
         kept = ", ".join(str(int(file.stem)) for file in sorted(folder.states.glob("*.safetensors")))
         raise UserError(f"step: {step} is not kept; it takes {kept or 'none yet'}.")
     made, _ = fitted(overridden(parent.settings, overrides))
+    if made.steps <= step:
+        raise UserError(f"steps: {made.steps} are not beyond step {step}, from which the fork goes on; it takes more.")
     shape = ("kind", "rank", "ranks", "targets", "text_encoders", "optimizer")
     if changed := [name for name in shape if getattr(made, name) != getattr(parent.settings, name)]:
         raise UserError(f"{changed[0]}: {getattr(made, changed[0])!r} would be another LoRA; a fork keeps {', '.join(shape)}.")
@@ -159,12 +165,14 @@ def of(account: str | None) -> list[Folder]:
 def start(folder: Folder) -> None:
     """Train the run, or go on with it, in a process of its own; it waits while another one trains.
 
-    Raises `UserError` where none can begin now, and for a run that is being trained already.
+    Raises `UserError` where none can begin now, and for a run that is done or being trained already.
     """
     admitted()
+    check_unfinished(folder)
     with folder.owned() as lock, folder.log.open("ab") as log:  # the process has the run from its first moment on
         folder.go_on()
         folder.wait()
+        folder.begin()
         command = [sys.executable, "-m", "core.train", "--resume", str(folder.path), "--owner", str(lock)]
         threads = max(1, (os.cpu_count() or 1) // 2)  # the page computes, too: two teams on the same cores slow both down fourfold
         told = {name: value for name, value in os.environ.items() if name not in SECRET}
@@ -180,10 +188,22 @@ def admitted() -> None:
         raise UserError(f"run: {limits.RUNS_WAITING} wait for their turn, and no more may; press again when one has ended.")
 
 
+def check_unfinished(folder: Folder) -> None:
+    """Raise `UserError` for a run that is done: there is nothing to go on with."""
+    if (found := status(folder)).state == "done":
+        raise UserError(f"run: {folder.name} is done, {found.step} of {found.steps} steps; fork it to train further.")
+
+
 @contextmanager
-def turn(folder: Folder) -> Iterator[bool]:
-    """Wait until no other run trains and none has waited longer; gives whether to go on, or `False` when asked to stop meanwhile."""
+def turn(folder: Folder, waits: Callable[[], None]) -> Iterator[bool]:
+    """Wait until no other run trains and none has waited longer; gives whether to go on, or `False` when asked to stop meanwhile.
+
+    `waits` is called once where it is not its turn at once.
+    """
     RUNS.mkdir(parents=True, exist_ok=True)
+    if not folder.waits():
+        folder.wait()
+    told = False
     with (RUNS / "turn").open("w") as lock:
         while not folder.asked_to_stop():
             if not any(other.waits_longer_than(folder) for other in listed() if other.path != folder.path):
@@ -192,6 +212,9 @@ def turn(folder: Folder) -> Iterator[bool]:
                     break
                 except BlockingIOError:
                     pass
+            if not told:
+                waits()
+                told = True
             time.sleep(TURN_SECONDS)
         folder.wait_no_more()
         yield not folder.asked_to_stop()
@@ -207,10 +230,14 @@ def status(folder: Folder) -> Status:
     run, lines = written.read(folder), folder.said()
     losses = [line for line in lines if line["kind"] == "loss"]
     step, last, alive = losses[-1]["step"] if losses else 0, written.last(folder), folder.is_owned() or folder.is_away()
+    error = None
     if alive:
         state = "stopping" if folder.asked_to_stop() else "waiting" if folder.waits() else "running"
+    elif last and step == run.settings.steps:
+        state = "done"
     else:
-        state = "done" if last and step == run.settings.steps else "failed" if folder.failure() else "stopped"
+        error = folder.failure() or missing_end(folder)
+        state = "failed" if error else "stopped"
     saved = [line["file"] for line in lines if line["kind"] == "saved"]
     return Status(
         state=state,
@@ -221,7 +248,8 @@ def status(folder: Folder) -> Status:
         previews=tuple(line["file"] for line in lines if line["kind"] == "preview"),
         checkpoints=tuple(name for name in saved if last is None or name != last.name),
         lora=last.name if last else None,
-        error=folder.failure() if state == "failed" else None,
+        error=error,
+        notes=tuple(line["text"] for line in lines if line["kind"] == "note"),
     )
 
 
@@ -246,6 +274,8 @@ def advice(run: Run, dataset: Dataset) -> list[str]:
         said.append(f"rate: {made.rate:g} is not what Prodigy expects; it finds the rate itself and takes 1.")
     elif made.optimizer == usual.optimizer and not usual.rate / 10 < made.rate < usual.rate * 10:
         said.append(f"rate: {made.rate:g} is {made.rate / usual.rate:.3g} times the recipe's {usual.rate:g}.")
+    if made.text_encoders and made.own_text_rate != made.text_rate:
+        said.append(f"text_rate: Prodigy has one rate for all that it trains; {made.text_rate:g} is not used, the text encoders take rate, {made.rate:g}.")
     if made.warmup >= made.steps:
         said.append(f"warmup: {made.warmup} steps are all of the {made.steps}: the rate never arrives.")
     if uncaptioned := [sample for sample in own if not sample.caption]:

@@ -64,7 +64,7 @@ class Training:
     rate: float = 1e-4
     """Learning rate of the U-Net."""
     text_rate: float = 5e-5
-    """Learning rate of the text encoders."""
+    """Learning rate of the text encoders; Prodigy, which has one rate for all, takes `rate`."""
     optimizer: str = "AdamW8bit"
     """AdamW, AdamW8bit, Lion8bit, Adafactor or Prodigy."""
     weight_decay: float = 0.01
@@ -119,6 +119,11 @@ class Training:
     @property
     def pictures_a_step(self) -> int:
         return self.batch * self.accumulation
+
+    @property
+    def own_text_rate(self) -> float:
+        """The rate at which the text encoders are trained: Prodigy finds one for all that it trains, and refuses a second."""
+        return self.rate if self.optimizer == "Prodigy" else self.text_rate
 
     @property
     def block_ranks(self) -> dict[str, int]:

@@ -82,6 +82,7 @@ def compute(studio: Client, folder: Path) -> dict[str, str]:
     found = {}
     prompt = "1girl, (blue hair:1.2), [smile|open mouth], white background <lora:nano-airbrush:1.5>"
     stages = {"hires": True, "detail": {"detector": "nano face"}, "grain": True}
+    more: dict[str, Any]
     for name, more in {"picture": {}, "picture with stages": stages}.items():
         files, report = studio.predict(prompt=prompt, preset="nano", seed=7, count=2, **more, api_name="/generate")
         found[name] = digest(*(Path(file).read_bytes() for file in files))

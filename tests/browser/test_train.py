@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from gradio_client import Client
 
-from core import lorafile
+from core import gpu, lorafile
 from core.device import on_zero_gpu
 from core.nano.lessons import airbrushed
 
@@ -67,6 +68,25 @@ def test_case_22_fifteen_pictures_become_a_lora_while_the_page_is_away(page, sof
     page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
     found = lorafile.read(lora)
     assert (found.rank, found.scale, found.components) == (4, 0.5, ("unet",))
+
+
+@pytest.mark.skipif(on_zero_gpu(), reason="a lent GPU trains in its turn, between pictures")
+def test_a_run_is_shown_and_stopped_while_pictures_are_made(page, client: Client, soft: list[Path]) -> None:
+    brought(page, soft[:3])
+    page.locator("#trigger textarea, #trigger input").fill("soft")
+    page.locator("#train-steps input").fill("5000")
+    work = [client.submit(prompt="1girl", steps=150, count=16, api_name="/generate") for _ in range(2)]
+    page.get_by_role("button", name="Train", exact=True).click()
+    status, shown = page.locator("#train-status"), re.compile(r"Waiting for its turn|Preparing pictures|Step \d+ of 5000 · loss")
+    status.get_by_text(shown).wait_for()
+    page.locator("#train-stop").click()
+    status.get_by_text("Stopped. Step").wait_for(timeout=90_000)
+    page.locator("#resume").click()
+    status.get_by_text(shown).wait_for()
+    assert gpu.alone(lambda: "free") is None, "the pictures were ready before: nothing was shown while they were made"
+    page.locator("#train-stop").click()
+    for each in work:
+        each.cancel()
 
 
 @pytest.mark.soak

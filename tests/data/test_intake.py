@@ -30,6 +30,35 @@ def test_a_zip_a_folder_and_loose_files_are_the_same(tmp_path: Path) -> None:
     assert len({dataset.fingerprint() for dataset in found}) == 1
 
 
+def test_masks_of_onetrainer_are_no_pictures_however_they_come(tmp_path: Path) -> None:
+    """Beside their picture they are counted; one without it is named, as it may be a picture by accident of its name."""
+    told = "Masks of OneTrainer are left out and not trained as pictures:"
+    plain = {"a.jpg": picture(BLUE, kind="JPEG"), "a-masklabel.png": PNG, "a.txt": "sky", "b.png": PNG, "b-condlabel.PNG": PNG, "c-masklabel.png": PNG}
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name, data in plain.items():
+        (folder / name).write_bytes(data if isinstance(data, bytes) else data.encode())
+    classed = {f"3_sky/{name}": data for name, data in plain.items()}
+    toml = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "3_sky"\n'
+    ways = {
+        "zip": [zipped(tmp_path, plain, "plain.zip")],
+        "folder": [folder],
+        "loose": sorted(folder.iterdir()),
+        "class": [zipped(tmp_path, classed, "classed.zip")],
+        "toml": [zipped(tmp_path, {**classed, "set.toml": toml}, "toml.zip")],
+    }
+    for way, sources in ways.items():
+        found = imported(sources, tmp_path / f"from {way}")
+        assert [s.name.removeprefix("3_sky/") for s in found.samples] == ["a.jpg", "b.png"], way
+        place = "3_sky/" if way in ("class", "toml") else ""
+        assert f"{told} 2 files, such as '{place}a-masklabel.png'." in found.notes, way
+        assert reasons(found) == {f"{place}c-masklabel.png": "it is a mask of no picture that is trained"}, way
+    one = imported([zipped(tmp_path, {"a.png": PNG, "a-masklabel.png": PNG})], tmp_path / "one", regularisation=True)
+    assert (len(one.samples), one.notes) == (1, (f"{told} 'a-masklabel.png'.",))
+    with pytest.raises(UserError, match=r"nothing can be used; 'c-masklabel\.png': it is a mask of no picture"):
+        imported([folder / "c-masklabel.png"], tmp_path / "none")
+
+
 def test_folders_inside_are_kept_in_names_only(take: Take) -> None:
     found = take({"my set/one/a.png": PNG, "my set/two/a.png": PNG, "my set/one/a.txt": "first"})
     assert [(s.name, s.caption, s.group, s.repeats) for s in found.samples] == [("my set/one/a.png", "first", "one", 1), ("my set/two/a.png", "", "two", 1)]

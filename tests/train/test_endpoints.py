@@ -27,6 +27,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
             out.write(folder / f"{i}.png", f"soft {i}.png")
             if i == 0:
                 out.writestr("soft 0.txt", caption)
+                out.write(folder / f"{i}.png", "soft 0-masklabel.png")
         out.writestr("notes.png", b"no picture")
     return archive
 
@@ -44,6 +45,7 @@ def test_from_a_zip_to_a_lora(client: Client, pictures: Path) -> None:
     begun = client.predict(dataset=handle_file(pictures), recipe="nano-quick", trigger="soft", overrides=FEW, api_name="/train_start")
     assert (begun["steps"], begun["images"], begun["buckets"]) == (4, 4, {"128x128": 4})
     assert any("notes.png" in line for line in begun["warnings"]), "a file that was left out is named"
+    assert "Masks of OneTrainer are left out and not trained as pictures: 'soft 0-masklabel.png'." in begun["warnings"]
     assert any("3 of 4 pictures have none" in line for line in begun["warnings"])
     status = ended(client, begun["run"])
     assert (status["state"], status["step"], status["error"], status["seconds_left"]) == ("done", 4, None, None)

@@ -22,6 +22,21 @@ def test_case_20_every_optimiser_goes_on_exactly_twice(optimizer: str, tmp_path:
     assert_same(straight, broken)
 
 
+TEXT = [*((optimizer, {}) for optimizer in OPTIMIZERS), ("Prodigy", {"text_rate": 1.0}), ("Lion8bit", {"text_rate": 2e-4})]
+
+
+@pytest.mark.parametrize(("optimizer", "more"), TEXT, ids=[f"{name} {'with' if more else 'without'} a text rate" for name, more in TEXT])
+def test_every_optimiser_trains_the_text_encoders_and_goes_on_exactly(optimizer: str, more: dict, tmp_path: Path) -> None:
+    data = dataset(tmp_path / "data")
+    how = {"optimizer": optimizer, "rate": 1.0 if optimizer == "Prodigy" else 1e-3, "text_encoders": True, "steps": 4, "save_every": 2, **more}
+    straight, broken = (prepared(data, tmp_path / name, **how)[0] for name in "ab")
+    followed(straight)
+    followed(broken, 3)  # the third is of the LoRA: the state of step 2 is not written yet
+    followed(broken)
+    assert len(losses(straight)) == 4
+    assert_same(straight, broken)
+
+
 @pytest.mark.parametrize(
     "settings",
     [

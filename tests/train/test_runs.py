@@ -1,6 +1,8 @@
 """Runs as people have them: processes of their own that are killed, stopped, resumed, queued and forked; bad machines; bad choices."""
 
+import fcntl
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -8,12 +10,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from core import generate as generation
+from core import gpu
 from core.data import dataset as datasets
+from core.events import Note, Saved
 from core.train import runs
 from core.train.folder import Folder
+from core.train.loop import train
 from core.train.settings import recipes
 from core.types import UserError
+from tabs import watching
 from tests.train.parts import CAPTIONS, SMALL, assert_same, dataset, followed, losses, prepared, set_up
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -154,6 +162,51 @@ def test_a_fork_goes_on_from_a_checkpoint_with_its_own_settings(tmp_path: Path) 
         runs.forked(parent, 5, {})
     with pytest.raises(UserError, match="rank: 2 would be another LoRA"):
         runs.forked(parent, 4, {"rank": 2})
+    for steps in (3, 4):
+        with pytest.raises(UserError, match=rf"steps: {steps} are not beyond step 4, from which the fork goes on; it takes more\."):
+            runs.forked(parent, 4, {"steps": steps})
+
+
+def test_stop_is_heeded_while_pictures_are_prepared(tmp_path: Path) -> None:
+    folder = set_up(dataset(tmp_path / "data"))
+    folder.ask_to_stop()
+    assert not followed(folder)
+    assert len(list(folder.latents.iterdir())) == 1, "of four pictures"
+    assert runs.status(folder).state == "stopped"
+
+
+@pytest.mark.parametrize(
+    ("error", "why"),
+    [
+        (torch.OutOfMemoryError("no memory"), "this machine ran out of memory; preview_every = 0 makes none."),
+        (RuntimeError("a bug"), "they broke off (RuntimeError)."),
+    ],
+    ids=["memory", "bug"],
+)
+def test_no_preview_ends_a_training(error: Exception, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise error
+
+    folder = set_up(dataset(tmp_path / "data"), steps=4, preview_every=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(generation, "denoise", fails)
+        followed(folder)
+    status = runs.status(folder)
+    assert (status.state, status.previews) == ("done", ())
+    assert status.notes == (f"Previews of step 2 are left out: {why}", f"Previews of step 4 are left out: {why}")
+    assert "preview" in sentence(folder).lower()
+
+
+def test_stop_is_heeded_while_previews_are_made(tmp_path: Path) -> None:
+    folder = set_up(dataset(tmp_path / "data"), steps=8, preview_every=4, save_every=4)
+    with folder.owned():
+        events = train(folder)
+        while not isinstance(gpu.lane(next, events), Saved):
+            pass
+        folder.ask_to_stop()
+        rest = gpu.lane(list, events)
+    assert [type(event) for event in rest] == [Note]
+    assert (folder.last(), runs.status(folder).notes) == (4, ("Previews of step 4 are left out: the run was asked to stop.",))
 
 
 def test_a_loss_that_is_no_number_is_said_and_the_last_state_stays(tmp_path: Path) -> None:
@@ -194,6 +247,78 @@ def test_case_25_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(tmp_
         subprocess.run(["umount", "-l", disk], check=True)
 
 
+def test_a_run_whose_process_is_killed_is_not_told_as_stopped(tmp_path: Path) -> None:
+    folder = set_up(dataset(tmp_path / "data"), steps=2000, save_every=5)
+    assert "nothing is lost" not in sentence(folder), "it was never begun"
+    runs.start(folder)
+    while folder.last() < 5:
+        time.sleep(0.05)
+    subprocess.run(["pkill", "-KILL", "-f", f"resume {folder.path}"], check=True)
+    told = ended(folder)
+    assert told.state == "failed"
+    assert told.error == (
+        f"Its process was killed, or ran out of memory, and could not say so. Resume it, and it goes on from step {folder.last()}. Its log is {folder.log}."
+    )
+    assert "nothing is lost" not in sentence(folder)
+    folder.go_on()
+    folder.ask_to_stop()
+    followed(folder)
+    assert runs.status(folder).state == "stopped"
+    assert "nothing is lost" in sentence(folder)
+
+
+def test_an_error_that_nobody_foresaw_is_told_with_the_place_of_its_log(tmp_path: Path) -> None:
+    folder = set_up(dataset(tmp_path / "data"), steps=3)
+    folder.states.mkdir()
+    torn = folder.states / "000001.safetensors"
+    torn.write_bytes(b"torn")
+    runs.start(folder)
+    told = ended(folder)
+    assert told.state == "failed"
+    assert re.fullmatch(rf"It broke off \(SafetensorError: .*\)\. The last state stays; the log is {folder.log}\.", told.error or ""), told.error
+    assert "Traceback" in folder.log.read_text()
+    torn.unlink()
+    followed(folder)
+    assert runs.status(folder).state == "done"
+    with pytest.raises(UserError, match=r"is done, 3 of 3 steps; fork it"):
+        runs.start(folder)
+
+
+def sentence(folder: Folder) -> str:
+    """What the page says of it."""
+    return str(watching.watched(folder.name, None)[0])
+
+
+def terminal(folder: Folder) -> subprocess.Popen[str]:
+    """`--resume` in a terminal, its lines to be read as they come."""
+    return subprocess.Popen([sys.executable, "-m", "core.train", "--resume", folder.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+
+
+def test_a_terminal_says_that_it_waits_stops_by_ctrl_c_and_goes_on(tmp_path: Path) -> None:
+    folder = set_up(dataset(tmp_path / "data"), steps=4000, save_every=4000)
+    with (runs.RUNS / "turn").open("w") as lock:  # as another run that trains
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        process = terminal(folder)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "Waiting for its turn: another run trains.\n"
+        assert runs.status(folder).state == "waiting"
+    stopped(folder, process, signal.SIGINT)
+    stopped(folder, terminal(folder), signal.SIGTERM)
+
+
+def stopped(folder: Folder, process: subprocess.Popen[str], number: int) -> None:
+    """Let the run make another step, then signal its process: it ends saved, and says so."""
+    begin = folder.last()
+    while (losses(folder) or [(0,)])[-1][0] <= begin:
+        assert process.poll() is None, "it ended without a step"
+        time.sleep(0.05)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert said.endswith(f"Stopped at step {folder.last()}; --resume goes on from there.\n")
+    assert (process.returncode, runs.status(folder).state) == (0, "stopped")
+    assert folder.last() > begin
+
+
 def test_the_example_run_from_a_terminal_and_what_a_terminal_gets_wrong(tmp_path: Path) -> None:
     example = (ROOT / "presets" / "training" / "example_run.toml").read_text()
     quick = tmp_path / "quick.toml"
@@ -202,6 +327,8 @@ def test_the_example_run_from_a_terminal_and_what_a_terminal_gets_wrong(tmp_path
     done = subprocess.run([sys.executable, "-m", "core.train", quick, "--out", out], cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "Saved step=2 file=airbrush.safetensors" in done.stdout
+    done = subprocess.run([sys.executable, "-m", "core.train", "--resume", out], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, f"The run is done, 2 of 2 steps: {out / 'loras' / 'airbrush.safetensors'}. Fork it to train further.\n")
     for said, sentence in (
         ([quick, "--out", out], "is there already; resume it"),
         (["--resume", tmp_path / "none"], "holds no run"),
@@ -255,6 +382,14 @@ def test_what_makes_no_sense_is_said_with_its_number(tmp_path: Path) -> None:
     assert [line.partition(":")[0] for line in said] == ["alpha", "steps", "rate", "warmup"]
     assert "600 steps of 4 on 2 pictures show each 1200 times" in said[1]
     assert "0.005 is 10 times the recipe's 0.0005" in said[2]
+
+
+def test_a_text_rate_that_prodigy_cannot_use_is_said(tmp_path: Path) -> None:
+    asked = {"optimizer": "Prodigy", "rate": 1.0, "text_encoders": True}
+    _, said = runs.settled(dataset(tmp_path / "data"), "nano-quick", trigger="flow", overrides=asked)
+    assert "text_rate: Prodigy has one rate for all that it trains; 5e-05 is not used, the text encoders take rate, 1." in said
+    _, said = runs.settled(dataset(tmp_path / "same"), "nano-quick", trigger="flow", overrides={**asked, "text_rate": 1.0})
+    assert not [line for line in said if line.startswith("text_rate")]
 
 
 @pytest.mark.parametrize(

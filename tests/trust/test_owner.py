@@ -48,7 +48,9 @@ def space() -> Iterator[str]:
 
     with pytest.MonkeyPatch.context() as here:
         here.setenv("SPACE_ID", "ann/studio")
-        page = app.build()
+        with here.context() as built:
+            built.setenv("SPACES_ZERO_GPU", "1")  # its page has every way, the slices of a lent GPU among them
+            page = app.build()
         middleware = {"middleware": [Middleware(Sessions)]}
         _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", app_kwargs=middleware, **app.LAUNCH)
         yield url
