@@ -5,7 +5,6 @@ where an operation meets two.
 """
 
 import copy
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from tests.train.parts import assert_same, dataset, followed, prepared
 
 
 @pytest.fixture
-def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
+def card(monkeypatch: pytest.MonkeyPatch) -> FakeTensorMode:
     """A machine with a small card. A module's move is a move in place there, as on a real card, which fake tensors cannot do themselves."""
 
     def to(module: torch.nn.Module, *where: Any, **how: Any) -> torch.nn.Module:
@@ -46,7 +45,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeTensorMode]:
     monkeypatch.setattr(turns, "this_machine", lambda: small)
     monkeypatch.setattr(torch.nn.Module, "to", to)
     monkeypatch.setattr("core.encode._weighted", lambda states, _: states)  # it looks at numbers, of which there are none
-    yield FakeTensorMode(allow_non_fake_inputs=True)
+    return FakeTensorMode(allow_non_fake_inputs=True)
 
 
 def faked(pipeline: StableDiffusionXLPipeline, mode: FakeTensorMode) -> StableDiffusionXLPipeline:
