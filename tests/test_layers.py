@@ -76,6 +76,7 @@ FLOORS = [
     {
         "core.data.files",
         "core.train.ending",
+        "core.train.turns",
         "core.train.settings",
         "core.train.objective",
         "core.tools",

@@ -22,14 +22,22 @@ TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 TEXT_FEED_FORWARD = ("fc1", "fc2")
 
 
+class Twin(StableDiffusionXLPipeline):
+    """A pipeline around twins, which computes where its U-Net lies: the other parts may be elsewhere and come for their turn."""
+
+    @property
+    def _execution_device(self) -> torch.device:
+        return self.unet.device
+
+
 class Adapter:
     """A LoRA under way on a twin of `pipeline`, as it is before its first step."""
 
     def __init__(self, pipeline: StableDiffusionXLPipeline, made: Training):
         self.settings = made
-        self.trained = COMPONENTS if made.text_encoders else COMPONENTS[:1]
+        self.trained = components_of(made)
         twins = {name: _twin(getattr(pipeline, name)) for name in self.trained}
-        self.pipeline = StableDiffusionXLPipeline(**{**pipeline.components, **twins})
+        self.pipeline = Twin(**{**pipeline.components, **twins})
         self.ranks = {name: ranks(twin, name, made) for name, twin in twins.items()}
         device = next(twins["unet"].parameters()).device
         with torch.random.fork_rng(devices=[]):  # the matrices begin at random, by the run's own seed
@@ -84,6 +92,11 @@ class Adapter:
             for module in unet.modules():
                 if getattr(module, "gradient_checkpointing", False) and id(module) not in inside:
                     module.gradient_checkpointing = False  # type: ignore[assignment]
+
+
+def components_of(made: Training) -> tuple[str, ...]:
+    """The components that a run trains."""
+    return COMPONENTS if made.text_encoders else COMPONENTS[:1]
 
 
 def _twin(model: torch.nn.Module) -> torch.nn.Module:

@@ -22,6 +22,7 @@ from core.data.buckets import Fit
 from core.encode import Conditioning, encode
 from core.prompts import Span
 from core.tensorfile import write_tensors
+from core.train.turns import bring
 
 TEXT_BYTES = 512 * 2**20
 """Of captions that are kept: about 1,600 of SDXL's."""
@@ -56,7 +57,7 @@ class Posteriors:
     @torch.no_grad()
     def _made(self, picture: Image.Image) -> dict[str, torch.Tensor]:
         pixels = torch.from_numpy(np.asarray(picture, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
-        with _in_float32(self.vae):
+        with bring(self.vae), _in_float32(self.vae):
             found = self.vae.encode(pixels.to(self.vae.device)).latent_dist
         return {"mean": (found.mean[0] - self.shift).cpu() * self.scale, "deviation": found.std[0].cpu() * self.scale}
 
@@ -106,7 +107,8 @@ class Texts:
     @torch.no_grad()
     def _one(self, caption: str) -> Conditioning:
         if caption not in self._kept:
-            made = encode(self.pipeline, [_said(caption)], self.clip_skip)
+            with bring(self.pipeline.text_encoder, self.pipeline.text_encoder_2):
+                made = encode(self.pipeline, [_said(caption)], self.clip_skip)
             self._kept[caption] = Conditioning(made.states[0], made.pooled[0])
             self._bytes += _size(self._kept[caption])
             while self._bytes > TEXT_BYTES and len(self._kept) > 2:

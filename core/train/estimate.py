@@ -10,12 +10,13 @@ from diffusers import StableDiffusionXLPipeline
 from core.data.dataset import Dataset
 from core.encode import Conditioning
 from core.memory import ran_out_of_memory, release
-from core.train.adapter import Adapter
+from core.train.adapter import Adapter, components_of
 from core.train.lesson import buckets
 from core.train.objective import Batch, errors, schedule
 from core.train.preview import preset, strengths
 from core.train.run import Run
 from core.train.settings import Training
+from core.train.turns import keep_on_device
 from core.types import Model
 
 NUMBERS = {"AdamW": 2.0, "AdamW8bit": 0.5, "Lion8bit": 0.25, "Adafactor": 0.1, "Prodigy": 4.0}
@@ -72,7 +73,8 @@ def pace(pipeline: StableDiffusionXLPipeline, model: Model, made: Training, data
     On the thread that has the model. `None` where the memory does not suffice.
     """
     try:
-        return _pace(pipeline, made, *batches(model, made, dataset))
+        with keep_on_device(pipeline, components_of(made)):
+            return _pace(pipeline, made, *batches(model, made, dataset))
     except Exception as error:
         if not ran_out_of_memory(error):
             raise

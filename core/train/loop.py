@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import StableDiffusionXLPipeline
 from safetensors import SafetensorError
 
 from core import models
 from core.data import dataset as datasets
 from core.events import Failed, Loss, Note, Preview, Saved, Validation
 from core.memory import ran_out_of_memory, release
-from core.train.adapter import Adapter
+from core.train.adapter import Adapter, components_of
 from core.train.export import export
 from core.train.fellows import Alone
 from core.train.folder import Folder
@@ -29,7 +30,8 @@ from core.train.lesson import Lessons
 from core.train.objective import errors, schedule
 from core.train.optimizer import factor, optimizer, remembered, restore, set_rates
 from core.train.preview import previews
-from core.train.run import last, read
+from core.train.run import Run, last, read
+from core.train.turns import keep_on_device, take_turns
 from core.types import UserError
 
 STATE_SECONDS = 30
@@ -52,7 +54,10 @@ def train(folder: Folder, seconds: float = math.inf, fellows: Alone | None = Non
     """
     fellows, until = fellows or Alone(), time.monotonic() + seconds
     try:
-        yield from Session(folder, fellows).steps(until)
+        run = read(folder)
+        pipeline = models.load(run.model)
+        with keep_on_device(pipeline, components_of(run.settings)):
+            yield from Session(folder, fellows, run, pipeline).steps(until)
         return
     except UserError as error:
         message = str(error)
@@ -68,13 +73,13 @@ def train(folder: Folder, seconds: float = math.inf, fellows: Alone | None = Non
 class Session:
     """A run in memory."""
 
-    def __init__(self, folder: Folder, fellows: Alone):
-        self.folder, self.fellows, self.run = folder, fellows, read(folder)
+    def __init__(self, folder: Folder, fellows: Alone, run: Run, pipeline: StableDiffusionXLPipeline):
+        """`pipeline` is the run's base, with what is trained on the device."""
+        self.folder, self.fellows, self.run, self.pipeline = folder, fellows, run, pipeline
         made = self.run.settings
         self.dataset = datasets.load(folder.dataset)
         if self.dataset.fingerprint() != self.run.fingerprint:
             raise UserError("dataset: the pictures or captions are no longer those that the run was set up with; set up a new run.")
-        pipeline = models.load(self.run.model)
         if made.precision == "float32" != str(pipeline.unet.dtype).removeprefix("torch."):
             pipeline.unet.to(torch.float32)
         self.adapter = Adapter(pipeline, made)
@@ -219,21 +224,21 @@ class Session:
 
     def _previews(self, lora: Path) -> Iterator[Preview | Note]:
         """The pictures of this step; those that cannot be made are left out with a note, for no picture ends a training."""
-        try:
-            for picture in previews(self.run, lora, self.step, self.folder.previews, self.folder.asked_to_stop):
-                shown = Preview(step=self.step, file=picture.name)
-                self._say([shown])
-                yield shown
-            return
-        except Exception as error:
-            log.warning("a preview cannot be made", exc_info=error)
-            memory = ran_out_of_memory(error)
-            said = str(error) if isinstance(error, UserError) else f"They broke off ({type(error).__name__})."
-            why = "This machine ran out of memory; preview_every = 0 makes none." if memory else said
-        release()
-        note = Note(step=self.step, text=f"Previews of step {self.step} are left out: {why[0].lower()}{why[1:]}")
-        self._say([note])
-        yield note
+        why = None
+        with take_turns(self.pipeline, self.adapter.trained):
+            try:
+                for picture in previews(self.run, lora, self.step, self.folder.previews, self.folder.asked_to_stop):
+                    shown = Preview(step=self.step, file=picture.name)
+                    self._say([shown])
+                    yield shown
+            except Exception as error:
+                log.warning("a preview cannot be made", exc_info=error)
+                why = _reason(error)
+            release()  # before what is trained comes back
+        if why:
+            note = Note(step=self.step, text=f"Previews of step {self.step} are left out: {why}")
+            self._say([note])
+            yield note
 
     @torch.no_grad()
     def _validated(self) -> float:
@@ -278,3 +283,11 @@ class Session:
 def memory() -> int:
     """Bytes that this process has had at most: of the GPU, or else of the machine."""
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _reason(error: Exception) -> str:
+    """Why a preview cannot be made, as the end of a sentence."""
+    if ran_out_of_memory(error) or (error.__cause__ and ran_out_of_memory(error.__cause__)):
+        return "this machine ran out of memory; preview_every = 0 makes none."
+    said = str(error) if isinstance(error, UserError) else f"They broke off ({type(error).__name__})."
+    return f"{said[0].lower()}{said[1:]}"

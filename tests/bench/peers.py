@@ -270,14 +270,18 @@ def first(work: Path, told: dict[str, Any]) -> dict[str, float]:
     """
     from safetensors.torch import load_file
 
+    from core import models
     from core.blocks import to_sai
     from core.encode import Conditioning
     from core.events import Loss
     from core.train.fellows import Alone
     from core.train.loop import Session
+    from core.train.run import read
 
     seen = load_file(told["first"])
-    session = Session(prepared(work, told, steps=1), Alone())
+    folder = prepared(work, told, steps=1)
+    run = read(folder)
+    session = Session(folder, Alone(), run, models.load(run.model))
     theirs = {name.removeprefix("lora ").replace(".default.", "."): value for name, value in seen.items() if name.startswith("lora ")}
     parts = {"lora_A": "lora_down", "lora_B": "lora_up"}
     for name, matrix in session.adapter.pipeline.unet.named_parameters():
