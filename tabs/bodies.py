@@ -157,12 +157,14 @@ def _look(page: gr.Blocks, path: str, body: bytes) -> Refusal | None:
     number = said.get("fn_index") if kind != "call" else None
     if number is not None and (type(number) is not int or number not in page.fns):
         return Refusal(404, f"fn_index: {shown(number)} is unknown.")
-    if number is not None:
-        return _counted(page.fns[number], said, by_name=False)
-    if kind is None:
+    if number is None and kind is None:
         return Refusal(400, "fn_index: it is missing.")
-    fn = next((fn for fn in page.fns.values() if fn.api_name == name), None)
-    return _counted(fn, said, by_name=kind == "call") if fn else _unknown(page, name)
+    fn = page.fns[number] if number is not None else next((fn for fn in page.fns.values() if fn.api_name == name), None)
+    if fn is None:
+        return _unknown(page, name)
+    if kind in ("run", "api") and fn.queue:
+        return None  # Gradio says that it takes no direct request
+    return _counted(fn, said, by_name=kind == "call")
 
 
 def _parsed(body: bytes) -> Any:

@@ -75,7 +75,8 @@ def _chosen(caption: str, chance: random.Random) -> str:
     if "\n" in caption:
         caption = chance.choice(caption.split("\n"))
     caption = caption.replace("{{", OPEN).replace("}}", CLOSE)
-    caption = re.sub(r"\{([^}]+)\}", lambda found: chance.choice(found[1].split("|")), caption)
+    end = caption.rfind("}") + 1  # behind it each brace would be sought an end for, up to the last character
+    caption = re.sub(r"\{([^}]+)\}", lambda found: chance.choice(found[1].split("|")), caption[:end]) + caption[end:]
     return caption.replace(OPEN, "{").replace(CLOSE, "}")
 
 

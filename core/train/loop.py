@@ -287,7 +287,7 @@ def memory() -> int:
 
 def _reason(error: Exception) -> str:
     """Why a preview cannot be made, as the end of a sentence."""
-    if ran_out_of_memory(error) or (error.__cause__ and ran_out_of_memory(error.__cause__)):
+    if ran_out_of_memory(error):
         return "this machine ran out of memory; preview_every = 0 makes none."
     said = str(error) if isinstance(error, UserError) else f"They broke off ({type(error).__name__})."
     return f"{said[0].lower()}{said[1:]}"
