@@ -114,7 +114,7 @@ FLOORS = [
     {"core.transfer.report"},
     {"core.transfer.outcome"},
     {"tabs.files", "tabs.sessions", "tabs.stages", "tabs.watch", "tabs.caller"},
-    {"tabs.widgets"},
+    {"tabs.widgets", "tabs.prompt"},
     {"tabs.settings", "tabs.api", "tabs.pictures", "tabs.health", "tabs.door", "tabs.brought", "tabs.publishing"},
     {"tabs.generate", "tabs.training", "tabs.expected", "tabs.captions"},
     {"tabs.sweep", "tabs.watching", "tabs.jobs"},
