@@ -18,7 +18,7 @@ from core.train import runs
 from core.types import UserError
 from tabs import api, crossing, generate, health, publish, publishing, sweep, train, training, transfer
 from tabs.door import Door
-from tabs.files import FILES
+from tabs.files import FILES, keep_files
 from tabs.sessions import forget
 from tabs.watch import watch
 
@@ -36,7 +36,7 @@ def build() -> gr.Blocks:
     found = selfcheck.check(FILES)
     first = next(iter(presets.recipes().values()))
     gpu.lane(models.load, first.model)
-    with gr.Blocks(title="Sweetspot", analytics_enabled=False, delete_cache=(3600, 6 * 3600)) as page:
+    with gr.Blocks(title="Sweetspot", analytics_enabled=False) as page:
         gr.Markdown("# Sweetspot\nA studio for SDXL anime models that measures at which strength a LoRA works.")
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
@@ -59,6 +59,7 @@ def build() -> gr.Blocks:
             gr.Markdown("\n".join(["| what | how much |", "|---|---|", *(f"| {what} | {bound} |" for what, bound in limits.rows())]))
     watch(page)
     forget(page)
+    keep_files(page)
     journal.say("start", machine=this_machine().line(), wrong=found.wrong or None, missing=found.missing or None)
     return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
 

@@ -1,5 +1,6 @@
 """The Train tab's pictures: dropped in, and looked at in their buckets; tabs/captions.py has what they are called."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,9 @@ def data(folder: str | None) -> Dataset:
     """What was brought. Raises `UserError` before anything was."""
     if not folder:
         raise UserError("dataset: bring pictures first.")
-    return datasets.load(Path(folder))
+    found = datasets.load(Path(folder))
+    os.utime(folder)  # in use now, which the sweeper goes by
+    return found
 
 
 def crops(found: Dataset, made: Training) -> list[tuple[Any, str]]:
