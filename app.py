@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -26,7 +27,7 @@ CSS = """#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; fon
 #card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }"""
 
 LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD, "state_session_capacity": limits.SESSIONS, "footer_links": ["api"]}
-LAUNCH |= {"show_error": False, "enable_monitoring": False}
+LAUNCH |= {"show_error": False, "enable_monitoring": False, "head_paths": Path(__file__).parent / "tabs" / "notice.html"}
 PATIENCE = 20
 """Seconds that jobs and runs have to end and save once the studio is asked to close; whoever stops a container kills it after about 30."""
 

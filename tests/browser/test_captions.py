@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> Path:
 def texts(page, *parts: str) -> None:
     """Each row of the table holds this."""
     for row, part in enumerate(parts):
-        expect(page.locator("#table").get_by_role("gridcell").nth(3 * row + 2)).to_contain_text(part)
+        expect(page.locator("#table").get_by_role("gridcell").nth(3 * row + 2)).to_contain_text(part, timeout=30_000)
 
 
 def test_a_caption_of_ones_own_is_replaced_only_after_a_question_and_comes_back(page, folder: Path, screenshots: Path) -> None:
