@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -20,7 +21,7 @@ from core.types import UserError
 from tabs import api, crossing, generate, health, publish, publishing, sweep, train, training, transfer
 from tabs.bodies import Bodies, explain
 from tabs.door import Door
-from tabs.files import FILES
+from tabs.files import FILES, keep_files
 from tabs.sessions import forget
 from tabs.watch import watch
 
@@ -28,7 +29,7 @@ CSS = """#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; fon
 #card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }"""
 
 LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD[not on_space()], "state_session_capacity": limits.SESSIONS, "footer_links": ["api"]}
-LAUNCH |= {"show_error": False, "enable_monitoring": False}
+LAUNCH |= {"show_error": False, "enable_monitoring": False, "head_paths": Path(__file__).parent / "tabs" / "notice.html"}
 PATIENCE = 20
 """Seconds that jobs and runs have to end and save once the studio is asked to close; whoever stops a container kills it after about 30."""
 
@@ -38,7 +39,7 @@ def build() -> gr.Blocks:
     found = selfcheck.check(FILES)
     first = next(iter(presets.recipes().values()))
     gpu.lane(models.load, first.model)
-    with gr.Blocks(title="Sweetspot", analytics_enabled=False, delete_cache=(3600, 6 * 3600)) as page:
+    with gr.Blocks(title="Sweetspot", analytics_enabled=False) as page:
         gr.Markdown("# Sweetspot\nA studio for SDXL anime models that measures at which strength a LoRA works.")
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
@@ -61,6 +62,7 @@ def build() -> gr.Blocks:
             gr.Markdown("\n".join(["| what | how much |", "|---|---|", *(f"| {what} | {bound} |" for what, bound in limits.rows())]))
     watch(page)
     forget(page)
+    keep_files(page)
     journal.say("start", machine=this_machine().line(), wrong=found.wrong or None, missing=found.missing or None)
     return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
 

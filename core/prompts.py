@@ -29,6 +29,13 @@ def compose(recipe: Recipe, *, subject: str, character: str, general: str, quali
     return ", ".join(part for part in (part.strip() for part in _apart(text)) if part)
 
 
+def add_missing(prompt: str, text: str) -> str:
+    """The prompt, letter by letter, and behind it the tags of `text` that do not stand in it yet."""
+    there = {part.strip() for part in _apart(prompt)}
+    missing = [tag for part in _apart(text) if (tag := part.strip()) and tag not in there]
+    return ", ".join([prompt.rstrip().rstrip(","), *missing]) if missing else prompt
+
+
 def _apart(text: str) -> list[str]:
     """The text cut at its commas, but not inside brackets such as `(a, b:1.2)`."""
     parts, depth = [""], 0

@@ -3,8 +3,8 @@
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -26,6 +26,25 @@ async def _unasked(*_: Any, **__: Any) -> NoReturn:
 
 # Gradio would fetch from any public machine what a client names by an address: in any field that takes a file, and at /gradio_api/file=.
 processing_utils.async_ssrf_protected_download = safehttpx.async_validate_url = _unasked
+
+
+class _Used(set[str]):
+    """In place of a list of files to delete, which Gradio would keep for good: a file that a call takes or gives is in use now."""
+
+    def add(self, file: str) -> None:
+        with suppress(OSError):
+            os.utime(file)
+
+    def update(self, *files: Iterable[str]) -> None:
+        pass  # uploads, which are new
+
+
+def keep_files(page: gr.Blocks) -> None:
+    """Files go by the ages of `core.limits` alone, counted from their last use: no restart and no clock of Gradio's takes them."""
+    page.upload_file_set = _Used()
+    for block in page.blocks.values():
+        block.temp_files = _Used()
+    page.temp_file_sets = []
 
 
 def new_folder() -> Path:

@@ -1,4 +1,4 @@
-"""The Generate tab: a preset's controls, a prompt from its parts, pictures as they come."""
+"""The Generate tab: a preset's controls, and pictures as they come."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -10,10 +10,9 @@ from core import asking, gpu, limits, models, presets, shelf
 from core.events import Failed, Fetch, Opening, Picture, Step
 from core.expand import with_tags
 from core.markdown import plain, warned
-from core.prompts import PLACES, compose
 from core.samplers import SAMPLERS
 from core.types import Recipe
-from tabs import brought, settings, stages
+from tabs import brought, prompt, settings, stages
 from tabs.files import new_folder, save
 from tabs.widgets import LOOKS, sentences, validator
 
@@ -36,6 +35,8 @@ ASKED = (
     *stages.NAMES,
 )
 """What a job is made from: the names of `Request`'s fields, from the preset to the picture; a stage's in pieces."""
+MADE = ("gallery", "made", "status", "settings", "last_seed", "added", "compare")
+"""What shows a job. `made` holds the gallery's pictures without previews: what stays after a Stop or an error."""
 FORGET = "() => [{__type__: 'update', choices: [], value: []}]"
 STAGES = {"base": "Step", "hires": "Hires: step", "detail": "Details: step"}
 
@@ -62,33 +63,33 @@ def tab() -> Opened:
             shown |= _results()
     quiet = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     latest = {**quiet, "trigger_mode": "always_last"}  # while a person types, the last state counts
-    parts = [shown[part] for part in PARTS]
     filled = [name for name in _filled(first) if name in shown]
     fill = [shown[name] for name in filled]
 
-    def chosen(name: str) -> list[Any]:
-        values = _filled(presets.recipes()[name])
-        return [values[name] for name in filled]
+    def chosen(preset: str, start: dict[str, str], **texts: str) -> list[Any]:
+        values, said = prompt.keep_texts(_filled(presets.recipes()[preset]), start, texts)
+        return [said, *(values[name] for name in filled)]
 
     def loaded(file: str, name: str) -> list[Any]:
         values, said = settings.loaded(file, name, _filled)
         return [said, *(values.get(name, gr.skip()) for name in filled)]
 
-    shown["preset"].input(chosen, shown["preset"], fill, **quiet)
+    page_texts = {name: shown[name] for name in ("preset", "start", *prompt.TEXTS)}
+    shown["preset"].input(chosen, inputs_kwargs=page_texts, outputs=[shown["kept_texts"], *fill], **quiet)
     shown["load"].upload(loaded, [shown["load"], shown["preset"]], [shown["said"], *fill], **LOOKS)
     shown["keep"].click(
         settings.saved, inputs_kwargs={name: shown[name] for name in (*ASKED, *PARTS, "title")}, outputs=[shown["kept"], shown["said"]], **quiet
     )
-    for part in parts:
-        part.input(_composed, [shown["preset"], *parts], shown["prompt"], **latest)
+    inserted = {name: shown[name] for name in ("preset", "prompt", "start", *PARTS)}
+    shown["insert"].click(prompt.insert, inputs_kwargs=inserted, outputs=[shown["prompt"], shown["start"]], **quiet)
     # Tags that were added belong to the prompt they were added to. In the page itself: an answer could come after the next ones.
     gr.on([shown["prompt"].change, shown["other_tags"].click], None, None, shown["added"], js=FORGET, **quiet)
-    shown["prompt"].change(_tokens, shown["prompt"], shown["tokens"], **latest)
+    shown["prompt"].change(prompt.tokens, shown["prompt"], shown["tokens"], **latest)
     shown["ratio"].input(_sides, [shown["preset"], shown["ratio"]], [shown["width"], shown["height"]], **latest)
     shown["again"].click(lambda used: used, shown["last_seed"], shown["seed"], **quiet)
     shown["anew"].click(lambda: asking.RANDOM, None, shown["seed"], **quiet)
     brought.wire(shown, brought.into_file, shown["lora_file"])
-    shown["shelf"].input(lambda prompt, name: f"{prompt} <lora:{name}:1>", [shown["prompt"], shown["shelf"]], shown["prompt"], **quiet)
+    shown["shelf"].input(lambda text, name: f"{text} <lora:{name}:1>", [shown["prompt"], shown["shelf"]], shown["prompt"], **quiet)
     job: dict[str, Any] = {"validator": validator(ASKED, stages.said), "concurrency_id": "gpu", "concurrency_limit": 1, "api_visibility": "private"}
     shown["add_tags"].click(
         _tags, inputs_kwargs={name: shown[name] for name in ASKED}, outputs=[shown["added"], shown["status"]], show_progress="hidden", **job
@@ -96,11 +97,16 @@ def tab() -> Opened:
     making = shown["run"].click(
         _make,
         inputs_kwargs={name: shown[name] for name in (*ASKED, "added")},
-        outputs=[shown[name] for name in ("gallery", "status", "settings", "last_seed", "added", "compare")],
+        outputs=[shown[name] for name in MADE],
         show_progress="hidden",
         **{**job, "validator": validator((*ASKED, "added"), stages.said), "trigger_mode": "multiple"},  # as in tabs/sweep.py
     )
-    stopped = {"fn": lambda: "Stopped. What was finished stays.", "inputs": None, "outputs": shown["status"]}
+    making.failure(lambda made: made, shown["made"], shown["gallery"], **quiet)
+    stopped = {
+        "fn": lambda made: ("Stopped. What was finished stays.", made),
+        "inputs": shown["made"],
+        "outputs": [shown["status"], shown["gallery"]],
+    }
     # Said twice: a step that was on its way to the page may arrive behind the first.
     shown["stop"].click(**stopped, cancels=[making], **quiet).then(**stopped, **quiet)
     names = [*filled, "lora_file", "lora_strength"]
@@ -111,6 +117,7 @@ def _controls(first: Recipe) -> dict[str, Any]:
     """The left side, filled from a recipe: components by name."""
     c: dict[str, Any] = {}
     c["preset"] = gr.Dropdown([(r.title, r.name) for r in presets.recipes().values()], value=first.name, label="Preset", elem_id="preset")
+    c["kept_texts"] = gr.Markdown(elem_id="kept-texts")
     with gr.Accordion("About this preset", open=False):
         c["note"] = gr.Markdown(_note(first))
     with gr.Accordion("Load or save settings", open=False):
@@ -121,14 +128,8 @@ def _controls(first: Recipe) -> dict[str, Any]:
         c["kept"] = gr.File(label="Your preset", interactive=False, visible=False, elem_id="kept")
         c["said"] = gr.Markdown(elem_id="said")
     c["absent"] = gr.Markdown(_absent(first), elem_id="absent")
-    with gr.Row():
-        c["subject"] = gr.Textbox(first.subject, label="Subject", placeholder="who or what", min_width=140)
-        c["character"] = gr.Textbox(first.character, label="Character", placeholder="name, series", min_width=140)
-    c["general"] = gr.Textbox(first.general, label="General tags", lines=2)
-    c["quality"] = gr.Textbox(first.quality, label="Quality tags")
-    c["prompt"] = gr.Textbox(_whole(first), label="Prompt", info="Put together from the parts above; change it as you like.", lines=3, elem_id="prompt")
-    c["tokens"] = gr.Markdown(_tokens(_whole(first)), elem_id="tokens")
-    c["negative"] = gr.Textbox(first.negative, label="Negative prompt", lines=1, max_lines=3)
+    c |= prompt.controls(first)
+    c["start"] = gr.JSON(_filled(first)["start"], visible=False)  # in the page, which a restart of the studio leaves as it is
     with gr.Row():
         c["sampler"] = gr.Dropdown(list(SAMPLERS), value=first.sampler, label="Sampler", min_width=140)
         c["steps"] = gr.Slider(*limits.STEPS, first.steps, step=1, label="Steps", min_width=140)
@@ -173,6 +174,7 @@ def _results() -> dict[str, Any]:
     c["compare"] = gr.ImageSlider(label="Before and after hires and details", visible=False, interactive=False, elem_id="compare")
     c["settings"] = gr.Textbox(label="Settings of the last picture", lines=3, max_lines=8, buttons=["copy"], interactive=False, elem_id="settings")
     c["last_seed"] = gr.State(asking.RANDOM)
+    c["made"] = gr.State([])
     return c
 
 
@@ -181,7 +183,7 @@ def _filled(recipe: Recipe) -> dict[str, Any]:
     low, high = recipe.size_range
     side: dict[str, Any] = {"minimum": low, "maximum": high, "step": recipe.size_step}
     plain = ("negative", "sampler", "steps", *PARTS)
-    return {name: getattr(recipe, name) for name in plain} | {
+    values = {name: getattr(recipe, name) for name in plain} | {
         "cfg": gr.update(value=recipe.cfg, minimum=recipe.cfg_range[0], maximum=recipe.cfg_range[1]),
         "width": gr.update(value=recipe.width, **side),
         "height": gr.update(value=recipe.height, **side),
@@ -189,12 +191,13 @@ def _filled(recipe: Recipe) -> dict[str, Any]:
         "seed": gr.skip(),
         "clip_skip": 2,
         "preset": gr.skip(),
-        "prompt": _whole(recipe),
-        "tokens": _tokens(_whole(recipe)),
+        "prompt": prompt.whole(recipe),
+        "tokens": prompt.tokens(prompt.whole(recipe)),
         "note": _note(recipe),
         "absent": _absent(recipe),
         **stages.filled(recipe),
     }
+    return values | {"start": {name: values[name] for name in prompt.TEXTS}}
 
 
 def _tags(**values: Any) -> tuple[Any, str]:
@@ -206,48 +209,52 @@ def _tags(**values: Any) -> tuple[Any, str]:
 
 
 def _make(added: list[str], **values: Any) -> Iterator[tuple[Any, ...]]:
-    """Run the job for the page: (gallery, status, settings, last seed, added tags, before and after) after each event."""
-    skip, hidden = gr.skip(), gr.update(visible=False)
-    values, prompt = asking.settled(stages.said(values)), values["prompt"]
+    """Run the job for the page: what `MADE` shows after each event. Until there is a picture, those from before stay."""
+    skip = gr.skip()
+    values, text = asking.settled(stages.said(values)), values["prompt"]
     if values["expand"] and not added:
-        yield [], "Adding tags …", "", skip, skip, hidden
+        yield _shown(status="Adding tags …")
         tags, _ = _tags(**values)
         added = tags["value"]
-        yield skip, f"Added: {plain(', '.join(added)) or 'nothing'}.", skip, skip, tags, skip
-    values["prompt"] = with_tags(prompt, added)
-    cells, folder = asking.cells(values, expanded=prompt if added else None), new_folder()
+        yield _shown(status=f"Added: {plain(', '.join(added)) or 'nothing'}.", added=tags)
+    values["prompt"] = with_tags(text, added)
+    cells, folder = asking.cells(values, expanded=text if added else None), new_folder()
     done: list[str] = []
     notes: list[str] = []
     begin = time.monotonic()
-    yield [], "Waiting for the model …", "", cells[0].request.seed, skip, hidden
+    yield _shown(status="Waiting for the model …")
     with sentences():
         for event in gpu.run(cells, previews=True):
             match event:
                 case Fetch() | Opening():
-                    yield skip, brought.arrived(event), skip, skip, skip, skip
+                    yield _shown(status=brought.arrived(event))
                 case Step():
                     place = f" · picture {event.pictures_done + 1} of {event.pictures}" if event.pictures > 1 else ""
                     said = f"{STAGES[event.stage]} {event.step} of {event.steps}{place} · about {event.seconds_left:.0f} s left"
-                    yield [*done, *event.previews] if event.previews else skip, said, skip, skip, skip, skip
+                    yield _shown(gallery=[*done, *event.previews] if event.previews else skip, status=said)
                 case Picture():
-                    file, text = save(event, folder)
+                    file, settings_text = save(event, folder)
                     done.append(file)
                     notes += [note for note in event.notes if note not in notes]
-                    slider = gr.update(value=(event.before.resize(event.image.size), event.image), visible=True) if event.before else skip
-                    yield list(done), f"Picture {len(done)} of {len(cells)} is finished.", text, skip, skip, slider
+                    pair = (event.before.resize(event.image.size), event.image) if event.before else None
+                    yield _shown(
+                        gallery=list(done),
+                        made=list(done),
+                        status=f"Picture {len(done)} of {len(cells)} is finished.",
+                        settings=settings_text,
+                        last_seed=cells[0].request.seed,
+                        compare=gr.update(value=pair, visible=pair is not None),
+                    )
                 case Failed():
-                    yield list(done), warned(event.message), skip, skip, skip, skip
+                    yield _shown(status=warned(event.message))
                     raise gr.Error(event.message)
     hints = plain(" ".join(asking.advice(values) + notes))
-    yield skip, f"{len(done)} picture{'s' * (len(done) > 1)} in {time.monotonic() - begin:.1f} s. {hints}", skip, skip, skip, skip
+    yield _shown(status=f"{len(done)} picture{'s' * (len(done) > 1)} in {time.monotonic() - begin:.1f} s. {hints}")
 
 
-def _composed(name: str, *words: str) -> str:
-    return compose(presets.recipes()[name], **dict(zip(PARTS, words, strict=True)))
-
-
-def _whole(recipe: Recipe) -> str:
-    return compose(recipe, **{part: getattr(recipe, part) for part in PARTS})
+def _shown(**updates: Any) -> tuple[Any, ...]:
+    """What `MADE` shows, by name; what is not named stays."""
+    return tuple(updates.get(name, gr.skip()) for name in MADE)
 
 
 def _note(recipe: Recipe) -> str:
@@ -258,11 +265,6 @@ def _note(recipe: Recipe) -> str:
 
 def _absent(recipe: Recipe) -> str:
     return models.absence(models.find(recipe.model)) or ""
-
-
-def _tokens(prompt: str) -> str:
-    many = models.tokens(prompt[: limits.PROMPT])
-    return f"{many} of {PLACES} tokens" + ("" if many <= PLACES else " · ⚠️ read in chunks; stay below 75 for a clear picture")
 
 
 def _sides(name: str, ratio: str) -> tuple[int, int]:

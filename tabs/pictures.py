@@ -1,5 +1,6 @@
-"""The Train tab's pictures: dropped in, looked at in their buckets, captioned, corrected."""
+"""The Train tab's pictures: dropped in, and looked at in their buckets; tabs/captions.py has what they are called."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from core.caption import Tagger
 from core.data import dataset as datasets
 from core.data.dataset import Dataset
 from core.data.intake import imported, written
-from core.data.tagging import advice, counts, replaced, tagged
+from core.data.tagging import advice, counts, tagged
+from core.data.undo import carry_over, has_undo
 from core.markdown import plain, warned
 from core.train.caches import cropped
 from core.train.lesson import buckets
@@ -21,7 +23,8 @@ from tabs.widgets import WRITES
 
 KINDS = [".zip", ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".txt", ".caption", ".toml"]
 SHOWN_TAGS, SHOWN_SKIPPED = 30, 20
-TABLE = ["file", "name", "caption"]
+SHOWN = ("data", "told", "table", "advice", "zip", "undo", "question")
+"""What changes with the pictures or their captions."""
 
 
 def panel() -> dict[str, Any]:
@@ -30,34 +33,9 @@ def panel() -> dict[str, Any]:
     c["files"] = gr.File(label="Pictures and captions, or a zip of them", file_count="multiple", file_types=KINDS, height=130, elem_id="train-files")
     with gr.Accordion("Regularisation pictures", open=False):
         gr.Markdown("Pictures of what is to stay as it is, such as other girls; a folder `1_girl` in the zip names their class, or captions do.")
-        c["others"] = gr.File(label="Pictures, or a zip", file_count="multiple", file_types=KINDS, height=110)
+        c["others"] = gr.File(label="Pictures, or a zip", file_count="multiple", file_types=KINDS, height=110, elem_id="train-others")
     c["told"] = gr.Markdown("Drop about 15 pictures.", elem_id="train-data")
     c["trigger"] = gr.Textbox("", label="Trigger", info="a word that means nothing yet", elem_id="trigger")
-    with gr.Accordion("Captions", open=False, elem_id="captions"):
-        with gr.Row():
-            c["threshold"] = gr.Slider(0.05, 0.95, 0.35, step=0.05, label="Threshold", info="of the tagger", min_width=140)
-            c["drop"] = gr.Textbox("", label="Leave out", info="tags or patterns, one a line", lines=2, min_width=140, elem_id="drop")
-        with gr.Row():
-            c["keep"] = gr.Checkbox(False, label="Only where there is none")
-            c["tag"] = gr.Button("Caption by tagger", size="sm", elem_id="tag")
-        with gr.Row():
-            c["search"] = gr.Textbox("", label="Search", min_width=100)
-            c["replacement"] = gr.Textbox("", label="Replace by", info="empty takes the tag out", min_width=100)
-            c["replace"] = gr.Button("Replace", size="sm")
-        c["table"] = gr.Dataframe(
-            headers=TABLE,
-            datatype="str",
-            column_count=3,
-            static_columns=[0, 1],
-            label="Captions",
-            interactive=True,
-            wrap=True,
-            column_widths=["15%", "20%", "65%"],
-            max_height=320,
-            elem_id="table",
-        )
-        c["advice"] = gr.Markdown(elem_id="advice")
-        c["zip"] = gr.DownloadButton("Pictures and captions as a zip", size="sm", visible=False)
     c["crops"] = gr.Gallery(
         label="A picture of each bucket, as it is seen",
         columns=4,
@@ -71,25 +49,19 @@ def panel() -> dict[str, Any]:
     return c
 
 
-def wire(c: dict[str, Any], quiet: dict[str, Any], changed: Any) -> None:
-    """Connect the panel; `changed` is called with an event after which pictures, captions or trigger are others."""
-    shown = [c[name] for name in ("data", "told", "table", "advice", "zip")]
-    told = [c["data"], c["trigger"]]
-    gr.on([c["files"].change, c["others"].change], _brought, [c["files"], c["others"], c["trigger"]], shown, **WRITES).then(**changed)
-    c["tag"].click(_tagged, [*told, c["model"], c["threshold"], c["drop"], c["keep"]], shown, **WRITES).then(**changed)
-    c["replace"].click(_replaced, [*told, c["search"], c["replacement"]], shown, **WRITES).then(**changed)
-    edited = c["table"].input(_edited, [*told, c["table"]], [c["told"], c["advice"]], **quiet, trigger_mode="always_last")  # at once: none is left out
-    edited.then(_zipped, c["data"], c["zip"], **WRITES)
-    edited.then(**changed)
-    c["trigger"].change(_advised, told, c["advice"], **quiet, trigger_mode="always_last")
-    c["trigger"].blur(**changed)
+def wire(c: dict[str, Any], changed: Any) -> None:
+    """Connect the panel; `changed` is called with an event after which pictures are others."""
+    asked = [c["files"], c["others"], c["trigger"], c["data"]]
+    gr.on([c["files"].change, c["others"].change], _brought, asked, [c[name] for name in SHOWN], **WRITES).then(**changed)
 
 
 def data(folder: str | None) -> Dataset:
     """What was brought. Raises `UserError` before anything was."""
     if not folder:
         raise UserError("dataset: bring pictures first.")
-    return datasets.load(Path(folder))
+    found = datasets.load(Path(folder))
+    os.utime(folder)  # in use now, which the sweeper goes by
+    return found
 
 
 def crops(found: Dataset, made: Training) -> list[tuple[Any, str]]:
@@ -102,14 +74,19 @@ def crops(found: Dataset, made: Training) -> list[tuple[Any, str]]:
     return [(cropped(found.folder / members[0][0].file, members[0][1]), f"{w} x {h}: {len(members)}") for (w, h), members in sorted(by_bucket.items())]
 
 
-def _brought(files: list[str] | None, others: list[str] | None, trigger: str) -> tuple[Any, ...]:
+def _brought(files: list[str] | None, others: list[str] | None, trigger: str, folder: str | None) -> tuple[Any, ...]:
     if not files:
-        return None, "Drop about 15 pictures.", [], "", gr.update(visible=False)
+        return None, "Drop about 15 pictures.", [], "", *[gr.update(visible=False)] * 3
+    former = datasets.load(Path(folder)) if folder else None
     try:
         found = brought([Path(file) for file in files], [Path(file) for file in others or []])
     except UserError as error:
-        return None, warned(str(error)), [], "", gr.update(visible=False)
-    return _shown(found, trigger)
+        stays = f"\n\nWhat was here before stays: {describe(former)}" if former else ""
+        return gr.skip(), warned(str(error)) + stays, *[gr.skip()] * 5
+    if former:
+        found = carry_over(former, found)
+        datasets.save(found)
+    return show(found, trigger)
 
 
 def brought(files: list[Path], others: list[Path]) -> Dataset:
@@ -122,57 +99,28 @@ def brought(files: list[Path], others: list[Path]) -> Dataset:
         return found
 
 
-def _tagged(folder: str | None, trigger: str, model: str, threshold: float, drop: str, keep: bool) -> tuple[Any, ...]:
-    try:
-        return _shown(captioned(data(folder), model, threshold=threshold, trigger=trigger, drop=drop.splitlines(), keep_existing=keep), trigger)
-    except UserError as error:
-        raise gr.Error(str(error)) from error
-
-
 def captioned(found: Dataset, model: str, **how: Any) -> Dataset:
-    """The dataset with captions by the model's tagger, saved. Raises `UserError`."""
+    """The dataset with captions by the model's tagger; `how` is what `tagged` takes. Raises `UserError`."""
     name = models.find(model).tagger
     if name is None:
         raise UserError(f"model: no tagger is pinned for {model}; write the captions yourself.")
-    made = tagged(found, Tagger(tools.file("tagger", name)), **how)
-    datasets.save(made)
-    return made
+    return tagged(found, Tagger(tools.file("tagger", name)), **how)
 
 
-def _replaced(folder: str | None, trigger: str, search: str, replacement: str) -> tuple[Any, ...]:
-    try:
-        made = replaced(data(folder), search, replacement)
-    except UserError as error:
-        raise gr.Error(str(error)) from error
-    datasets.save(made)
-    return _shown(made, trigger)
-
-
-def _edited(folder: str | None, trigger: str, table: Any) -> tuple[Any, ...]:
-    """A caption was changed in the table."""
-    try:
-        made = datasets.with_captions(data(folder), {str(row[0]): str(row[2] or "") for row in table.to_numpy().tolist()})
-    except UserError as error:
-        raise gr.Error(str(error)) from error
-    datasets.save(made)
-    return _told(made), _advice(made, trigger)
-
-
-def _zipped(folder: str) -> Any:
+def offer_zip(folder: str) -> Any:
+    """The button that gives them as a zip."""
     return gr.update(value=str(written(data(folder), new_folder() / "dataset.zip")), visible=True)
 
 
-def _advised(folder: str | None, trigger: str) -> str:
-    return _advice(data(folder), trigger) if folder else ""
-
-
-def _shown(found: Dataset, trigger: str) -> tuple[Any, ...]:
+def show(found: Dataset, trigger: str) -> tuple[Any, ...]:
+    """What `SHOWN` shows of a dataset."""
     own = [sample for sample in found.samples if not sample.regularisation]
     rows = [[sample.file, sample.name, sample.caption] for sample in own]
-    return str(found.folder), _told(found), rows, _advice(found, trigger), _zipped(str(found.folder))
+    undo = gr.update(visible=has_undo(found.folder))
+    return str(found.folder), describe(found), rows, advise(found, trigger), offer_zip(str(found.folder)), undo, gr.update(visible=False)
 
 
-def _told(found: Dataset) -> str:
+def describe(found: Dataset) -> str:
     """What was brought, in a person's words; nothing that was left out is silent."""
     own = [sample for sample in found.samples if not sample.regularisation]
     captions = sum(bool(sample.caption) for sample in own)
@@ -189,7 +137,8 @@ def _told(found: Dataset) -> str:
     return "\n".join(lines)
 
 
-def _advice(found: Dataset, trigger: str) -> str:
+def advise(found: Dataset, trigger: str) -> str:
+    """What the captions will teach, and the tags that stand in them."""
     tags = ", ".join(f"{plain(tag)} ({count})" for tag, count in list(counts(found).items())[:SHOWN_TAGS])
     lines = [f"- {plain(line)}" for line in advice(found, trigger)]
     return "\n".join([*lines, "", f"**Tags:** {tags}" if tags else ""])

@@ -118,7 +118,6 @@ def _taken(result: dict[str, Any] | None, reports: list[str] | None) -> tuple[An
 
 @sentences()
 def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any) -> tuple[Any, ...]:
-    hidden = gr.update(visible=False)
     try:
         publication = plan(_said(values))
         with passing_folder() as folder:
@@ -126,7 +125,7 @@ def _previewed(visitor: gr.OAuthToken | None, login: bool = False, **values: Any
             there = compared(publication.repo, files, token(login, visitor) or False)
             card = files["README.md"].read_text(encoding="utf-8")
     except UserError as error:
-        return warned(str(error)), hidden, hidden, "", hidden
+        return warned(str(error)), *[gr.skip()] * 4
     rows = [[change.path, change.size, change.what] for change in there.changes]
     said = "It is new." if there.commit is None else f"It is there, at {there.commit[:8]}."
     said += "" if there.ours else " **It was not made here**: tick below that it may be written over."

@@ -24,6 +24,8 @@ from tabs.widgets import WRITES, Measured, refusals, sentences
 ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
 SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next", "open")
 
+ONE_A_LINE = "one a line"
+
 
 class Swept(NamedTuple):
     """The components by which another tab puts a LoRA into this one."""
@@ -44,7 +46,7 @@ def tab(opened: Opened, tabs: gr.Tabs) -> tuple[Swept, Measured]:
     which = [c["lora_file"], c["shelf"]]
     gr.on([c["lora_file"].change, c["shelf"].input], _explained, which, c["explained"], **quiet)
     brought.wire(c, brought.into_file, c["lora_file"])
-    c["preset"].input(_neutral, c["preset"], c["prompts"], **quiet)
+    c["preset"].input(_prompts_of, [c["preset"], c["prompts"]], c["prompts"], **quiet)
     job: dict[str, Any] = {
         "fn": _sweep,
         "inputs_kwargs": {name: c[name] for name in ASKED},
@@ -90,7 +92,7 @@ def _controls() -> dict[str, Any]:
         info = "also 0, 0.5, 1 or 0-3.5 [15]; up to -5 and 5"
         c["strengths"] = gr.Textbox(STRENGTHS, label="Strengths", info=info, min_width=140, elem_id="strengths")
         c["seeds"] = gr.Textbox(SEEDS, label="Seeds", info="at least two", min_width=100, elem_id="seeds")
-    c["prompts"] = gr.Textbox(_neutral(first.name), label="Prompts", info="one a line", lines=4, max_lines=16, elem_id="prompts")
+    c["prompts"] = gr.Textbox(_neutral(first.name), label="Prompts", info=ONE_A_LINE, lines=4, max_lines=16, elem_id="prompts")
     c["refine"] = gr.Checkbox(False, label="Refine: afterwards, look once more between the strengths where something changes")
     with gr.Accordion("How it is measured", open=False):
         kinds = [".png", ".jpg", ".jpeg", ".webp"]
@@ -147,6 +149,13 @@ def _neutral(preset: str) -> str:
     return "\n".join(neutral(presets.recipes()[preset]))
 
 
+def _prompts_of(preset: str, prompts: str) -> Any:
+    """The prompts of the preset, unless a person wrote others."""
+    if prompts.strip() and prompts not in {_neutral(name) for name in presets.recipes()}:
+        return gr.update(info=f"{ONE_A_LINE}; kept as you wrote them: empty it and choose the preset again for the preset's own")
+    return gr.update(value=_neutral(preset), info=ONE_A_LINE)
+
+
 def _explained(file: str | None, name: str | None) -> str:
     """What the chosen LoRA's file says, for a person."""
     try:
@@ -178,7 +187,7 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
     study, columns = Study(asked), 0
     rest = [skip] * (len(SHOWN) - 1)
     hidden = gr.update(visible=False)
-    yield "Waiting for the model …", "", hidden, hidden, hidden, hidden, None, hidden, hidden, hidden
+    yield "Waiting for the model …", *rest  # a study from before stays until there is something of this one
     with sentences():
         for event in study.run():
             total = len(study.strengths) * len(study.items)
@@ -192,7 +201,7 @@ def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
             if len(study.measured) > columns:
                 columns = len(study.measured)
                 grown = gr.update(value=charts.curves(reported(study)), visible=True), gr.update(value=sheet(study), visible=True)
-                yield f"{len(study.pictures)} of {total} pictures", skip, *grown, *rest[3:]
+                yield f"{len(study.pictures)} of {total} pictures", "", *grown, hidden, hidden, None, hidden, hidden, hidden
         done = outcome(study, folder)
     report = done.report
     result = {

@@ -14,7 +14,7 @@ from core.train.folder import Folder
 from core.train.run import read
 from core.train.settings import OPTIMIZERS, TARGETS, explained, recipes, settings
 from core.types import UserError
-from tabs import brought, caller, jobs, pictures
+from tabs import brought, caller, captions, jobs, pictures
 from tabs.expected import CHOSEN, expected, filled, lines, seconds, settled
 from tabs.sweep import Swept
 from tabs.watching import SHOWN, into_sweep, resume, watched
@@ -42,14 +42,15 @@ def tab(page: gr.Blocks, swept: Swept, tabs: gr.Tabs) -> Trained:
     """Lay out the tab and wire it; `swept` takes a LoRA into the Sweep tab of `tabs`."""
     with gr.Row():
         with gr.Column(scale=5, min_width=320):
-            c = pictures.panel() | _recipe()
+            c = pictures.panel() | captions.panel() | _recipe()
         with gr.Column(scale=6, min_width=320):
             c |= _run() | jobs.panel()
     quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
     queued = {**quiet, "queue": True}
     asked = {name: c[name] for name in ASKED}
     guessed: dict[str, Any] = {"fn": expected, "inputs_kwargs": asked, "outputs": [c["expected"], c["crops"]], "trigger_mode": "always_last", **LOOKS}
-    pictures.wire(c, quiet, guessed)
+    pictures.wire(c, guessed)
+    captions.wire(c, quiet, guessed)
     brought.wire(c, brought.into_choice, c["model"])
     gr.on([c["recipe"].input, c["model"].change], filled, [c["recipe"], c["model"]], [c["help"], *(c[name] for name in CHOSEN)], **quiet).then(**guessed)
     gr.on([c[name].change for name in (*CHOSEN, "others_said")], **guessed)

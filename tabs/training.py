@@ -29,6 +29,7 @@ File = str | dict | list
 def caption(dataset: File, threshold: float = 0.35, trigger: str = "", drop: str = "", model: str = "nano") -> tuple[str, list[dict[str, Any]]]:
     """Caption pictures, or a zip of them, by the model's tagger. `drop` are tags or patterns that are left out, one a line.
 
+    Pictures that come with a caption keep it: bring those that are to get another one without theirs.
     Returns a zip of pictures and captions, and how often each tag stands in them.
     """
     with sentences(), _dataset(dataset) as brought:

@@ -170,7 +170,7 @@ def _study(**values: Any) -> Iterator[tuple[Any, ...]]:
     """Run the study for the page: what `SHOWN` shows after each event."""
     skip, folder, hidden = gr.skip(), new_folder(), gr.update(visible=False)
     study = Study(plan(_said(values)))
-    yield "Waiting for the model …", "", hidden, hidden, hidden, hidden, None, hidden
+    yield "Waiting for the model …", *[skip] * (len(SHOWN) - 1)  # a study from before stays until there is something of this one
     drawn, pairs, told = time.monotonic(), 0, 0.0
     with sentences():
         for event in study.run():
@@ -182,7 +182,7 @@ def _study(**values: Any) -> Iterator[tuple[Any, ...]]:
                 yield f"Picture {done + 1} of {total} · {event.stage} step {event.step} of {event.steps}", *[skip] * (len(SHOWN) - 1)
             if time.monotonic() - drawn > DRAWN and (made := sum(pair.is_whole for pair in study.pairs.values())) > pairs:
                 drawn, pairs = time.monotonic(), made
-                yield f"{done} of {total} pictures", skip, skip, skip, gr.update(value=sheet(study), visible=True), skip, skip, skip
+                yield f"{done} of {total} pictures", "", hidden, hidden, gr.update(value=sheet(study), visible=True), hidden, None, hidden
         result = outcome(study, folder)
     report = result.report
     done, total = study.done()

@@ -22,11 +22,11 @@ BATCH = 4  # pictures in memory
 NAMES = 8  # tags that a sentence names
 
 
-def tagged(dataset: Dataset, tagger: Tagger, *, threshold: float = 0.35, trigger: str = "", drop: Sequence[str] = (), keep_existing: bool = False) -> Dataset:
+def tagged(dataset: Dataset, tagger: Tagger, *, threshold: float = 0.35, trigger: str = "", drop: Sequence[str] = (), keep_existing: bool = True) -> Dataset:
     """Captions of what the tagger sees: the trigger, then tags of at least `threshold`, the most probable first.
 
     Tags that match one of `drop`, words or patterns as in `core.expand.patterns`, are left out. Regularisation pictures get no
-    trigger. With `keep_existing` a picture that has a caption keeps it as it is. Raises `UserError` for a threshold or pattern
+    trigger. With `keep_existing`, as usual, a picture that has a caption keeps it as it is. Raises `UserError` for a threshold or pattern
     that is not allowed.
     """
     if not (isinstance(threshold, int | float) and 0 < threshold <= 1):  # false for NaN

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 from core import record
 from core.infotext import infotext, read
@@ -42,12 +43,65 @@ def test_case_18_a_prompt_becomes_a_picture_whose_download_tells_it(page, screen
     assert fields["seed"] == 42
 
 
-def test_parts_build_the_prompt_and_ratios_the_size(page) -> None:
-    page.get_by_label("Character").press_sequentially("arona", delay=40)
-    page.wait_for_function("document.querySelector('#prompt textarea').value.startsWith('1girl, arona, ')")
+def test_parts_are_inserted_and_ratios_make_the_size(page) -> None:
+    page.get_by_role("button", name="Build it from parts").click()
+    page.get_by_label("Character").fill("arona")
+    page.locator("#insert").click()
+    expect(page.locator("#prompt textarea")).to_have_value(re.compile("^1girl, arona, "))
     page.locator("#ratio").get_by_text("2:3").click()
     page.wait_for_function("document.querySelector('#height input[type=number]').value === '160'")
     assert page.locator("#width input[type=number]").input_value() == "96"
+
+
+def choose_preset(page, name: str) -> None:
+    page.locator("#preset input").click()
+    page.get_by_role("option", name=name).click()
+
+
+def test_what_was_written_is_not_overwritten_by_parts_or_a_preset(page, screenshots: Path) -> None:
+    prompt, negative = page.locator("#prompt textarea"), page.locator("#negative textarea")
+    start = prompt.input_value()
+    choose_preset(page, "Illustrious")
+    expect(prompt).not_to_have_value(start)  # nobody wrote it
+    choose_preset(page, "nano, the embedded model")
+    expect(prompt).to_have_value(start)
+    expect(page.locator("#kept-texts")).to_have_text("")
+    prompt.fill("a long prompt of my own")
+    negative.fill("nothing bad")
+    page.get_by_role("button", name="Build it from parts").click()
+    page.get_by_label("Subject").press_sequentially("s")
+    page.wait_for_timeout(500)  # in which an answer would come
+    assert prompt.input_value() == "a long prompt of my own"
+    choose_preset(page, "Illustrious")
+    page.locator("#kept-texts").get_by_text("Kept as you wrote it: Prompt, Negative prompt, Subject.").wait_for()
+    assert (prompt.input_value(), negative.input_value()) == ("a long prompt of my own", "nothing bad")
+    page.screenshot(path=screenshots / "kept-1280.png", full_page=True)
+    page.locator("#insert").click()
+    expect(prompt).to_have_value(re.compile("^a long prompt of my own, 1girls, .*masterpiece, best quality$"))
+
+
+def test_pictures_stay_when_a_press_is_refused_or_stopped(page) -> None:
+    page.get_by_label("Steps").first.fill("2")
+    generate = page.get_by_role("button", name="Generate", exact=True)
+    generate.click()
+    status = page.locator("#status")
+    status.get_by_text(re.compile(r"1 picture in [\d.]+ s")).wait_for(timeout=60_000)
+    picture, settings = page.locator("#gallery img").first, page.locator("#settings textarea")
+    made, said = picture.get_attribute("src"), settings.input_value()
+    assert made
+    choose_preset(page, "SDXL base")
+    generate.click()
+    status.get_by_text("is not to be had").wait_for()  # the job was refused once it had begun
+    expect(picture).to_have_attribute("src", made)
+    assert settings.input_value() == said
+    choose_preset(page, "nano, the embedded model")
+    page.get_by_label("Steps").first.fill("150")
+    generate.click()
+    status.get_by_text(re.compile(r"Step \d+ of 150")).wait_for()
+    page.get_by_role("button", name="Stop").click()
+    status.get_by_text("Stopped").wait_for()
+    expect(picture).to_have_attribute("src", made)
+    assert settings.input_value() == said
 
 
 def test_case_23_stop_acts_within_two_steps(page) -> None:

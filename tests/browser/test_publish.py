@@ -49,6 +49,10 @@ def test_the_card_is_seen_before_anything_is_sent(page, hub_server: Hub, tmp_pat
     page.locator("#publish").click()
     page.locator("#publish-status").get_by_text("login: tick that this computer's login may be used").wait_for()
     assert not hub_server.repos
+    page.locator("#repo input, #repo textarea").first.fill("my lora")
+    page.locator("#publish-preview").click()
+    page.locator("#publish-status").get_by_text("repo: 'my lora' is not allowed").wait_for()
+    assert card.get_by_role("cell", name="2.75", exact=True).is_visible(), "what was shown is gone though nothing took its place"
 
 
 def test_a_lora_of_the_hub_is_fetched_and_what_was_measured_is_taken_here(page, hub_server: Hub, screenshots: Path) -> None:  # noqa: F811

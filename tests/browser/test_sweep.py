@@ -61,6 +61,27 @@ def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Pat
     assert page.locator("#seed input").input_value() in ("1", "2")
 
 
+def test_a_study_stays_when_another_is_refused_and_so_do_prompts(page, screenshots: Path) -> None:
+    begin(page, "0, 2", "1, 2")
+    page.locator("#sweep-status").get_by_text(re.compile(r"8 pictures in [\d.]+ s")).wait_for(timeout=120_000)
+    answer = page.locator("#answer").inner_text()
+    page.locator("#sweep-preset input").click()
+    page.get_by_role("option", name="SDXL base").click()
+    page.locator("#prompts").get_by_text("kept as you wrote them").wait_for()
+    assert page.locator("#prompts textarea").input_value() == PROMPTS
+    page.locator("#sweep-preset input").click()
+    page.get_by_role("option", name="nano, the embedded model").click()
+    page.get_by_role("button", name="How it is measured").first.click()
+    page.get_by_label("Seen by").first.click()
+    page.get_by_role("option", name="DINOv2 small").click()
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    page.get_by_text(re.compile("is not to be had")).first.wait_for()  # refused once it had begun
+    for part in ("#curves img", "#sheet img", "#cells img", "#files a"):
+        assert page.locator(part).first.is_visible(), f"{part} is gone"
+    page.screenshot(path=screenshots / "sweep-refused-1280.png")
+    assert answer in page.locator("#answer").inner_text()
+
+
 @pytest.mark.soak
 def test_stop_keeps_what_is_finished_and_sweep_goes_on(page) -> None:
     begin(page, "0-3 (+1)", "31-34")

@@ -41,4 +41,4 @@ def test_case_04_a_bad_file_is_refused_wherever_it_is_brought(raw: Raw, untouche
     assert answers.keys() >= {("/generate", "lora_file"), ("/inspect_lora", "lora"), ("/transfer", "loras")}
     for where, said in answers.items():
         assert re.search("^refused: loras: " if where in NAMED else says, said), f"{where}: {said}"
-    assert left_behind() == before, "something but the upload itself stays; that is Gradio's cache, which `delete_cache` empties"
+    assert left_behind() == before, "something but the upload itself stays; that is Gradio's cache, which `core.sweeper` empties"

@@ -1,0 +1,63 @@
+"""Whatever fails behind the page is a sentence in it, whether its call goes through the queue or not."""
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def page(studio: str, chromium):
+    context = chromium.new_context(viewport={"width": 1280, "height": 960})
+    page = context.new_page()
+    page.goto(studio)
+    page.get_by_role("button", name="Generate", exact=True).wait_for()
+    yield page
+    context.close()
+
+
+def test_what_cannot_be_sent_to_another_tab_says_why(page, screenshots: Path) -> None:
+    page.get_by_role("tab", name="Train").click()
+    page.locator("#into-sweep").click()
+    notice = page.get_by_role("alert").filter(has_text="Choose a LoRA first.")
+    notice.wait_for()
+    page.screenshot(path=screenshots / "notice-1280.png")
+    notice.click()
+    notice.wait_for(state="detached")
+    page.get_by_role("tab", name="Sweep").click()
+    page.locator("#sweep-publish").click()
+    page.get_by_role("alert").filter(has_text="Measure something first.").wait_for()
+
+
+def test_a_lora_that_is_none_says_why(page, tmp_path: Path) -> None:
+    torn = tmp_path / "torn.safetensors"
+    torn.write_bytes(b"no LoRA")
+    page.get_by_role("tab", name="Sweep").click()
+    page.locator("#sweep-lora input[type=file]").set_input_files(torn)
+    page.locator("#explained").get_by_text("⚠️").wait_for()
+
+
+def test_an_answer_without_a_sentence_gets_one(page) -> None:
+    """Such as that of a proxy before the studio."""
+    page.evaluate("""() => fetch("/gradio_api/run/predict", {method: "POST", headers: {"Content-Type": "application/json"}, body: "{}"})""")
+    page.get_by_role("alert").filter(has_text="The studio could not answer (422)").wait_for()
+
+
+def test_no_event_outside_of_the_queue_fails_without_a_sentence(studio: str) -> None:
+    """Each of them, asked with what it cannot use: it goes on, or its answer holds what the page shows."""
+    config = json.load(urllib.request.urlopen(f"{studio}config"))
+    asked = [each for each in config["dependencies"] if each["backend_fn"] and not each["queue"]]
+    assert len(asked) > 30
+    failed = 0
+    for each in asked:
+        for value in (None, "nothing of this name", {"path": "/nowhere"}, [[]], -1):
+            body = {"data": [value] * len(each["inputs"]), "fn_index": each["id"], "session_hash": "bad", "event_data": {"index": -1}}
+            request = urllib.request.Request(f"{studio}gradio_api/run/predict", json.dumps(body).encode(), {"Content-Type": "application/json"})
+            try:
+                urllib.request.urlopen(request, timeout=30).close()
+            except urllib.error.HTTPError as error:
+                failed += 1
+                assert json.load(error)["error"], f"{each['api_name']} fails without a sentence for {value!r}"
+    assert failed > 20, "nothing was tried that fails"
