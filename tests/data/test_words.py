@@ -24,6 +24,10 @@ def test_the_cases_try_every_setting() -> None:
     assert {name for case in KOHYA for name in case["how"]} == {field.name for field in fields(Wording)}
 
 
+def test_braces_that_nothing_closes_are_text() -> None:
+    assert varied("{a|a}, {b}, {c, {d" + "{" * 9999, Wording(wildcard=True), random.Random(0)) == "a, b, {c, {d" + "{" * 5000
+
+
 def test_off_is_the_caption_itself() -> None:
     assert varied("1girl,  smile ,", Wording(), random.Random(0)) == "1girl,  smile ,"
 
