@@ -32,8 +32,8 @@ class _Used(set[str]):
     """In place of a list of files to delete, which Gradio would keep for good: a file that a call takes or gives is in use now."""
 
     def add(self, file: str) -> None:
-        with suppress(OSError):
-            os.utime(file)
+        with suppress(OSError, ValueError):  # gone, or none of a page's
+            os.utime(FILES / Path(file).relative_to(FILES).parts[0])  # its folder: whoever knows the file by its time still does
 
     def update(self, *files: Iterable[str]) -> None:
         pass  # uploads, which are new
