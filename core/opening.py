@@ -152,7 +152,8 @@ def _unet(model: Model, source: Path, config: Path) -> UNet2DConditionModel:
             str(source), config=str(config), subfolder="unet", torch_dtype=_precision([source], UNET), local_files_only=True
         )
     unets = (_unet(each, place := folder(each), _configs(each, place)) for each in map(presets.models().__getitem__, model.merge))
-    merged = next(unets).to(dtype=this_machine().dtype)
+    merged = next(unets)
+    merged.to(dtype=this_machine().dtype)  # type: ignore[call-arg]  (its decorator hides `self`)
     for number, other in enumerate(unets, 2):
         theirs = other.state_dict()
         with torch.no_grad():

@@ -82,8 +82,8 @@ def compute(studio: Client, folder: Path) -> dict[str, str]:
     found = {}
     prompt = "1girl, (blue hair:1.2), [smile|open mouth], white background <lora:nano-airbrush:1.5>"
     stages = {"hires": True, "detail": {"detector": "nano face"}, "grain": True}
-    more: dict[str, Any]
-    for name, more in {"picture": {}, "picture with stages": stages}.items():
+    kinds: dict[str, dict[str, Any]] = {"picture": {}, "picture with stages": stages}
+    for name, more in kinds.items():
         files, report = studio.predict(prompt=prompt, preset="nano", seed=7, count=2, **more, api_name="/generate")
         found[name] = digest(*(Path(file).read_bytes() for file in files))
         found[f"{name}: report"] = digest_report(report)
