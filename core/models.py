@@ -13,7 +13,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
-from core import encode, hub, opening, paths, presets, pristine, pulled
+from core import encode, hub, modelfiles, opening, paths, presets, pristine, pulled
 from core.aside import drain
 from core.device import Machine, this_machine
 from core.events import Opening
@@ -67,10 +67,10 @@ def open_model(name: str) -> Generator[Opening, None, StableDiffusionXLPipeline]
 
 def _opened(model: Model) -> Generator[Opening, None, tuple[StableDiffusionXLPipeline, dict[str, str]]]:
     """The pipeline on its device in the place of the loaded one, which waits in CPU memory if it fits; and its parts' digests."""
-    source, previous = opening.folder(model), loaded()
+    source, previous = modelfiles.folder(model), loaded()
     digests = yield from opening.digests(model, source)
     kept = {part: getattr(_loaded[previous], part) for part, own in digests.items() if own == _digests.get(part)} if previous is not None else {}
-    if previous is not None and opening.size(model, source, without=kept) * ROOM > _free():
+    if previous is not None and modelfiles.size(model, source, without=kept) * ROOM > _free():
         _loaded.clear()  # two would not fit; it is opened again when it is wanted
         release()
         previous = None
@@ -92,7 +92,7 @@ def fetched(name: str) -> None:
     """The model's files on this machine, so that loading waits for no download. Raises `UserError` as `load`."""
     try:
         for each in (name, *find(name).merge):
-            opening.folder(find(each))
+            modelfiles.folder(find(each))
     except UserError as error:
         raise UserError(f"{error}; {_staying()}") from error
 
@@ -155,7 +155,7 @@ def absence(model: Model) -> str | None:
     """What a person should know before choosing a model that is not on this machine; `None` if it is."""
     if model.revision is None:
         return None if paths.locate(model.source).exists() else f"**Not on this machine**: put the checkpoint at `{paths.locate(model.source)}`."
-    if opening.here(model):
+    if modelfiles.here(model):
         return None
     return f"**Not on this machine**: it is fetched from the Hub ([{model.source}](https://huggingface.co/{model.source}), about 7 GB) with the first picture."
 

@@ -8,7 +8,7 @@ from typing import Any
 from core import hub, sizes
 from core.device import this_machine
 from core.lorafile import LARGEST, check_kind
-from core.opening import CONFIGS, WEIGHED, own_code
+from core.modelfiles import CONFIGS, WEIGHED, own_code
 from core.types import Model, UserError
 
 TOOLS = {"upscaler": ".safetensors", "detector": ".onnx"}

@@ -5,7 +5,7 @@ from typing import Any
 
 import gradio as gr
 
-from core import arriving, hub, models, opening, presets, pulled
+from core import arriving, hub, modelfiles, models, presets, pulled
 from core.atomic import placed
 from core.events import Fetch, Opening
 from core.markdown import plain, warned
@@ -62,7 +62,7 @@ def into_choice(name: str, chosen: str | list[str] | None) -> Iterator[tuple[str
 
     def fetch() -> tuple[str, Any]:
         found = models.find(_id(name, "model"))
-        opening.folder(found)
+        modelfiles.folder(found)
         kept = [*chosen, found.name] if isinstance(chosen, list) else [found.name]
         choices = [(model.title, model.name) for model in presets.models().values()]
         choices += [(each, each) for each in kept if each not in presets.models()]

@@ -71,6 +71,7 @@ FLOORS = [
     {"core.hubcache", "core.apart"},
     {"core.arriving"},
     {"core.hub"},
+    {"core.modelfiles"},
     {"core.opening"},
     {"core.pulled"},
     {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from core import cells, lora, measure, models, opening, sweep
+from core import cells, lora, measure, modelfiles, models, opening, sweep
 from core.aside import drain
 from core.events import Event, Failed, Loaded, Look
 from core.features import VAE
@@ -198,7 +198,7 @@ class Study:
     def _same_eye(self, one: str, other: str) -> bool:
         if self.plan.eye != VAE or one == other:
             return True
-        first, second = (drain(opening.digests(model, opening.folder(model))).get("vae") for model in map(models.find, (one, other)))
+        first, second = (drain(opening.digests(model, modelfiles.folder(model))).get("vae") for model in map(models.find, (one, other)))
         return first is not None and first == second
 
     @cached_property

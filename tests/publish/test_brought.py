@@ -13,7 +13,7 @@ import torch
 from huggingface_hub import HfApi, constants
 from safetensors.torch import load_file, save_file
 
-from core import arriving, aside, asking, gpu, hubcache, limits, models, opening, presets, pulled, shelf, tools
+from core import arriving, aside, asking, gpu, hubcache, limits, modelfiles, models, opening, presets, pulled, shelf, tools
 from core.aside import drain
 from core.events import Fetch, Picture
 from core.generate import generate
@@ -122,7 +122,7 @@ def test_what_nobody_uses_goes_from_a_space_and_is_fetched_again(nano_there: Hub
     monkeypatch.setattr(presets, "tools", lambda: table)
     kept = tools.file("upscaler", "own")
     found = models.find("ann/tiny")
-    weights = opening.folder(found) / "unet/diffusion_pytorch_model.safetensors"
+    weights = modelfiles.folder(found) / "unet/diffusion_pytorch_model.safetensors"
     for blob in Path(constants.HF_HUB_CACHE).rglob("blobs/*"):
         os.utime(blob, (time.time() - limits.DAY, time.time() - limits.DAY))
     assert hubcache.swept(limits.HOUR) == 0
@@ -134,7 +134,7 @@ def test_what_nobody_uses_goes_from_a_space_and_is_fetched_again(nano_there: Hub
     HfApi(token="hf_ann").upload_file(repo_id="ann/soft", path_or_fileobj=EXAMPLE, path_in_repo="soft.safetensors")
     pulled.lora("ann/soft")
     assert (weights.exists(), kept.exists()) == (False, True)
-    opening.folder(found)
+    modelfiles.folder(found)
     assert weights.exists()
 
 
@@ -144,7 +144,7 @@ def test_a_checkpoint_is_a_base_too(nano_there: Hub, tmp_path: Path, monkeypatch
     HfApi(token="hf_ann").upload_file(repo_id="ann/single", path_or_fileobj=tmp_path / "one.safetensors", path_in_repo="one.safetensors")
     found = models.find("ann/single")
     assert found.name == f"ann/single@{commit('ann/single')}:one.safetensors"
-    made = drain(opening.opened(replace(found, config=str(NANO)), opening.folder(found), {}))  # its configs would be SDXL's, of the Hub
+    made = drain(opening.opened(replace(found, config=str(NANO)), modelfiles.folder(found), {}))  # its configs would be SDXL's, of the Hub
     assert made.unet.config.cross_attention_dim == 160
     HfApi(token="hf_ann").create_repo("ann/lora")
     HfApi(token="hf_ann").upload_file(repo_id="ann/lora", path_or_fileobj=EXAMPLE, path_in_repo="lora.safetensors")
@@ -213,17 +213,17 @@ def test_a_lora_of_the_hub_is_named_in_the_picture(nano_there: Hub) -> None:
 def test_what_arrives_is_told(nano_there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aside, "LOOK", 0.001)  # the server gives all of it at once
     found = models.find("ann/tiny")
-    told = list(arriving.fetching(opening.folder, found))
+    told = list(arriving.fetching(modelfiles.folder, found))
     assert told
     assert all(isinstance(each, Fetch) and each.what == "ann/tiny" and 0 <= each.done <= each.total for each in told)
-    assert not list(arriving.fetching(opening.folder, found)), "what is here was fetched again"
+    assert not list(arriving.fetching(modelfiles.folder, found)), "what is here was fetched again"
 
 
 def test_no_room_for_a_base_is_said_before_it_is_fetched(nano_there: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     found = models.find("ann/tiny")
     monkeypatch.setattr(arriving, "_free", lambda: 1000)
     with pytest.raises(UserError, match=r"model has [\d,]+ bytes, and the disk has room for 1,000"):
-        opening.folder(found)
+        modelfiles.folder(found)
 
 
 def test_a_base_of_the_hub_is_the_cards_base(nano_there: Hub) -> None:
