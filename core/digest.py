@@ -31,7 +31,7 @@ def _identity(file: Path, told: os.stat_result) -> Identity:
 
 def is_settled(state: Identity) -> bool:
     """Whether what is read of a file in this state may be kept for it."""
-    return time.time() - max(state[-2:]) / 1e9 > SETTLED
+    return time.time() - state[-1] / 1e9 > SETTLED
 
 
 def content(file: Path) -> str:

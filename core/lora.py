@@ -39,12 +39,14 @@ _files: Recent[Identity, LoraFile] = Recent(KEPT_FILES)
 
 def file(path: str) -> LoraFile:
     """The LoRA of a path, read once for as long as the file stays as it is. Raises `UserError` as `lorafile.read`."""
+    try:
+        state = identity(Path(path))
+    except OSError as error:
+        raise UserError(f"lora: {Path(path).name} is not there.") from error
+    if known := _files.get(state):
+        return known  # without a wait for a large one that somebody else brought
     with _reading:  # one file at a time in memory, however many visitors ask
-        try:
-            known = _files.get(identity(Path(path)))
-        except OSError as error:
-            raise UserError(f"lora: {Path(path).name} is not there.") from error
-        if known is None:
+        if (known := _files.get(state)) is None:
             known = lorafile.read(Path(path))
             if is_settled(known.state):
                 _files[known.state] = known

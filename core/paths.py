@@ -6,12 +6,16 @@ from pathlib import Path
 CODE = Path(__file__).resolve().parent.parent
 """The checkout, with the embedded weights and the presets."""
 HOME = Path(given).expanduser().absolute() if (given := os.environ.get("SWEETSPOT_HOME")) else None
+if HOME:
+    os.environ["SWEETSPOT_HOME"] = str(HOME)  # a training's process starts in another folder
 
 
 def choose(variable: str, name: str, otherwise: Path) -> Path:
     """The folder that an environment variable names, else `name` below SWEETSPOT_HOME, else `otherwise`."""
     if folder := os.environ.get(variable):
-        return Path(folder).expanduser().absolute()
+        found = Path(folder).expanduser().absolute()
+        os.environ[variable] = str(found)  # a training's process starts in another folder
+        return found
     return HOME / name if HOME else otherwise
 
 

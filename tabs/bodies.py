@@ -172,7 +172,7 @@ def _parsed(body: bytes) -> Any:
     try:
         text = body.decode("utf-8")
         bare = STRING.sub("", text)
-        if sum(bare.count(sign) for sign in ",[{") > limits.BODY_VALUES:
+        if sum(bare.count(sign) for sign in ",[]{}") > limits.BODY_VALUES:
             raise UserError(f"body: it holds too many values; it takes up to {limits.BODY_VALUES:,}.")
         depth = deepest = 0
         for bracket in BRACKETS.finditer(bare):

@@ -8,7 +8,7 @@ import gradio as gr
 from core.data import dataset as datasets
 from core.data.dataset import Dataset
 from core.data.tagging import replaced
-from core.data.undo import remember_changes, undo_changes
+from core.data.undo import forget_changes, remember_changes, undo_changes
 from tabs.pictures import SHOWN, advise, captioned, data, describe, offer_zip, show
 from tabs.widgets import WRITES, sentences
 
@@ -101,8 +101,11 @@ def _replace_tag(folder: str | None, trigger: str, search: str, replacement: str
 @sentences()
 def _change(folder: str | None, trigger: str, tool: Callable[[Dataset], Dataset]) -> tuple[Any, ...]:
     """What the page shows once a tool has changed captions; what they were is remembered."""
-    before = data(folder)
-    after = tool(before)
+    was = {sample.file: sample.caption for sample in (asked := data(folder)).samples}
+    changed = {sample.file: sample.caption for sample in tool(asked).samples if sample.caption != was[sample.file]}
+    before = data(folder)  # anew: what was written while the tool worked stays
+    untouched = {sample.file for sample in before.samples if sample.caption == was.get(sample.file)}
+    after = datasets.with_captions(before, {file: caption for file, caption in changed.items() if file in untouched})
     many = remember_changes(before, after)
     datasets.save(after)
     same = sum(bool(old.caption) and old.caption == new.caption for old, new in zip(before.samples, after.samples, strict=True))
@@ -114,6 +117,7 @@ def _change(folder: str | None, trigger: str, tool: Callable[[Dataset], Dataset]
 def _undo(folder: str | None, trigger: str) -> tuple[Any, ...]:
     found, many = undo_changes(data(folder))
     datasets.save(found)
+    forget_changes(found.folder)
     return f"Captions that are as they were before: {many}.", *show(found, trigger)
 
 

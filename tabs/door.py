@@ -17,6 +17,8 @@ from tabs.files import FILES
 FOREIGN = "origin: a page of another site sent this; the studio answers its own page, and programs."
 NO_FORM = "form: files are brought by /gradio_api/upload alone."
 TOO_LARGE = f"upload: it is too large; at once it takes up to {limits.DATASET_BYTES / 2**30:g} GB."
+UPLOADS = ("/upload", f"{route_utils.API_PREFIX}/upload")
+"""The one address that takes files; another that ends so, such as that of a call by this name, keeps a form in memory."""
 STEP = 2**20
 """Bytes of an upload between two looks at the disk."""
 
@@ -43,7 +45,7 @@ class Door:
         if scope["type"] == "http" and _is_foreign(scope["method"], Headers(scope=scope)):
             await PlainTextResponse(FOREIGN, 403)(scope, receive, send)
         elif scope["type"] == "http" and is_form(Headers(scope=scope)):
-            if scope["path"].endswith("/upload"):
+            if scope["path"].removeprefix(scope.get("root_path", "")).rstrip("/") in UPLOADS:
                 await self._upload(scope, receive, send)
             else:
                 await PlainTextResponse(NO_FORM, 403)(scope, receive, send)

@@ -77,7 +77,10 @@ def crops(found: Dataset, made: Training) -> list[tuple[Any, str]]:
 def _brought(files: list[str] | None, others: list[str] | None, trigger: str, folder: str | None) -> tuple[Any, ...]:
     if not files:
         return None, "Drop about 15 pictures.", [], "", *[gr.update(visible=False)] * 3
-    former = datasets.load(Path(folder)) if folder else None
+    try:
+        former = datasets.load(Path(folder)) if folder else None
+    except UserError:  # swept away since: what is dropped now is all there is
+        former = None
     try:
         found = brought([Path(file) for file in files], [Path(file) for file in others or []])
     except UserError as error:

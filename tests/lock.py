@@ -45,7 +45,7 @@ def resolve(root: Path, *arguments: str) -> str:
     """
     oldest = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"]
     python = oldest.removeprefix(">=").partition(",")[0]
-    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--universal", "--no-header", "--quiet"]
+    command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--universal", "--no-header", "--no-annotate", "--quiet"]
     command += ["--python-version", python, "--fork-strategy", "fewest", *arguments]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     if done.returncode:
@@ -55,18 +55,18 @@ def resolve(root: Path, *arguments: str) -> str:
 
 def write(root: Path) -> list[str]:
     """Resolve everything anew and write it in its three places; a line for each package that changed."""
-    settings = root / "pyproject.toml"
+    settings = (root / "pyproject.toml").read_text(encoding="utf-8")
     before = read_constraints(root)
-    settings.write_text(BLOCK.sub("", settings.read_text(encoding="utf-8")), encoding="utf-8")
-    pins = resolve(root, "--no-annotate", *EVERYTHING)
+    with tempfile.TemporaryDirectory() as work:  # nothing changes where there is no such set
+        place = Path(work)
+        (place / "pyproject.toml").write_text(BLOCK.sub("", settings), encoding="utf-8")
+        pins = resolve(place, *EVERYTHING)
+        (place / "pins.txt").write_text(pins, encoding="utf-8")
+        found = {name: resolve(place, "--constraints", "pins.txt", *arguments) for name, (_, arguments) in FILES.items()}
     listed = "".join(f'    "{line}",\n' for line in pins.splitlines())
-    settings.write_text(BLOCK.sub(listed, settings.read_text(encoding="utf-8")), encoding="utf-8")
-    with tempfile.NamedTemporaryFile("w", suffix=".txt") as everything:
-        everything.write(pins)
-        everything.flush()
-        for name, (purpose, arguments) in FILES.items():
-            found = resolve(root, "--no-annotate", "--constraints", everything.name, *arguments)
-            (root / name).write_text(HEADER.format(purpose) + found, encoding="utf-8")
+    (root / "pyproject.toml").write_text(BLOCK.sub(listed, settings), encoding="utf-8")
+    for name, (purpose, _) in FILES.items():
+        (root / name).write_text(HEADER.format(purpose) + found[name], encoding="utf-8")
     after = read_constraints(root)
     return [
         f"{name}: {before[name].specifier if name in before else 'new'} -> {after[name].specifier if name in after else 'gone'}"

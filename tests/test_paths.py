@@ -22,6 +22,14 @@ def test_one_folder_holds_models_outputs_and_runs(tmp_path: Path) -> None:
     assert read_folders(SWEETSPOT_HOME=str(tmp_path)) == [str(tmp_path / name) for name in names]
 
 
+def test_a_relative_folder_is_one_for_a_training_too() -> None:
+    """A training's process starts in another folder than the studio: it would look for models and runs elsewhere."""
+    command = [sys.executable, "-c", "import os; from core import paths; print(paths.RUNS, os.environ['SWEETSPOT_HOME'], os.environ['SWEETSPOT_RUNS'])"]
+    here = {**os.environ, "SWEETSPOT_HOME": "data", "SWEETSPOT_RUNS": "others"}
+    found = subprocess.run(command, cwd=paths.CODE, env=here, capture_output=True, text=True, check=True).stdout.split()
+    assert found == [str(paths.CODE / "others"), str(paths.CODE / "data"), str(paths.CODE / "others")]
+
+
 def test_a_folder_of_its_own_comes_before_it(tmp_path: Path) -> None:
     assert read_folders(SWEETSPOT_HOME=str(tmp_path), SWEETSPOT_RUNS=str(tmp_path / "other"))[1] == str(tmp_path / "other")
 

@@ -34,7 +34,7 @@ def has_undo(folder: Path) -> bool:
 def undo_changes(dataset: Dataset) -> tuple[Dataset, int]:
     """The dataset with the captions from before the last change, and how many came back; what was edited since stays as it is.
 
-    The change is forgotten. Raises `UserError` if there is none.
+    Raises `UserError` if there is none. `forget_changes` once it is saved.
     """
     file = dataset.folder / CHANGES
     try:
@@ -42,8 +42,12 @@ def undo_changes(dataset: Dataset) -> tuple[Dataset, int]:
     except FileNotFoundError as error:
         raise UserError("captions: there is no change to take back.") from error
     back = {each.file: pairs[each.file][0] for each in dataset.samples if each.file in pairs and each.caption == pairs[each.file][1]}
-    file.unlink()
     return with_captions(dataset, back), len(back)
+
+
+def forget_changes(folder: Path) -> None:
+    """There is no change any more that could be taken back."""
+    (folder / CHANGES).unlink(missing_ok=True)
 
 
 def carry_over(former: Dataset, dataset: Dataset) -> Dataset:

@@ -1,5 +1,7 @@
 """`python -m core.train RUN.toml --out FOLDER`, or `--resume FOLDER`; with `accelerate launch -m` on several devices."""
 
+from core import installed  # isort: skip  # noqa: F401  (says what is missing before it is missed)
+
 import argparse
 import signal
 import sys

@@ -9,7 +9,7 @@ import math
 import resource
 import time
 from collections.abc import Generator, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,7 +55,9 @@ def train(folder: Folder, seconds: float = math.inf, fellows: Alone | None = Non
     fellows, until = fellows or Alone(), time.monotonic() + seconds
     try:
         run = read(folder)
-        pipeline = models.load(run.model)
+        pipeline = _open(run.model, folder)
+        if pipeline is None:
+            return
         with keep_on_device(pipeline, components_of(run.settings)):
             yield from Session(folder, fellows, run, pipeline).steps(until)
         return
@@ -68,6 +70,17 @@ def train(folder: Folder, seconds: float = math.inf, fellows: Alone | None = Non
     if fellows.rank == 0:
         folder.failed(message)
     yield Failed(message=message)
+
+
+def _open(model: str, folder: Folder) -> StableDiffusionXLPipeline | None:
+    """The base of a run; `None` where the run is asked to stop meanwhile."""
+    with closing(models.open_model(model)) as steps:
+        try:
+            while not folder.asked_to_stop():
+                next(steps)
+        except StopIteration as end:
+            return end.value
+    return None
 
 
 class Session:

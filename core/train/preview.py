@@ -1,6 +1,7 @@
 """Previews that are a small sweep: the same prompts and seed at strengths 0, 1 and the expected one, by the Generate tab's own code."""
 
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 from core import models, presets
@@ -49,13 +50,16 @@ def previews(run: Run, lora: Path, step: int, folder: Path, stops: Callable[[], 
                 cells.append(Cell(label=file.stem, request=_request(run, prompt, strength, lora)))
                 files.append(file)
     folder.mkdir(parents=True, exist_ok=True)
-    for event in generate(cells) if cells else ():
-        if stops():
-            raise UserError("The run was asked to stop.")
-        if isinstance(event, Picture):
-            request = event.cell.request
-            save_png(event.image, files[event.index], infotext(request, models.find(request.model), hashes(request.loras)))
-            yield files[event.index]
+    if not cells:
+        return
+    with closing(generate(cells)) as events:  # its LoRA comes off here, not when somebody forgets an error
+        for event in events:
+            if stops():
+                raise UserError("The run was asked to stop.")
+            if isinstance(event, Picture):
+                request = event.cell.request
+                save_png(event.image, files[event.index], infotext(request, models.find(request.model), hashes(request.loras)))
+                yield files[event.index]
 
 
 def _request(run: Run, prompt: str, strength: float, lora: Path) -> Request:

@@ -177,7 +177,11 @@ def start(folder: Folder) -> None:
         threads = max(1, (os.cpu_count() or 1) // 2)  # the page computes, too: two teams on the same cores slow both down fourfold
         told = {name: value for name, value in os.environ.items() if name not in SECRET}
         beside = {"OMP_NUM_THREADS": str(threads), **told}
-        subprocess.Popen(command, cwd=paths.CODE, env=beside, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
+        try:
+            subprocess.Popen(command, cwd=paths.CODE, env=beside, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, pass_fds=[lock])
+        except OSError as error:
+            folder.end()
+            raise UserError(f"run: its process cannot be started ({error.strerror}); press again when other programs have ended.") from error
 
 
 def admitted() -> None:
@@ -189,7 +193,9 @@ def admitted() -> None:
 
 
 def check_unfinished(folder: Folder) -> None:
-    """Raise `UserError` for a run that is done: there is nothing to go on with."""
+    """Raise `UserError` for a run that is done, with which there is nothing to go on, or at work."""
+    if folder.is_owned():
+        raise UserError(f"run: {folder.name} is being trained already.")
     if (found := status(folder)).state == "done":
         raise UserError(f"run: {folder.name} is done, {found.step} of {found.steps} steps; fork it to train further.")
 
@@ -227,9 +233,10 @@ def listed() -> list[Folder]:
 
 def status(folder: Folder) -> Status:
     """How the run stands, from what lies in its folder."""
+    alive = folder.is_owned() or folder.is_away()  # before its events: a process that ends meanwhile has said all of them
     run, lines = written.read(folder), folder.said()
     losses = [line for line in lines if line["kind"] == "loss"]
-    step, last, alive = losses[-1]["step"] if losses else 0, written.last(folder), folder.is_owned() or folder.is_away()
+    step, last = losses[-1]["step"] if losses else 0, written.last(folder)
     error = None
     if alive:
         state = "stopping" if folder.asked_to_stop() else "waiting" if folder.waits() else "running"

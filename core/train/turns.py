@@ -21,10 +21,10 @@ def keep_on_device(pipeline: StableDiffusionXLPipeline, trained: Sequence[str]) 
     if not this_machine().offload:
         yield
         return
-    _settle(pipeline, trained)
     try:
+        _settle(pipeline, trained)
         yield
-    finally:
+    finally:  # also where what is trained did not find room
         pipeline.enable_model_cpu_offload(device=this_machine().device)
 
 

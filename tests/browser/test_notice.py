@@ -39,8 +39,10 @@ def test_a_lora_that_is_none_says_why(page, tmp_path: Path) -> None:
 
 def test_an_answer_without_a_sentence_gets_one(page) -> None:
     """Such as that of a proxy before the studio."""
+    page.route("**/gradio_api/run/predict", lambda route: route.fulfill(status=502, body="Bad Gateway"))
     page.evaluate("""() => fetch("/gradio_api/run/predict", {method: "POST", headers: {"Content-Type": "application/json"}, body: "{}"})""")
-    page.get_by_role("alert").filter(has_text="The studio could not answer (422)").wait_for()
+    page.get_by_role("alert").filter(has_text="The studio could not answer (502)").wait_for()
+    page.unroute("**/gradio_api/run/predict")
 
 
 def test_no_event_outside_of_the_queue_fails_without_a_sentence(studio: str) -> None:

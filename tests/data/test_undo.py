@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.data.dataset import Dataset, with_captions
-from core.data.undo import carry_over, has_undo, remember_changes, undo_changes
+from core.data.undo import carry_over, forget_changes, has_undo, remember_changes, undo_changes
 from core.types import UserError
 from tests.data.parts import BLUE, GREEN, Take, picture
 
@@ -23,6 +23,8 @@ def test_the_last_change_is_taken_back_and_what_was_edited_since_stays(take: Tak
     assert remember_changes(edited, edited) == 0, "a tool that changes nothing leaves the last change to be taken back"
     back, many = undo_changes(edited)
     assert (texts(back), many) == (["mine", "", "by hand"], 2)
+    assert has_undo(before.folder), "where the disk is full, the captions of before are still there"
+    forget_changes(before.folder)
     assert not has_undo(before.folder)
     with pytest.raises(UserError, match="there is no change to take back"):
         undo_changes(back)

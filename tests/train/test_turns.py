@@ -108,3 +108,19 @@ def test_parts_that_take_turns_train_the_same_lora(tmp_path: Path, monkeypatch: 
     names = [file.name for file in plain.previews.iterdir()]
     assert names
     assert all((plain.previews / name).read_bytes() == (turned.previews / name).read_bytes() for name in names)
+
+
+def test_a_base_that_did_not_find_room_makes_pictures_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hooks are gone by then: without them its parts would stay on two devices until the studio is started anew."""
+    pipeline = models.load("nano")
+    hooks: list[str] = []
+    monkeypatch.setattr(turns, "this_machine", lambda: replace(this_machine(), offload=True))
+    monkeypatch.setattr(pipeline, "enable_model_cpu_offload", lambda **_: hooks.append("on"))
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(pipeline.unet, "to", refuse)
+    with pytest.raises(torch.OutOfMemoryError), turns.keep_on_device(pipeline, ["unet"]):
+        pass
+    assert hooks == ["on"]

@@ -73,6 +73,15 @@ def test_no_method_has_a_longer_one(raw: Raw, memory: None, method: str) -> None
     assert raw.http.request(method, "queue/join", **sent(b'["', b'"]')).status_code == 413
 
 
+@pytest.mark.parametrize("path", ["run/upload", "api/upload", "call/upload", "call/v2/upload", "stream/upload", "queue/join"])
+def test_a_form_is_taken_at_the_uploads_address_alone(raw: Raw, memory: None, path: str) -> None:
+    """A call by the name of `upload` would keep gigabytes of it in memory."""
+    form = sent(b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n', b"\r\n--x--\r\n")
+    form["headers"]["Content-Type"] = "multipart/form-data; boundary=x"
+    answer = raw.http.post(path, **form)
+    assert (answer.status_code, answer.text) == (400, "form: files are brought by /gradio_api/upload alone.")
+
+
 @pytest.mark.parametrize("head", [b'name="files"', b'name="x"; filename="a.png"'], ids=["text", "another's name"])
 @pytest.mark.parametrize("progress", ["", "?upload_id=x"])
 def test_an_upload_has_no_fields_but_its_files(raw: Raw, memory: None, head: bytes, progress: str) -> None:
