@@ -101,7 +101,8 @@ def _replace_tag(folder: str | None, trigger: str, search: str, replacement: str
 @sentences()
 def _change(folder: str | None, trigger: str, tool: Callable[[Dataset], Dataset]) -> tuple[Any, ...]:
     """What the page shows once a tool has changed captions; what they were is remembered."""
-    was = {sample.file: sample.caption for sample in (asked := data(folder)).samples}
+    asked = data(folder)
+    was = {sample.file: sample.caption for sample in asked.samples}
     changed = {sample.file: sample.caption for sample in tool(asked).samples if sample.caption != was[sample.file]}
     before = data(folder)  # anew: what was written while the tool worked stays
     untouched = {sample.file for sample in before.samples if sample.caption == was.get(sample.file)}
