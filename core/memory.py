@@ -21,6 +21,10 @@ REFUSALS = (
 """What allocators say that have no class of error of their own."""
 
 
+class OutOfMemory(UserError):
+    """Memory ran out; the sentence says what helps."""
+
+
 def ran_out_of_memory(error: BaseException) -> bool:
     """Whether an error is one of memory, the GPU's or the machine's, or follows from one: libraries take a refusal for a bad file."""
     chain: BaseException | None = error
@@ -42,7 +46,7 @@ def _is_refusal(error: BaseException) -> bool:
 
 @contextmanager
 def enough_memory(sentence: str | Callable[[], str]) -> Iterator[None]:
-    """Where memory runs out inside, raise `UserError(sentence)`; whatever the attempt held is given back before.
+    """Where memory runs out inside, raise `OutOfMemory(sentence)`; whatever the attempt held is given back before.
 
     A `UserError` with a sentence of its own about memory passes: the place nearest to the refusal knows best.
     """
@@ -53,7 +57,7 @@ def enough_memory(sentence: str | Callable[[], str]) -> Iterator[None]:
             raise
         let_go(error)
         release()
-        raise UserError(sentence if isinstance(sentence, str) else sentence()) from None
+        raise OutOfMemory(sentence if isinstance(sentence, str) else sentence()) from None
 
 
 def let_go(error: BaseException) -> None:

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from core import models
 from core.data import dataset as datasets
 from core.events import Failed, Loss, Note, Preview, Saved, Validation
-from core.memory import ran_out_of_memory, release
+from core.memory import OutOfMemory, ran_out_of_memory, release
 from core.train.adapter import Adapter, components_of
 from core.train.export import export
 from core.train.fellows import Alone
@@ -300,7 +300,7 @@ def memory() -> int:
 
 def _reason(error: Exception) -> str:
     """Why a preview cannot be made, as the end of a sentence."""
-    if ran_out_of_memory(error):
+    if isinstance(error, OutOfMemory) or ran_out_of_memory(error):
         return "this machine ran out of memory; preview_every = 0 makes none."
     said = str(error) if isinstance(error, UserError) else f"They broke off ({type(error).__name__})."
     return f"{said[0].lower()}{said[1:]}"

@@ -81,7 +81,7 @@ def test_nothing_is_sent_before_its_price_is_there(page, hub_server: Hub, tmp_pa
     assert not job.stage, "it is asked first"
     page.locator("#job-stop-yes").click()
     status.get_by_text("was stopped").wait_for(timeout=20_000)
-    page.locator("#train-status").get_by_text("Stopped. Step 0 of").wait_for(timeout=20_000)
+    page.locator("#train-status").get_by_text("Set up. Step 0 of").wait_for(timeout=20_000)
     assert job.stage == "CANCELED"
     page.set_viewport_size({"width": 390, "height": 844})
     assert page.evaluate("document.documentElement.scrollWidth") <= 390

@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from core import hub, models, opening
+from core import hub, models, opening, paths
 from core.types import Model
 from tests.hub import COMMIT
 from tests.models.parts import NANO, PARTS, Table, assert_same_weights, folder_of, model, picture
@@ -58,7 +58,7 @@ def test_a_single_file_without_a_folder_takes_the_configs_of_sdxl(table: Table, 
 
 def test_without_a_revision_a_source_is_a_path(table: Table, refused: Callable[[Model], str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "snapshot_download", lambda *_args, **_kwargs: pytest.fail("the Hub was asked for a local model"))
-    monkeypatch.setattr(opening, "ROOT", NANO.parent)
+    monkeypatch.setattr(paths, "CODE", NANO.parent)
     monkeypatch.setenv("HOME", str(NANO.parent))
     assert "owner/name is not there" in refused(model("hub-like", "owner/name"))
     table["relative"] = model("relative", NANO.name)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-from core import gpu, models, opening
+from core import digest, gpu, models, opening
 from core.events import Failed, Loaded, Opening, Picture
 from core.types import Cell
 from tests.bench.large_lora import write
@@ -32,6 +32,8 @@ def layouts(table: Table, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_opening_a_model_shows_how_far_it_is(layout: str, layouts: Table, nano: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(models, "_loaded", {})
+    for known in (digest._hashes, digest._parts):
+        known.clear()  # of tests before
     events = list(models.open_model(layout))
     copied = [event for event in events if event.done]
     ((what, size),) = {(event.what, event.total) for event in copied}

@@ -92,11 +92,11 @@ def test_a_table_forgets_the_oldest() -> None:
     assert list(table) == [2, 0, 3]
 
 
-@pytest.mark.parametrize("table", [hub._listings, hub._origins, together._timed, digest._hashes])
+@pytest.mark.parametrize("table", [hub._listings, hub._origins, together._timed, digest._hashes, digest._parts])
 def test_a_table_that_visitors_fill_has_an_end(table: Any) -> None:
     assert isinstance(table, Recent)
 
 
-@pytest.mark.parametrize("call", [detect.detector, apart.apart, hires.upscaler, pulled.base, digest._tensors])
+@pytest.mark.parametrize("call", [detect.detector, apart.apart, hires.upscaler, pulled.base])
 def test_what_is_kept_open_has_an_end(call: Any) -> None:
     assert call.cache_info().maxsize

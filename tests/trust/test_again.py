@@ -79,7 +79,7 @@ def test_case_18_a_script_and_the_pages_gallery_get_files_that_tell(client: Clie
     fields = record.read_picture(Path(file)).fields
     assert (fields["prompt"], fields["negative"], fields["cfg"], fields["steps"]) == (PROMPT, "sketch", 4.5, 4)
     visitor = Visitor(studio)
-    asked: dict[str, Any] = {"Negative prompt": "sketch", "CFG": 4.5}
+    asked: dict[str, Any] = {"negative": "sketch", "CFG": 4.5}
     visitor.join("_make", prompt=PROMPT, Steps=4, seed=9, **asked)
     assert visitor.ended()["success"]
     (url,) = {path for path in re.findall(r'"url":\s*"([^"]+)"', visitor.raw.decode()) if path.endswith("-9.png")}

@@ -105,7 +105,7 @@ def test_case_09_words_stay_words(tmp_path: Path, payload: str) -> None:
     assert load(found.folder) == found
     run, _ = runs.settled(found, "nano-quick", trigger="soft")
     assert run.fingerprint == found.fingerprint()
-    shown = pictures._told(found) + pictures._advice(found, "soft")
+    shown = pictures.describe(found) + pictures.advise(found, "soft")
     for live in ("<script", "<img", "![](", "[x](", "\n---\n"):
         assert live not in shown.replace("\\<", "").replace("\\!", "").replace("\\[", "")
 
@@ -114,8 +114,8 @@ def test_case_09_missing_captions_are_counted_aloud(tmp_path: Path) -> None:
     captions = {"b.txt": "", "c.txt": b"\xef\xbb\xbf1girl", "d.caption": "1boy", "e.txt": "\ufeff絵".encode("utf-16-le"), "f.txt": "x" * 100_000}
     found = imported([zipped(tmp_path, {**{f"{name}.png": PNG for name in "abcdef"}, **captions})], tmp_path / "into")
     assert [sample.caption for sample in found.samples] == ["", "", "1girl", "1boy", "絵", ""]
-    assert "**6 pictures**, 3 with a caption" in pictures._told(found)
-    assert ".caption file" in pictures._told(found)
+    assert "**6 pictures**, 3 with a caption" in pictures.describe(found)
+    assert ".caption file" in pictures.describe(found)
     assert "100,000 bytes" in reasons(found)["f.txt"]
     assert advice(found, "soft")[0] == "3 of 6 pictures have no caption: all that they show goes into the trigger."
     _, said = runs.settled(found, "nano-quick", trigger="soft")

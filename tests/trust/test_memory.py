@@ -132,7 +132,8 @@ def test_where_one_place_fits_and_two_do_not_all_details_of_a_picture_are_made(m
     whole = made(asked)[0].image
     with room_for(1):
         (spared,) = made(asked)
-    assert spared.image.tobytes() == whole.tobytes()
+    apart = np.abs(np.asarray(spared.image, int) - np.asarray(whole, int))
+    assert apart.max() <= 1, "matrices of another size are added up in another order, which is a level here and there"
 
 
 def test_a_trial_of_mixed_strengths_that_runs_out_costs_no_job() -> None:
