@@ -54,7 +54,7 @@ def _copied(pipeline: StableDiffusionXLPipeline, model: Model, parts: Collection
     for part in parts:
         for weight in getattr(pipeline, part).parameters():
             done += weight.nbytes
-            weight.data = weight.data.to(this_machine().dtype, copy=True)
+            weight.data = weight.data.to(this_machine().dtype, copy=True, memory_format=torch.contiguous_format)
             if done - shown >= STEP:
                 shown = done
                 yield Opening(what=model.title, done=done, total=total)

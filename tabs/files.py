@@ -1,7 +1,6 @@
 """Where the files that a page shows are written: inside Gradio's cache, under a name that cannot be guessed; and no file from elsewhere."""
 
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
@@ -27,24 +26,6 @@ async def _unasked(*_: Any, **__: Any) -> NoReturn:
 
 # Gradio would fetch from any public machine what a client names by an address: in any field that takes a file, and at /gradio_api/file=.
 processing_utils.async_ssrf_protected_download = safehttpx.async_validate_url = _unasked
-
-
-_save = processing_utils.save_file_to_cache
-ADDRESS = re.compile(r"[0-9a-f]{64}")
-
-
-def _keep_in_place(file_path: str | Path, cache_dir: str) -> str:
-    """Where Gradio has a file in its cache: one that lies below its content's hash already stays as it is.
-
-    Gradio would read it whole and set its time for each call, so that a large LoRA would be another file for each picture.
-    """
-    file = Path(file_path)
-    if file.parent.parent == Path(cache_dir) and ADDRESS.fullmatch(file.parent.name) and file.is_file():
-        return str(file)
-    return _save(file_path, cache_dir)
-
-
-processing_utils.save_file_to_cache = _keep_in_place
 
 
 class _Used(set[str]):

@@ -64,7 +64,7 @@ def forbidden(text: str) -> list[str]:
     return found
 
 
-NAMED = {"core.opening": {"custom_pipeline", "trust_remote_code"}}
+NAMED = {"core.modelfiles": {"custom_pipeline", "trust_remote_code"}}
 """Room -> words that it refuses in a config."""
 
 

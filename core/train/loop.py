@@ -76,11 +76,12 @@ def _open(model: str, folder: Folder) -> StableDiffusionXLPipeline | None:
     """The base of a run; `None` where the run is asked to stop meanwhile."""
     with closing(models.open_model(model)) as steps:
         try:
-            while not folder.asked_to_stop():
+            while True:
                 next(steps)
+                if folder.asked_to_stop():
+                    return None
         except StopIteration as end:
             return end.value
-    return None
 
 
 class Session:

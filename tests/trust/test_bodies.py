@@ -79,7 +79,7 @@ def test_a_form_is_taken_at_the_uploads_address_alone(raw: Raw, memory: None, pa
     form = sent(b'--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"\r\n\r\n', b"\r\n--x--\r\n")
     form["headers"]["Content-Type"] = "multipart/form-data; boundary=x"
     answer = raw.http.post(path, **form)
-    assert (answer.status_code, answer.text) == (400, "form: files are brought by /gradio_api/upload alone.")
+    assert (answer.status_code, answer.text) == (403, "form: files are brought by /gradio_api/upload alone.")
 
 
 @pytest.mark.parametrize("head", [b'name="files"', b'name="x"; filename="a.png"'], ids=["text", "another's name"])

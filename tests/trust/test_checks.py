@@ -20,7 +20,7 @@ from tests.publish.hub import Hub
 from tests.trust.raw import Raw
 
 IDS = ("eve/large", "eve/large:a.safetensors", f"eve/large@{'0' * 40}:a.safetensors")
-WRITE = {"_brought", "_tagged", "_replaced", "_zipped", "_written", "_normalised", "_joined"}
+WRITE = {"_brought", "_caption_missing", "_caption_all", "_replace_tag", "_undo", "offer_zip", "_written", "_normalised", "_joined"}
 
 
 def test_a_check_asks_the_hub_for_nothing(hub_server: Hub) -> None:  # noqa: F811
