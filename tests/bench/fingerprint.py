@@ -89,7 +89,7 @@ def compute(studio: Client, folder: Path) -> dict[str, str]:
         found[f"{name}: report"] = digest_report(report)
     reading = studio.predict(picture=handle_file(files[0]), api_name="/read_picture")
     found["settings read back"] = digest_report(reading)
-    asked = {"lora": "nano-airbrush", "strengths": "0, 1-3 (+1)", "seeds": "1, 2", "prompts": "1girl, smile\nnight, city"}
+    asked: dict[str, Any] = {"lora": "nano-airbrush", "strengths": "0, 1-3 (+1)", "seeds": "1, 2", "prompts": "1girl, smile\nnight, city"}
     sheet, _, archive, report = studio.predict(**asked, api_name="/sweep")
     with zipfile.ZipFile(archive) as zipped:
         pictures = sorted(name for name in zipped.namelist() if name.endswith(".png"))

@@ -91,7 +91,7 @@ def test_pictures_stay_when_a_press_is_refused_or_stopped(page) -> None:
     assert made
     choose_preset(page, "SDXL base")
     generate.click()
-    status.get_by_text("is not to be had").wait_for()  # the job was refused once it had begun
+    status.get_by_text("is not to be had").wait_for(timeout=60_000)  # the job was refused once it had begun
     expect(picture).to_have_attribute("src", made)
     assert settings.input_value() == said
     choose_preset(page, "nano, the embedded model")
