@@ -122,6 +122,7 @@ def test_case_15_a_job_that_ends_anywhere_leaves_nothing_to_the_next(lender: zer
 
 def test_case_15_a_lora_that_was_left_on_is_found(lender: zero.Zero, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     job = inspect.unwrap(gpu._run)
+    models._loaded.clear()  # opened here: a test before may have it with parts of another model
     clean = pixels(list(job(cells(PLAIN))))
     with monkeypatch.context() as patch:
         patch.setattr(lora.Loaded, "off", lambda _: None)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+import time
 from collections.abc import Iterator
 from http.client import HTTPConnection
 from pathlib import Path
@@ -12,7 +13,7 @@ import gradio as gr
 import pytest
 
 import app
-from core import limits
+from core import journal, limits
 from tests.trust.raw import ENDPOINTS, Raw, left_behind
 
 MEGABYTE = b"a" * 2**20
@@ -41,6 +42,16 @@ def sent(begin: bytes, end: bytes) -> dict[str, Any]:
         "content": itertools.chain([begin], itertools.repeat(MEGABYTE, MANY), [end]),
         "headers": {"Content-Type": "application/json", "Content-Length": str(len(begin) + MANY * 2**20 + len(end))},
     }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def jobs_end(studio: str, raw: Raw) -> Iterator[None]:
+    """Jobs that these tests began have ended before another file's tests count theirs."""
+    yield
+    end = time.monotonic() + 120
+    while journal.under_way() or raw.http.get(f"{studio}health").json()["queue"]["waiting"]:
+        assert time.monotonic() < end, "a job that a test began goes on"
+        time.sleep(0.1)
 
 
 POSTED = (

@@ -66,6 +66,7 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_case_23_stop_in_every_stage(studio: str, stage: str) -> None:
     said, on = STAGES[stage]
     visitor = Visitor(studio)
+    is_free()  # of jobs that a test before left
     with unet_calls() as calls:
         event = visitor.join("_make", prompt=WORN, Steps=4, seed=7, **on)
         visitor.until(said)
