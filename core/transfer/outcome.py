@@ -3,6 +3,7 @@
 import json
 import textwrap
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,8 +63,7 @@ def heat(study: Study, report: dict[str, Any]) -> Image.Image:
     at = max((strength for strength in study.strengths if 0 < strength <= 1), default=max(study.strengths))
     found = {(cell["lora"], cell["model"]): cell for cell in report["cells"] if cell["strength"] == at}
     values = {
-        title: np.array([[np.nan if (v := found[row.name, model][name]) is None else v for model in plan.models] for row in plan.rows], float)
-        for name, title in PANELS.items()
+        title: np.array([[_number(found.get((row.name, model)), name) for model in plan.models] for row in plan.rows], float) for name, title in PANELS.items()
     }
     told = {
         (plan.rows.index(next(r for r in plan.rows if r.name == pair["lora"])), plan.models.index(pair["model"])): _told(pair) for pair in report["per_pair"]
@@ -94,3 +94,8 @@ def sheet(study: Study) -> Image.Image:
 
     labels = ["without a LoRA", *(f"{name} at {strength:g}" for name, strength in rows[1:])]
     return charts.sheet("LoRAs over base models", labels, [model for _, model in columns], picture, None)
+
+
+def _number(cell: Mapping[str, Any] | None, name: str) -> float:
+    """NaN where it was not measured, or where a study has no strength but 0."""
+    return np.nan if cell is None or cell[name] is None else cell[name]
