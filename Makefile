@@ -2,13 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-ZERO := $(addprefix tests/,test_api.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py \
+ZERO := $(addprefix tests/,tabs/test_api.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py \
 	trust/test_cancel.py trust/test_visitors.py browser/test_generate.py browser/test_sweep.py browser/test_train.py)
 # A Python that will not do is refused before anything is installed.
-INSTALL = @test -x $(PY) || { $(PYTHON) -m core.installed && $(PYTHON) -m venv $(VENV); } && \
-	$(PY) -m core.installed && $(PY) -m pip install --quiet --disable-pip-version-check -r
+INSTALL = @test -x $(PY) || { $(PYTHON) -m core.system.requirements_check && $(PYTHON) -m venv $(VENV); } && \
+	$(PY) -m core.system.requirements_check && $(PY) -m pip install --quiet --disable-pip-version-check -r
 
-.PHONY: run test test-zero soak lint nano bench space update clean
+.PHONY: run test test-zero soak lint types nano bench space update clean
 
 run: $(VENV)/.run
 	$(PY) app.py
@@ -27,6 +27,9 @@ test-zero: $(VENV)/.dev
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	PYTHONPATH=. $(VENV)/bin/lint-imports
+
+types: $(VENV)/.dev
 	$(VENV)/bin/pyright
 
 nano: $(VENV)/.dev
@@ -40,6 +43,7 @@ bench: $(VENV)/.dev
 	$(PY) tests/bench/lessons.py
 	$(PY) tests/bench/transfer.py
 	$(PY) tests/bench/across.py
+	$(PY) tests/bench/tour.py
 	$(PY) tests/bench/load.py
 
 # Moves every package to the newest version that pyproject.toml allows, says which moved, and tries them.

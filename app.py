@@ -1,7 +1,13 @@
-"""Sweetspot: `python app.py`. One door to the GPU first, then the models, one tab each, launch."""
+"""Sweetspot: run `python app.py`.
 
-from core import installed  # isort: skip  # noqa: F401  (says what is missing before it is missed)
-from core import gpu  # isort: skip  (imports `spaces`, which must come before torch)
+The GPU module is imported first; then come the models, one tab each, and the server starts.
+"""
+
+# It reports missing packages before anything imports them.
+from core.system import requirements_check  # isort: skip  # noqa: F401
+
+# It imports `spaces`, which must come before torch.
+from core.runtime import gpu  # isort: skip  # noqa: F401
 
 import os
 import signal
@@ -14,102 +20,155 @@ import gradio as gr
 from fastapi.exceptions import RequestValidationError
 from starlette.middleware import Middleware
 
-from core import closing, journal, limits, models, presets, selfcheck, sweeper
-from core.device import on_space, this_machine
+from core.models import bases
+from core.runtime import cleanup, selfcheck, torch_thread
+from core.schema import limits, presets
+from core.schema.errors import UserError
+from core.system import call_log, shutdown
+from core.system.device import detect_machine, is_space
 from core.train import runs
-from core.types import UserError
-from tabs import api, crossing, generate, health, publish, publishing, sweep, train, training, transfer
-from tabs.bodies import Bodies, explain
-from tabs.door import Door
-from tabs.files import FILES, keep_files
-from tabs.sessions import forget
-from tabs.watch import watch
+from tabs import publish, sweep
+from tabs.api import generate as generate_api
+from tabs.api import lora as lora_api
+from tabs.api import publish as publish_api
+from tabs.api import sweep as sweep_api
+from tabs.api import train as train_api
+from tabs.api import transfer as transfer_api
+from tabs.generate import tab as generate_tab
+from tabs.server import health
+from tabs.server.call_wrapper import wrap_calls
+from tabs.server.origin_guard import OriginGuard
+from tabs.server.page_files import FILES_FOLDER, keep_files
+from tabs.server.request_bodies import RequestGuard, handle_validation_error
+from tabs.server.sessions import drop_call_sessions
+from tabs.train import tab as train_tab
+from tabs.transfer import tab as transfer_tab
 
 CSS = """#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; font-size: .85em }
 #card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }"""
 
-LAUNCH: dict[str, Any] = {"css": CSS, "max_file_size": limits.UPLOAD[not on_space()], "state_session_capacity": limits.SESSIONS, "footer_links": ["api"]}
-LAUNCH |= {"show_error": False, "enable_monitoring": False, "head_paths": Path(__file__).parent / "tabs" / "notice.html"}
-PATIENCE = 20
-"""Seconds that jobs and runs have to end and save once the studio is asked to close; whoever stops a container kills it after about 30."""
+LAUNCH_OPTIONS: dict[str, Any] = {
+    "css": CSS,
+    "max_file_size": limits.UPLOAD_BYTES[not is_space()],
+    "state_session_capacity": limits.SESSIONS,
+    "footer_links": ["api"],
+}
+LAUNCH_OPTIONS |= {
+    "show_error": False,
+    "enable_monitoring": False,
+    "head_paths": Path(__file__).parent / "tabs" / "notice.html",
+}
+SHUTDOWN_TIMEOUT = 20
+"""Seconds that jobs and runs have to end and save once the app is asked to close.
+
+A container is killed about 30 seconds after it is asked to stop.
+"""
 
 
-def build() -> gr.Blocks:
-    """The page, with the embedded model loaded."""
-    found = selfcheck.check(FILES)
-    first = next(iter(presets.recipes().values()))
-    gpu.lane(models.load, first.model)
+def build_page() -> gr.Blocks:
+    """Build the page and return it, with the embedded model loaded."""
+    found = selfcheck.run_selfcheck(FILES_FOLDER)
+    first = next(iter(presets.get_prompt_presets().values()))
+    torch_thread.run_on_torch_thread(bases.load_model, first.model)
     with gr.Blocks(title="Sweetspot", analytics_enabled=False) as page:
-        gr.Markdown("# Sweetspot\nA studio for SDXL anime models that measures at which strength a LoRA works.")
+        gr.Markdown(
+            "# Sweetspot\n"
+            "Train, test and publish SDXL anime LoRAs, and measure the strength each one works at."
+        )
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
-                opened = generate.tab()
+                opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
-                swept, curves = sweep.tab(opened, tabs)
+                swept, curves = sweep.build_tab(opened, tabs)
             with gr.Tab("Train", id="train"):
-                trained = train.tab(page, swept, tabs)
+                trained = train_tab.build_tab(page, swept, tabs)
             with gr.Tab("Transfer", id="transfer") as here:
-                crossed = transfer.tab(trained, here)
+                crossed = transfer_tab.build_tab(trained, here)
             with gr.Tab("Publish", id="publish") as here:
-                publish.tab(trained, (curves, crossed), tabs, here)
-        api.endpoints()
-        training.endpoints()
-        crossing.endpoints()
-        publishing.endpoints()
-        gr.Markdown(this_machine().line(), elem_id="machine")
-        gr.Markdown(found.line(), elem_id="lacks")
+                publish.build_tab(trained, (curves, crossed), tabs, here)
+        for each in (generate_api, lora_api, sweep_api, train_api, transfer_api, publish_api):
+            each.register_endpoints()
+        gr.Markdown(detect_machine().describe(), elem_id="machine")
+        gr.Markdown(found.describe(), elem_id="lacks")
         with gr.Accordion("Limits", open=False, elem_id="limits"):
-            gr.Markdown("\n".join(["| what | how much |", "|---|---|", *(f"| {what} | {bound} |" for what, bound in limits.rows())]))
-    watch(page)
-    forget(page)
+            gr.Markdown(
+                "\n".join(
+                    [
+                        "| item | limit |",
+                        "|---|---|",
+                        *(f"| {what} | {bound} |" for what, bound in limits.list_limits()),
+                    ]
+                )
+            )
+    wrap_calls(page)
+    drop_call_sessions(page)
     keep_files(page)
-    journal.say("start", machine=this_machine().line(), wrong=found.wrong or None, missing=found.missing or None)
-    return page.queue(api_open=False, max_size=limits.QUEUE, default_concurrency_limit=4)
+    call_log.log_line(
+        "start",
+        machine=detect_machine().describe(),
+        wrong=found.problems or None,
+        missing=found.missing or None,
+    )
+    return page.queue(api_open=False, max_size=limits.QUEUE_LENGTH, default_concurrency_limit=4)
 
 
-def beside(page: gr.Blocks) -> dict[str, Any]:
-    """What the server has beside Gradio's own; for `launch(app_kwargs=...)`."""
+def make_app_kwargs(page: gr.Blocks) -> dict[str, Any]:
+    """Return the server's own routes, middleware and handlers, for `launch(app_kwargs=...)`."""
     return {
-        "routes": [health.route(page)],
-        "middleware": [Middleware(Door), Middleware(Bodies, page=page)],
-        "exception_handlers": {RequestValidationError: explain},
+        "routes": [health.make_route(page)],
+        "middleware": [Middleware(OriginGuard), Middleware(RequestGuard, page=page)],
+        "exception_handlers": {RequestValidationError: handle_validation_error},
     }
 
 
 def main() -> None:
-    """Start the server and stay until a signal asks it to close; a preset that is wrong ends the start with its sentence."""
-    journal.guard()
+    """Start the server and stay until a signal asks it to close.
+
+    A preset that is not valid ends the start with its sentence.
+    """
+    call_log.redact_output()
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _asked_to_close)
+        signal.signal(number, _handle_signal)
     try:
-        page = build()
+        page = build_page()
     except UserError as error:
         sys.exit(f"Sweetspot cannot start: {error}")
-    page.launch(server_name=os.environ.get("GRADIO_SERVER_NAME"), prevent_thread_lock=True, app_kwargs=beside(page), **LAUNCH)
-    sweeper.start(FILES)
-    while not closing.asked():
+    page.launch(
+        server_name=os.environ.get("GRADIO_SERVER_NAME"),
+        prevent_thread_lock=True,
+        app_kwargs=make_app_kwargs(page),
+        **LAUNCH_OPTIONS,
+    )
+    cleanup.start_cleanup(FILES_FOLDER)
+    while not shutdown.is_shutting_down():
         time.sleep(0.2)
-    _close(page)
+    _shut_down(page)
 
 
-def _asked_to_close(number: int, _frame: Any) -> None:
-    closing.ask()
-    signal.signal(number, signal.SIG_DFL)  # asked twice, it ends at once
+def _handle_signal(number: int, _frame: Any) -> None:
+    shutdown.request_shutdown()
+    signal.signal(number, signal.SIG_DFL)  # a second signal ends it at once
 
 
-def _close(page: gr.Blocks) -> None:
-    """Let what is under way end and save, within bounds; then leave, whatever still holds on."""
-    owned = [folder for folder in runs.listed() if folder.is_owned()]
+def _shut_down(page: gr.Blocks) -> None:
+    """Let jobs and runs end and save, for a limited time; then exit, whatever still runs."""
+    owned = [folder for folder in runs.list_all_runs() if folder.is_locked()]
     for folder in owned:
-        folder.ask_to_stop()
-    end = time.monotonic() + PATIENCE
-    while time.monotonic() < end and (journal.under_way() or len(page._queue) or any(folder.is_owned() for folder in owned)):
+        folder.request_stop()
+    end = time.monotonic() + SHUTDOWN_TIMEOUT
+    while time.monotonic() < end and (
+        call_log.count_open_calls() or len(page._queue) or any(folder.is_locked() for folder in owned)
+    ):
         time.sleep(0.1)
-    time.sleep(1)  # what ended is told to whoever listens
+    time.sleep(1)  # clients that listen hear what has ended
     page.close(verbose=False)
-    journal.say("closed", under_way=journal.under_way() or None, training=sum(folder.is_owned() for folder in owned) or None)
+    call_log.log_line(
+        "closed",
+        under_way=call_log.count_open_calls() or None,
+        training=sum(folder.is_locked() for folder in owned) or None,
+    )
     sys.stdout.flush()
-    os._exit(0)  # a step that takes minutes on a thread of its own would hold the process
+    os._exit(0)  # a step of minutes on its own thread would hold the process
 
 
 if __name__ == "__main__":

@@ -1,271 +1,483 @@
-"""The Sweep tab: a LoRA over strengths, a curve that grows, a grid that fills, and one sentence with the answer."""
+"""The Sweep tab: a LoRA over strengths.
+
+A curve grows, a grid fills, and one sentence gives the answer.
+"""
 
 import json
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import gradio as gr
 
-from core import charts, edit, gpu, limits, lora, presets, shelf
-from core.blocks import BLOCKS
-from core.events import Failed, Fetch, Opening, Step
-from core.features import VAE
-from core.markdown import plain, warned
-from core.outcome import outcome, sheet
-from core.plan import SEEDS, STRENGTHS, eyes, neutral, plan
-from core.report import reported
-from core.sweep import Study
-from core.types import UserError
-from tabs import brought
-from tabs.files import new_folder
-from tabs.generate import Opened
-from tabs.widgets import WRITES, Measured, refusals, sentences
+from core.generate.features import VAE
+from core.lora import apply as lora
+from core.lora import edit
+from core.lora.blocks import BLOCKS
+from core.models import lora_library
+from core.prompts.neutral import compose_neutral_prompts
+from core.runtime import gpu
+from core.schema import limits, presets
+from core.schema.errors import UserError
+from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
+from core.sweep import charts
+from core.sweep.plan import DEFAULT_SEEDS, DEFAULT_STRENGTHS, SweepForm, list_feature_extractors, plan_sweep
+from core.sweep.report import SweepFiles, build_sweep_report, draw_sweep_sheet, export_sweep
+from core.sweep.study import SweepStudy
+from core.system.markdown import escape_markdown
+from tabs.server.call_wrapper import show_refusal
+from tabs.server.page_files import create_folder
+from tabs.shared import hub_fetch
+from tabs.shared.checks import QUIET_OPTIONS, WRITE_OPTIONS, make_plan_validator, translate_errors
+from tabs.shared.handoff import GenerateHandoff, ReportHandoff, SweepHandoff
+from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
+from tabs.shared.updates import answer_by_name
 
-ASKED = ("lora_file", "shelf", "preset", "prompts", "seeds", "strengths", "references", "eye", "refine")
-SHOWN = ("status", "answer", "curves", "sheet", "cells", "files", "result", "normalise", "next", "open")
+INPUT_NAMES = (
+    "lora_file",
+    "shelf",
+    "preset",
+    "prompts",
+    "seeds",
+    "strengths",
+    "references",
+    "feature_extractor",
+    "refine",
+)
+OUTPUT_NAMES = (
+    "status",
+    "answer",
+    "curves",
+    "sheet",
+    "cells",
+    "files",
+    "result",
+    "normalise",
+    "next",
+    "open",
+)
 
-ONE_A_LINE = "one a line"
+PROMPTS_INFO = "one per line"
 
 
-class Swept(NamedTuple):
-    """The components by which another tab puts a LoRA into this one."""
+def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHandoff, ReportHandoff]:
+    """Lay out the tab and connect it.
 
-    lora_file: Any
-    prompts: Any
-    references: Any
-
-
-def tab(opened: Opened, tabs: gr.Tabs) -> tuple[Swept, Measured]:
-    """Lay out the tab and wire it; `opened` puts a picture's settings into the Generate tab of `tabs`."""
+    `generate_handoff` puts a picture's settings into the Generate tab of `tabs`.
+    """
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
-            c = _controls()
+            c = _build_controls()
         with gr.Column(scale=7, min_width=320):
-            c |= _results()
-    quiet: dict[str, Any] = {"show_progress": "hidden", "queue": False, "api_visibility": "private"}
-    which = [c["lora_file"], c["shelf"]]
-    gr.on([c["lora_file"].change, c["shelf"].input], _explained, which, c["explained"], **quiet)
-    brought.wire(c, brought.into_file, c["lora_file"])
-    c["preset"].input(_prompts_of, [c["preset"], c["prompts"]], c["prompts"], **quiet)
+            c |= _build_results()
+    _wire_controls(c)
+    _wire_study(c)
+    _wire_files(c)
+    _wire_cells(c, generate_handoff, tabs)
+    return SweepHandoff(c["lora_file"], c["prompts"], c["references"]), ReportHandoff(
+        c["publish"], c["result"]
+    )
+
+
+def _wire_controls(c: dict[str, Any]) -> None:
+    """Connect what chooses a LoRA and a preset."""
+    gr.on(
+        [c["lora_file"].change, c["shelf"].input],
+        _describe_lora,
+        [c["lora_file"], c["shelf"]],
+        c["lora_facts"],
+        **QUIET_OPTIONS,
+    )
+    hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
+    c["preset"].input(_update_prompts, [c["preset"], c["prompts"]], c["prompts"], **QUIET_OPTIONS)
+
+
+def _wire_study(c: dict[str, Any]) -> None:
+    """Connect the buttons that sweep, extend the range and stop."""
     job: dict[str, Any] = {
-        "fn": _sweep,
-        "inputs_kwargs": {name: c[name] for name in ASKED},
-        "outputs": [c[name] for name in SHOWN],
-        "validator": refusals(ASKED, lambda values: plan(_said(values)), {"lora": "lora_file"}),
-        "show_progress": "hidden",
-        "concurrency_id": "gpu",
-        "concurrency_limit": 1,
-        "trigger_mode": "multiple",  # "once" loses a press for as long as the page has not heard that the stopped job is gone
-        "api_visibility": "private",
+        **answer_by_name(_sweep, {name: c[name] for name in OUTPUT_NAMES}),
+        "inputs_kwargs": {name: c[name] for name in INPUT_NAMES},
+        "validator": make_plan_validator(
+            INPUT_NAMES, lambda values: plan_sweep(_build_form(values)), {"lora": "lora_file"}
+        ),
+        **GPU_OPTIONS,
     }
-    running = [c["run"].click(**job), c["next"].click(lambda result: result["report"]["next"], c["result"], c["strengths"], **quiet).then(**job)]
-    stopped = {"fn": lambda: "Stopped. What was finished stays: press Sweep to go on.", "inputs": None, "outputs": c["status"]}
-    c["stop"].click(**stopped, cancels=running, **quiet).then(**stopped, **quiet)
-    c["normalise"].click(_normalised, c["result"], [c["edited"], c["said"]], **WRITES)
-    c["write"].click(_written, [*which, c["keep"], c["blocks"], c["multiply"]], [c["written"], c["wrote"]], **WRITES)
-    c["cells"].select(_chosen, c["result"], [c["chosen"], c["open"]], **quiet)
+    running = [
+        c["run"].click(**job),
+        c["next"]
+        .click(lambda result: result["report"]["next"], c["result"], c["strengths"], **QUIET_OPTIONS)
+        .then(**job),
+    ]
+    sentence = "Stopped. Finished images are kept. Press Sweep to continue."
+    wire_stop_button(c["stop"], running, lambda: sentence, None, c["status"])
 
-    def into_generate(result: dict[str, Any] | None, place: int, preset: str) -> list[Any]:
+
+def _wire_files(c: dict[str, Any]) -> None:
+    """Connect the buttons that save a changed copy of the LoRA."""
+    c["normalise"].click(
+        _normalise_lora, c["result"], [c["rescaled_files"], c["rescale_message"]], **WRITE_OPTIONS
+    )
+    c["write"].click(
+        _rewrite_lora,
+        [c["lora_file"], c["shelf"], c["keep"], c["blocks"], c["multiply"]],
+        [c["edited_file"], c["edit_message"]],
+        **WRITE_OPTIONS,
+    )
+
+
+def _wire_cells(c: dict[str, Any], generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> None:
+    """Connect the images: the chosen one can be opened in the Generate tab."""
+    c["cells"].select(_select_cell, c["result"], [c["chosen"], c["open"]], **QUIET_OPTIONS)
+    filled = generate_handoff.components
+
+    def open_in_generate(result: dict[str, Any] | None, place: int, preset: str) -> dict[str, Any]:
         if result is None or place >= len(result["cells"]):
-            raise gr.Error("Choose a picture first.")
-        values, said = opened.read(result["cells"][place], preset)
+            raise gr.Error("Choose an image first.")
+        values, said = generate_handoff.load_settings(result["cells"][place], preset)
         strength = result["strengths"][place]
-        if strength and "prompt" in values and not result["on_shelf"]:  # the page has the file, not a name for it
-            values |= {"prompt": result["prompts"][place], "lora_file": result["lora"], "lora_strength": strength}
-        return [gr.Tabs(selected="generate"), said, *(values.get(name, gr.skip()) for name in opened.names)]
+        # The page has the file of an uploaded LoRA, not a name for it.
+        if strength and "prompt" in values and not result["on_shelf"]:
+            values |= {
+                "prompt": result["prompts"][place],
+                "lora_file": result["lora"],
+                "lora_strength": strength,
+            }
+        return {
+            "tabs": gr.Tabs(selected="generate"),
+            "message": said,
+            **{name: values[name] for name in filled if name in values},
+        }
 
-    c["open"].click(into_generate, [c["result"], c["chosen"], opened.preset], [tabs, opened.said, *opened.components], **quiet)
-    return Swept(c["lora_file"], c["prompts"], c["references"]), Measured(c["publish"], c["result"])
+    c["open"].click(
+        inputs=[c["result"], c["chosen"], generate_handoff.preset],
+        **answer_by_name(open_in_generate, {"tabs": tabs, "message": generate_handoff.message, **filled}),
+        **QUIET_OPTIONS,
+    )
 
 
-def _controls() -> dict[str, Any]:
-    """The left side: components by name."""
+def _build_controls() -> dict[str, Any]:
+    """Build the left side: components by name."""
     c: dict[str, Any] = {}
-    first = next(iter(presets.recipes().values()))
-    c["lora_file"] = gr.File(label="LoRA to sweep", file_types=[".safetensors"], height=110, elem_id="sweep-lora")
-    c["shelf"] = gr.Dropdown(shelf.names(), value=None, label="Or one from the shelf", elem_id="sweep-shelf")
-    c |= brought.lora_box("sweep-hub")
-    with gr.Accordion("What the file says", open=True):
-        c["explained"] = gr.Markdown("Choose a LoRA.", elem_id="explained")
-    c["preset"] = gr.Dropdown([(r.title, r.name) for r in presets.recipes().values()], value=first.name, label="Preset", elem_id="sweep-preset")
+    first = next(iter(presets.get_prompt_presets().values()))
+    c["lora_file"] = gr.File(
+        label="LoRA to sweep", file_types=[".safetensors"], height=110, elem_id="sweep-lora"
+    )
+    c["shelf"] = gr.Dropdown(
+        lora_library.list_loras(), value=None, label="LoRA library", elem_id="sweep-shelf"
+    )
+    c |= hub_fetch.build_lora_box("sweep-hub")
+    with gr.Accordion("About this LoRA", open=True):
+        c["lora_facts"] = gr.Markdown("Choose a LoRA.", elem_id="explained")
+    c["preset"] = gr.Dropdown(
+        [(r.title, r.name) for r in presets.get_prompt_presets().values()],
+        value=first.name,
+        label="Preset",
+        elem_id="sweep-preset",
+    )
     with gr.Row():
-        info = "also 0, 0.5, 1 or 0-3.5 [15]; up to -5 and 5"
-        c["strengths"] = gr.Textbox(STRENGTHS, label="Strengths", info=info, min_width=140, elem_id="strengths")
-        c["seeds"] = gr.Textbox(SEEDS, label="Seeds", info="at least two", min_width=100, elem_id="seeds")
-    c["prompts"] = gr.Textbox(_neutral(first.name), label="Prompts", info=ONE_A_LINE, lines=4, max_lines=16, elem_id="prompts")
-    c["refine"] = gr.Checkbox(False, label="Refine: afterwards, look once more between the strengths where something changes")
+        info = "e.g. 0-3.5 (+0.25), 0-3.5 [15], or 0, 0.5, 1; from -5 to 5"
+        c["strengths"] = gr.Textbox(
+            DEFAULT_STRENGTHS, label="Strengths", info=info, min_width=140, elem_id="strengths"
+        )
+        c["seeds"] = gr.Textbox(
+            DEFAULT_SEEDS, label="Seeds", info="two or more for a verdict", min_width=100, elem_id="seeds"
+        )
+    c["prompts"] = gr.Textbox(
+        _format_neutral_prompts(first.name),
+        label="Prompts",
+        info=PROMPTS_INFO,
+        lines=4,
+        max_lines=16,
+        elem_id="prompts",
+    )
+    c["refine"] = gr.Checkbox(False, label="Refine: add strengths around the turning points")
+    return c | _build_measure_panel() | _build_edit_panel()
+
+
+def _build_measure_panel() -> dict[str, Any]:
+    """Build the panel 'How it is measured': components by name."""
+    c: dict[str, Any] = {}
     with gr.Accordion("How it is measured", open=False):
         kinds = [".png", ".jpg", ".jpeg", ".webp"]
-        c["references"] = gr.File(label=f"Pictures of the wanted style, up to {limits.REFERENCES}", file_count="multiple", file_types=kinds, height=110)
+        c["references"] = gr.File(
+            label=f"Reference images of target style (up to {limits.REFERENCES})",
+            file_count="multiple",
+            file_types=kinds,
+            height=110,
+        )
         gr.Markdown(
-            "With such pictures the sweet spot is where those of the LoRA come nearest to them; without, where its effect has come to most of its reach."
+            "With references, the sweet spot is where the LoRA looks most like them; "
+            "without, where most of its effect has arrived."
         )
         info = "the model's own VAE needs no download"
-        c["eye"] = gr.Dropdown(eyes(), value=VAE, label="Seen by", info=info)
-    with gr.Accordion("Write the file anew", open=False):
-        gr.Markdown("Only alpha changes, and blocks that are not kept are left out.")
-        c["keep"] = gr.Radio(list(edit.KEEP), value="all", label="Keep", info="content and style are B-LoRA's blocks")
-        c["blocks"] = gr.Textbox("", label="Block weights", info=f"empty, or 12: {', '.join(BLOCKS)}", placeholder="1,1,1,1,1,1,1,1,1,1,1,1")
-        c["multiply"] = gr.Number(1.0, label="The strength that becomes 1.0", minimum=edit.MULTIPLY[0], maximum=edit.MULTIPLY[1])
-        c["write"] = gr.Button("Write", size="sm", elem_id="write")
-        c["written"] = gr.File(label="The new file", interactive=False, visible=False, elem_id="written")
-        c["wrote"] = gr.Markdown()
+        c["feature_extractor"] = gr.Dropdown(
+            list_feature_extractors(), value=VAE, label="Feature extractor", info=info
+        )
     return c
 
 
-def _results() -> dict[str, Any]:
-    """The right side: components by name."""
+def _build_edit_panel() -> dict[str, Any]:
+    """Build the panel 'Edit LoRA file': components by name."""
     c: dict[str, Any] = {}
-    with gr.Row():
-        c["run"] = gr.Button("Sweep", variant="primary", scale=3, elem_id="sweep")
-        c["stop"] = gr.Button("Stop", variant="stop", elem_id="sweep-stop")
+    with gr.Accordion("Edit LoRA file", open=False):
+        gr.Markdown("Changes alpha only; unselected blocks are removed.")
+        c["keep"] = gr.Radio(
+            list(edit.KEEP_CHOICES), value="all", label="Keep", info="content and style are B-LoRA's blocks"
+        )
+        c["blocks"] = gr.Textbox(
+            "",
+            label="Block weights",
+            info=f"empty, or 12: {', '.join(BLOCKS)}",
+            placeholder="1,1,1,1,1,1,1,1,1,1,1,1",
+        )
+        c["multiply"] = gr.Number(
+            1.0,
+            label="Rescale so that this strength becomes 1.0",
+            minimum=edit.MULTIPLY_RANGE[0],
+            maximum=edit.MULTIPLY_RANGE[1],
+        )
+        c["write"] = gr.Button("Save a copy", size="sm", elem_id="write")
+        c["edited_file"] = gr.File(label="New file", interactive=False, visible=False, elem_id="written")
+        c["edit_message"] = gr.Markdown()
+    return c
+
+
+def _build_results() -> dict[str, Any]:
+    """Build the right side: components by name."""
+    c = build_job_buttons("Sweep", "sweep", "sweep-stop")
     c["status"] = gr.Markdown("Ready.", elem_id="sweep-status")
     c["answer"] = gr.Markdown(elem_id="answer")
     with gr.Row():
-        c["normalise"] = gr.Button("Make 1.0 the sweet spot", visible=False, variant="primary", elem_id="normalise")
+        c["normalise"] = gr.Button(
+            "Rescale: make 1.0 the sweet spot", visible=False, variant="primary", elem_id="normalise"
+        )
         c["next"] = gr.Button("Extend the range", visible=False, elem_id="next")
-    c["said"] = gr.Markdown(elem_id="normalised")
-    c["edited"] = gr.File(
-        label="The LoRA with its new alpha, and its sidecar for A1111", file_count="multiple", interactive=False, visible=False, elem_id="edited"
+    c["rescale_message"] = gr.Markdown(elem_id="normalised")
+    c["rescaled_files"] = gr.File(
+        label="Rescaled LoRA + A1111 .json",
+        file_count="multiple",
+        interactive=False,
+        visible=False,
+        elem_id="edited",
     )
-    c["curves"] = gr.Image(label="Curves", show_label=False, interactive=False, visible=False, format="png", elem_id="curves")
-    c["sheet"] = gr.Image(label="Grid", show_label=False, interactive=False, visible=False, format="png", elem_id="sheet")
-    c["cells"] = gr.Gallery(label="Every picture", columns=8, height=320, visible=False, object_fit="contain", format="png", elem_id="cells")
-    c["open"] = gr.Button("Open this picture in Generate", visible=False, elem_id="open")
-    c["files"] = gr.File(label="Everything: pictures, sheet, curves, report", file_count="multiple", interactive=False, visible=False, elem_id="files")
-    c["publish"] = gr.Button("Take it into Publish", size="sm", elem_id="sweep-publish")
+    c["curves"] = gr.Image(
+        label="Curves", show_label=False, interactive=False, visible=False, format="png", elem_id="curves"
+    )
+    c["sheet"] = gr.Image(
+        label="Grid", show_label=False, interactive=False, visible=False, format="png", elem_id="sheet"
+    )
+    c["cells"] = gr.Gallery(
+        label="All images",
+        columns=8,
+        height=320,
+        visible=False,
+        object_fit="contain",
+        format="png",
+        elem_id="cells",
+    )
+    c["open"] = gr.Button("Send to Generate", visible=False, elem_id="open")
+    c["files"] = gr.File(
+        label="Downloads", file_count="multiple", interactive=False, visible=False, elem_id="files"
+    )
+    c["publish"] = gr.Button("Send to Publish", size="sm", elem_id="sweep-publish")
     c["result"] = gr.State(None)
     c["chosen"] = gr.State(0)
     return c
 
 
-def _said(values: dict[str, Any]) -> dict[str, Any]:
-    """The tab's values as `core.plan` takes them."""
-    file, name = values.get("lora_file"), values.get("shelf")
-    return {**values, "lora": file or (str(shelf.path(name)) if name else None)}
+def _build_form(values: Mapping[str, Any]) -> SweepForm:
+    """Return what the tab asks for. Raises `UserError` if the LoRA cannot be found."""
+    names = ("preset", "prompts", "seeds", "strengths", "references", "feature_extractor", "refine")
+    shared = {name: values[name] for name in names if values[name] is not None}
+    return SweepForm(lora=_find_path(values["lora_file"], values["shelf"]), **shared)
 
 
-def _neutral(preset: str) -> str:
-    return "\n".join(neutral(presets.recipes()[preset]))
+def _find_path(file: str | None, name: str | None) -> str | None:
+    """Return the path of an uploaded LoRA, or of one in the library.
+
+    Raises `UserError` if the library has none of that name.
+    """
+    return file or (str(lora_library.locate_lora(name)) if name else None)
 
 
-def _prompts_of(preset: str, prompts: str) -> Any:
-    """The prompts of the preset, unless a person wrote others."""
-    if prompts.strip() and prompts not in {_neutral(name) for name in presets.recipes()}:
-        return gr.update(info=f"{ONE_A_LINE}; kept as you wrote them: empty it and choose the preset again for the preset's own")
-    return gr.update(value=_neutral(preset), info=ONE_A_LINE)
+def _format_neutral_prompts(preset: str) -> str:
+    return "\n".join(compose_neutral_prompts(presets.get_prompt_presets()[preset]))
 
 
-def _explained(file: str | None, name: str | None) -> str:
-    """What the chosen LoRA's file says, for a person."""
+def _update_prompts(preset: str, prompts: str) -> Any:
+    """Return the preset's prompts, unless a person wrote others."""
+    if prompts.strip() and prompts not in {
+        _format_neutral_prompts(name) for name in presets.get_prompt_presets()
+    }:
+        return gr.update(
+            info=f"{PROMPTS_INFO}; your prompts were kept: "
+            "to use the preset's, clear them and choose the preset again"
+        )
+    return gr.update(value=_format_neutral_prompts(preset), info=PROMPTS_INFO)
+
+
+def _describe_lora(file: str | None, name: str | None) -> str:
+    """Describe the file of the chosen LoRA for a person."""
     try:
-        path = _said({"lora_file": file, "shelf": name})["lora"]
+        path = _find_path(file, name)
         if not path:
             return "Choose a LoRA."
-        told = gpu.inspected(lora.file(path))
+        told = gpu.inspect_with_model(lora.get_lora_file(path))
     except UserError as error:
-        return warned(str(error))
+        return show_refusal(error)
     facts = {
         "made for": f"{told['family']}{', trained on ' + told['base'] if told['base'] else ''}",
         "rank, alpha": f"{told['rank']}, {told['alpha']:g} (alpha/rank {told['scale']:g})",
-        "changes": f"{told['modules']} layers in {', '.join(told['blocks'])}",
+        "affects": f"{told['modules']} layers ({', '.join(told['blocks'])})",
         "format": told["format"],
-        "trigger": told["trigger"],
-        "tags of its captions": ", ".join(list(told["tags"])[:8]),
-        "resolution": told["resolution"],
+        "trigger word": told["trigger"],
+        "top training tags": ", ".join(list(told["tags"])[:8]),
+        "resolution": str(told["resolution"] or "").strip("()").replace(", ", " x "),
     }
-    rows = [f"- **{name}**: {plain(str(value))}" for name, value in facts.items() if value]
-    largest = max(told["effective_norm"].items(), key=lambda each: each[1], default=None) if told["effective_norm"] else None
-    rows += [f"- **largest change at strength 1**: {100 * largest[1]:.1f} % of the weights' norm, in {plain(largest[0])}"] if largest else []
-    return "\n".join([f"**{plain(told['expect'])}**", "", *rows])
+    rows = [f"- **{name}**: {escape_markdown(str(value))}" for name, value in facts.items() if value]
+    largest = (
+        max(told["effective_norm"].items(), key=lambda each: each[1], default=None)
+        if told["effective_norm"]
+        else None
+    )
+    rows += (
+        [
+            f"- **relative weight change at 1.0**: up to {100 * largest[1]:.1f} % "
+            f"({escape_markdown(largest[0])})"
+        ]
+        if largest
+        else []
+    )
+    return "\n".join([f"**{escape_markdown(told['expect'])}**", "", *rows])
 
 
-def _sweep(**values: Any) -> Iterator[tuple[Any, ...]]:
-    """Run the sweep for the page: what `SHOWN` shows after each event."""
-    skip, folder = gr.skip(), new_folder()
-    asked = plan(_said(values))
-    study, columns = Study(asked), 0
-    rest = [skip] * (len(SHOWN) - 1)
-    hidden = gr.update(visible=False)
-    yield "Waiting for the model …", *rest  # a study from before stays until there is something of this one
-    with sentences():
-        for event in study.run():
+def _sweep(**values: Any) -> Iterator[dict[str, Any]]:
+    """Run the sweep for the page, and yield after each event what changes of `OUTPUT_NAMES`."""
+    folder = create_folder()
+    asked = plan_sweep(_build_form(values))
+    study, columns = SweepStudy(asked), 0
+    # A study from before stays until there is something of this one.
+    yield {"status": "Loading the model …"}
+    with translate_errors():
+        for event in study.run(gpu.generate_on_gpu):
             total = len(study.strengths) * len(study.items)
             if isinstance(event, Failed):
-                yield warned(event.message), *rest
+                yield {"status": show_refusal(UserError(None, event.message))}
                 raise gr.Error(event.message)
-            if isinstance(event, Fetch | Opening):
-                yield brought.arrived(event), *rest
+            if isinstance(event, DownloadProgress | LoadProgress):
+                yield {"status": hub_fetch.describe_progress(event)}
             if isinstance(event, Step):
-                yield f"Picture {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps} · about {event.seconds_left:.0f} s left", *rest
-            if len(study.measured) > columns:
-                columns = len(study.measured)
-                grown = gr.update(value=charts.curves(reported(study)), visible=True), gr.update(value=sheet(study), visible=True)
-                yield f"{len(study.pictures)} of {total} pictures", "", *grown, hidden, hidden, None, hidden, hidden, hidden
-        done = outcome(study, folder)
-    report = done.report
-    result = {
-        "report": report,
-        "lora": asked.lora.path,
-        "on_shelf": not values.get("lora_file"),
-        "cells": [str(file) for file, _ in done.cells],
-        "strengths": [cell["strength"] for cell in report["cells"]],
-        "prompts": [cell["prompt"] for cell in report["cells"]],
+                place = f"Image {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps}"
+                yield {"status": f"{place} · about {event.seconds_left:.0f} s left"}
+            if len(study.measurements) > columns:
+                columns = len(study.measurements)
+                yield {"status": f"{len(study.pictures)} of {total} images", **_show_growing(study)}
+        done = export_sweep(study, folder)
+    found = f" ({study.cells_found} reused)" if study.cells_found else ""
+    yield {
+        "status": f"{len(study.pictures)} images in {study.seconds:.1f} s{found}.",
+        **_show_result(done, asked.lora.path, on_shelf=not values.get("lora_file")),
     }
-    found = f", {study.found} of them found from before" if study.found else ""
-    yield (
-        f"{len(study.pictures)} pictures in {study.seconds:.1f} s{found}.",
-        _answer(report),
-        gr.update(value=str(done.curves), visible=True),
-        gr.update(value=str(done.sheet), visible=True),
-        gr.update(value=[(str(file), label) for file, label in done.cells], visible=True),
-        gr.update(value=[str(file) for file in (done.archive, done.table, done.sidecar)], visible=True),
-        result,
-        gr.update(visible=report["normalise_by"] is not None),
-        gr.update(visible=report["next"] is not None, value=f"Sweep {report['next']}"),
-        hidden,
-    )
 
 
-def _answer(report: dict[str, Any]) -> str:
-    """The sentence, and how sure it is."""
-    lines = [f"### {plain(report['why'])}"]
+def _show_growing(study: SweepStudy) -> dict[str, Any]:
+    """Return what the page shows of a study that goes on."""
+    return {
+        "answer": "",
+        "curves": gr.update(value=charts.draw_curves(build_sweep_report(study)), visible=True),
+        "sheet": gr.update(value=draw_sweep_sheet(study), visible=True),
+        "result": None,
+        **dict.fromkeys(("cells", "files", "normalise", "next", "open"), gr.update(visible=False)),
+    }
+
+
+def _show_result(done: SweepFiles, lora_path: str, on_shelf: bool) -> dict[str, Any]:
+    """Return what the page shows of a study that is done."""
+    report = done.report
+    return {
+        "answer": _format_answer(report),
+        "curves": gr.update(value=str(done.curves), visible=True),
+        "sheet": gr.update(value=str(done.sheet), visible=True),
+        "cells": gr.update(value=[(str(file), label) for file, label in done.cells], visible=True),
+        "files": gr.update(
+            value=[str(file) for file in (done.archive, done.table, done.sidecar)], visible=True
+        ),
+        "result": {
+            "report": report,
+            "lora": lora_path,
+            "on_shelf": on_shelf,
+            "cells": [str(file) for file, _ in done.cells],
+            "strengths": [cell["strength"] for cell in report["cells"]],
+            "prompts": [cell["prompt"] for cell in report["cells"]],
+        },
+        "normalise": gr.update(visible=report["normalise_by"] is not None),
+        "next": gr.update(visible=report["next"] is not None, value=f"Sweep {report['next']}"),
+        "open": gr.update(visible=False),
+    }
+
+
+def _format_answer(report: dict[str, Any]) -> str:
+    """Return the answer's sentence, and how sure it is."""
+    lines = [f"### {escape_markdown(report['why'])}"]
     if report["recommended"] is not None:
-        shown = {"onset": "onset", "sweet_spot_low": "begins", "sweet_spot_high": "ends", "breakdown": "breakdown"}
-        ends = [f"{shown[name]} {low:g} to {high:g}" for name, (low, high) in report["intervals"].items()]
+        shown = {
+            "onset": "first visible",
+            "sweet_spot_low": "starts working",
+            "sweet_spot_high": "stops working",
+            "breakdown": "breaks",
+        }
+        ends = [
+            f"{shown[name]} at {low:g}" + (f" to {high:g}" if high > low else "")
+            for name, (low, high) in report["intervals"].items()
+        ]
         pictures = len(report["seeds"]) * len(report["prompts"])
         lines.append(
-            f"Confidence {100 * report['confidence']:.0f} %. 95 % intervals over {pictures} pictures a strength ({len(report['seeds'])} seeds x "
-            f"{len(report['prompts'])} prompts): {'; '.join(ends)}."
+            f"{100 * report['confidence']:.0f} % confident. "
+            f"95 % intervals over {pictures} images per strength "
+            f"({len(report['seeds'])} seeds x {len(report['prompts'])} prompts): {'; '.join(ends)}."
         )
-    lines += [f"- {plain(why)}" for name, why in report["unmeasured"].items() if name != "style"]
+    lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name != "style"]
     return "\n\n".join(lines)
 
 
-def _normalised(result: dict[str, Any] | None) -> tuple[Any, str]:
-    """The LoRA with the alpha that makes the recommended strength 1.0."""
+def _normalise_lora(result: dict[str, Any] | None) -> tuple[Any, str]:
+    """Save the LoRA with the alpha that makes the recommended strength 1.0."""
     if not result or not (times := result["report"]["normalise_by"]):
-        return gr.skip(), "No sweet spot was found, so there is nothing to make 1.0."
+        return gr.skip(), "No sweet spot was found, so there is nothing to rescale to 1.0."
     try:
-        source = lora.file(result["lora"])
-        file = edit.edited(source, new_folder(), multiply=times, hint=edit.hint(result["report"], times))
+        source = lora.get_lora_file(result["lora"])
+        file = edit.rewrite_lora(
+            source, create_folder(), multiply=times, hint=edit.format_usage_hint(result["report"], times)
+        )
     except UserError as error:
-        return gr.skip(), warned(str(error))
+        return gr.skip(), show_refusal(error)
     beside = file.with_suffix(".json")
-    beside.write_text(json.dumps(edit.sidecar(source, result["report"], times), indent=1), encoding="utf-8")
-    return gr.update(value=[str(file), str(beside)], visible=True), f"In this file strength 1.0 is what {times:g} was. Only alpha was changed."
+    beside.write_text(
+        json.dumps(edit.build_sidecar(source, result["report"], times), indent=1), encoding="utf-8"
+    )
+    return gr.update(
+        value=[str(file), str(beside)], visible=True
+    ), f"Saved. 1.0 in this copy equals {times:g} in the original. Only alpha was changed."
 
 
-def _written(file: str | None, name: str | None, keep: str, blocks: str, multiply: float) -> tuple[Any, str]:
-    """The chosen LoRA with other blocks or another alpha."""
+def _rewrite_lora(
+    file: str | None, name: str | None, keep: str, blocks: str, multiply: float
+) -> tuple[Any, str]:
+    """Save the chosen LoRA with other blocks or another alpha."""
     try:
-        path = _said({"lora_file": file, "shelf": name})["lora"]
+        path = _find_path(file, name)
         if not path:
-            raise UserError("lora: choose one first.")
-        return gr.update(value=str(edit.edited(lora.file(path), new_folder(), multiply, blocks.strip() or None, keep)), visible=True), "Written."
+            raise UserError("lora", "choose a LoRA first.")
+        return gr.update(
+            value=str(
+                edit.rewrite_lora(
+                    lora.get_lora_file(path), create_folder(), multiply, blocks.strip() or None, keep
+                )
+            ),
+            visible=True,
+        ), "Saved."
     except UserError as error:
-        return gr.skip(), warned(str(error))
+        return gr.skip(), show_refusal(error)
 
 
-def _chosen(result: dict[str, Any] | None, event: gr.SelectData) -> tuple[int, Any]:
+def _select_cell(result: dict[str, Any] | None, event: gr.SelectData) -> tuple[int, Any]:
     return int(event.index), gr.update(visible=result is not None)

@@ -20,89 +20,109 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 if ON_ZERO := os.environ.get("SWEETSPOT_ZERO") == "1":
-    # Before `core.gpu` decorates anything. A team of threads that was started before a fork is not there behind it.
+    # Before `core.runtime.gpu` decorates anything. Threads started before a fork are gone after it.
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ.pop("SPACES_ZERO_GPU", None)  # xdist hands it on, and `spaces` would want a card
     from tests import zero
 
-    zero.switched_on()
+    zero.enable_zero_gpu()
     os.environ["SPACES_ZERO_GPU"] = "true"
 
-# One team of threads computes, the app's own: a second one, of the tests' thread, would slow both down (see core/gpu.py).
-from core import gpu, models, presets  # isort: skip
+# One team of threads computes, the app's own: a second one, of the tests' thread, would slow both
+# down (see core/runtime/torch_thread.py).
+from core.runtime import gpu, torch_thread  # isort: skip
+from core.models import bases  # isort: skip
+from core.schema import presets  # isort: skip
 import torch  # isort: skip
 from gradio_client import Client  # isort: skip
+
+pytest_plugins = ["tests.hub.fixtures"]
 
 for place in ("GRADIO_TEMP_DIR", "SWEETSPOT_CELLS", "SWEETSPOT_RUNS", "HF_HUB_CACHE"):
     atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)
 
-gpu.lane(lambda: torch.ones(256, 256) @ torch.ones(256, 256))
+torch_thread.run_on_torch_thread(lambda: torch.ones(256, 256) @ torch.ones(256, 256))
 torch.set_num_threads(1)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: Any) -> Iterator[None]:
-    """On ZeroGPU: what goes through the app finds a page's process and workers that are kept; a test of its own calls is a visitor, and has the weights."""
+    """Choose the process of each test on ZeroGPU.
+
+    A test that goes through the app finds a page's process without weights, and workers that are
+    kept. A test with calls of its own is a visitor, and has the weights.
+    """
     if not ON_ZERO:
         return (yield)
-    scheduler = zero.LENDERS[0]
-    scheduler.easy()
-    zero.visit()
+    scheduler = zero.SCHEDULERS[0]
+    scheduler.reset_limits()
+    zero.act_as_visitor()
     if "studio" in item.fixturenames:
         return (yield)
     packed = zero.is_packed()
-    zero.unpack()
-    scheduler.retire()
+    zero.unpack_weights()
+    scheduler.retire_workers()
     try:
         return (yield)
     finally:
-        scheduler.retire()
+        scheduler.retire_workers()
         if packed:
-            zero.pack()
+            zero.pack_weights()
 
 
 @pytest.fixture
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recipes of six steps, for what does not look at what is in the pictures."""
-    quick = {name: replace(recipe, steps=6) for name, recipe in presets.recipes().items()}
-    monkeypatch.setattr(presets, "recipes", lambda: quick)
+    """Recipes of six steps, for tests that do not look at what is in the pictures."""
+    quick = {name: replace(recipe, steps=6) for name, recipe in presets.get_prompt_presets().items()}
+    monkeypatch.setattr(presets, "get_prompt_presets", lambda: quick)
 
 
 @pytest.fixture(scope="module")
-def switched() -> Iterator[Any]:
-    """The scheduler: the whole suite's, or one for these tests, which then decorate the door's functions anew."""
+def zero_scheduler() -> Iterator[Any]:
+    """The scheduler: the whole suite's, or one for this module.
+
+    One for this module decorates the functions of `core.runtime.gpu` that ask for a GPU again.
+    """
     from tests import zero
 
     if ON_ZERO:
-        yield zero.LENDERS[0]
+        yield zero.SCHEDULERS[0]
         return
     import spaces
     from spaces.config import Config
 
-    models.load("nano")
+    bases.load_model("nano")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Config, "zero_gpu", False)
-        lender = zero.switched_on(launch=False)
+        lender = zero.enable_zero_gpu(launch=False)
         patch.setenv("SPACES_ZERO_GPU", "true")
-        patch.setattr(gpu, "_run", spaces.GPU(duration=gpu.duration)(gpu._run))
-        patch.setattr(gpu, "_lesson", spaces.GPU(duration=gpu.slice_duration)(gpu._lesson))
+        patch.setattr(
+            gpu,
+            "_generate_on_lent_gpu",
+            spaces.GPU(duration=gpu.estimate_duration)(gpu._generate_on_lent_gpu),
+        )
+        patch.setattr(
+            gpu,
+            "_train_on_lent_gpu",
+            spaces.GPU(duration=gpu.estimate_slice_duration)(gpu._train_on_lent_gpu),
+        )
         yield lender
 
 
 @pytest.fixture
-def lender(switched: Any) -> Iterator[Any]:
-    """A visitor, and no worker yet."""
+def zero_gpu(zero_scheduler: Any) -> Iterator[Any]:
+    """The scheduler with a visitor's request and no worker yet."""
     from gradio.context import LocalContext
 
     from tests import zero
 
-    switched.easy()
-    switched.asked.clear()
-    switched.retire()
-    visitor = LocalContext.request.set(zero.VISITOR)  # type: ignore[arg-type]
-    yield switched
+    zero_scheduler.reset_limits()
+    zero_scheduler.requested_seconds.clear()
+    zero_scheduler.retire_workers()
+    visitor = LocalContext.request.set(zero.VISITOR_REQUEST)  # type: ignore[arg-type]
+    yield zero_scheduler
     LocalContext.request.reset(visitor)
-    switched.retire()
+    zero_scheduler.retire_workers()
 
 
 @pytest.fixture(scope="session")
@@ -110,8 +130,14 @@ def studio() -> Iterator[str]:
     """The address of the app, running in this process."""
     import app
 
-    page = app.build()
-    _, url, _ = page.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", app_kwargs=app.beside(page), **app.LAUNCH)
+    page = app.build_page()
+    _, url, _ = page.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        server_name="127.0.0.1",
+        app_kwargs=app.make_app_kwargs(page),
+        **app.LAUNCH_OPTIONS,
+    )
     yield url
     page.close()
     shutil.rmtree(os.environ["GRADIO_TEMP_DIR"], ignore_errors=True)
@@ -119,7 +145,7 @@ def studio() -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def client(studio: str, tmp_path_factory: pytest.TempPathFactory) -> Client:
-    """The app as a script uses it."""
+    """A client of the app, as a script uses it."""
     return Client(studio, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
 
 
@@ -134,18 +160,26 @@ def chromium() -> Iterator[object]:
         pytest.skip(message)
     from playwright.sync_api import sync_playwright
 
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run"]
+    quiet = [
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--no-first-run",
+    ]
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=binary, args=quiet)
         yield browser
         browser.close()
-        for worker in multiprocessing.active_children():  # those of ZeroGPU have the driver's pipe open, too, and the driver waits for its end
+        # Those of ZeroGPU hold the driver's pipe open, too, and the driver waits for its end.
+        for worker in multiprocessing.active_children():
             worker.kill()
 
 
 @pytest.fixture(scope="session")
 def screenshots() -> Path:
-    """Where browser tests leave what they saw."""
+    """The folder where browser tests save what they saw."""
     folder = Path(__file__).parent.parent / "build" / "screenshots"
     folder.mkdir(parents=True, exist_ok=True)
     return folder

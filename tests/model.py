@@ -1,4 +1,7 @@
-"""The model as a test sees it from beside its jobs: its weights, its calls, whether a job has it. ZeroGPU has the jobs in processes of their own."""
+"""The model from beside its jobs: its weights, its calls, whether a job has it.
+
+ZeroGPU runs the jobs in processes of their own.
+"""
 
 import hashlib
 import mmap
@@ -7,33 +10,58 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from core import gpu, models
-from core.device import on_zero_gpu
-from core.events import Picture
-from core.types import Cell, Request
+from core.models import bases
+from core.runtime import gpu, torch_thread
+from core.schema.events import Picture
+from core.schema.types import Cell, Request
+from core.system.device import is_zerogpu
 from tests import zero
 
-PLAIN = Request(model="nano", prompt="1girl, portrait", negative="", width=64, height=64, steps=3, cfg=5.0, sampler="Euler a", seed=7)
+PLAIN_REQUEST = Request(
+    model="nano",
+    prompt="1girl, portrait",
+    negative="",
+    width=64,
+    height=64,
+    steps=3,
+    cfg=5.0,
+    sampler="Euler a",
+    seed=7,
+)
 
 
 def fingerprint() -> str:
-    """Of nano's weights; where the page's process has none, of what they make of a plain request."""
+    """Return the sha256 of nano's weights.
+
+    Where the page's process has none, it is that of their picture of a plain request.
+    """
     if zero.is_packed():
-        (picture,) = (event for event in gpu.run([Cell(label="", request=PLAIN)]) if isinstance(event, Picture))
+        (picture,) = (
+            event
+            for event in gpu.generate_on_gpu([Cell(label="", request=PLAIN_REQUEST)])
+            if isinstance(event, Picture)
+        )
         return hashlib.sha256(picture.image.tobytes()).hexdigest()
-    pipeline = models.load("nano")
-    parts = [value.numpy().tobytes() for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2) for value in part.state_dict().values()]
+    pipeline = bases.load_model("nano")
+    parts = [
+        value.numpy().tobytes()
+        for part in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2)
+        for value in part.state_dict().values()
+    ]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def anew() -> None:
-    """What a test has changed of the code is in the jobs from now on: a worker is what this process was when it was forked."""
-    if on_zero_gpu():
-        zero.LENDERS[-1].retire()
+def restart_workers() -> None:
+    """Let the jobs use what a test has changed of the code.
+
+    A worker is what this process was when it was forked.
+    """
+    if is_zerogpu():
+        zero.SCHEDULERS[-1].retire_workers()
 
 
-class Calls:
-    """How many there were, in whichever process."""
+class CallCounter:
+    """A count of calls, in whichever process they happen."""
 
     def __init__(self) -> None:
         self.shared = mmap.mmap(-1, 8)
@@ -46,42 +74,42 @@ class Calls:
 
 
 @contextmanager
-def unet_calls() -> Iterator[Calls]:
-    """Calls of nano's U-Net, for as long as it lasts."""
-    calls = Calls()
-    hook = models.load("nano").unet.register_forward_pre_hook(calls)
-    anew()
+def count_unet_calls() -> Iterator[CallCounter]:
+    """Count the calls of nano's U-Net inside the `with` block."""
+    calls = CallCounter()
+    hook = bases.load_model("nano").unet.register_forward_pre_hook(calls)
+    restart_workers()
     try:
         yield calls
     finally:
         hook.remove()
-        anew()
+        restart_workers()
 
 
-def is_free() -> None:
+def wait_until_free() -> None:
     """Wait until no job has the model."""
-    if on_zero_gpu():
+    if is_zerogpu():
         end = time.monotonic() + 60
-        while zero.LENDERS[-1].lent:
+        while zero.SCHEDULERS[-1].leases:
             assert time.monotonic() < end, "a job still has a GPU"
             time.sleep(0.01)
         return
-    assert gpu._job.acquire(timeout=60), "a job still has the model"
-    gpu._job.release()
+    assert torch_thread.model_lock.acquire(timeout=60), "a job still has the model"
+    torch_thread.model_lock.release()
 
 
 @contextmanager
-def torch_is_busy() -> Iterator[None]:
-    """While it lasts, whatever wants torch's one thread, or to be lent a GPU, gets no further."""
-    if on_zero_gpu():
-        zero.LENDERS[-1].answers.clear()
+def keep_torch_busy() -> Iterator[None]:
+    """Hold up whatever wants torch's one thread, or a GPU, inside the `with` block."""
+    if is_zerogpu():
+        zero.SCHEDULERS[-1].may_answer.clear()
         try:
             yield
         finally:
-            zero.LENDERS[-1].answers.set()
+            zero.SCHEDULERS[-1].may_answer.set()
         return
     over = threading.Event()
-    holder = threading.Thread(target=gpu.lane, args=(over.wait,))
+    holder = threading.Thread(target=torch_thread.run_on_torch_thread, args=(over.wait,))
     holder.start()
     try:
         yield

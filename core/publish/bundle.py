@@ -1,4 +1,7 @@
-"""The files of a publication, by their paths in the repository: LoRA, sidecar, card, pictures, reports."""
+"""The files of a publication by their paths in the repository.
+
+LoRA, sidecar, card, pictures, reports.
+"""
 
 import json
 import re
@@ -9,94 +12,141 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from core import cells, charts, edit, record
-from core.atomic import filling, placed
-from core.digest import content
-from core.publish.card import card
+from core.lora import edit
+from core.prompts import png_metadata
+from core.publish.card import render_card
 from core.publish.plan import Publication
+from core.sweep import cell_cache, charts
+from core.system.atomic_files import link_or_copy, remove_on_error
+from core.system.tensor_files import calculate_sha256
 
-PRIVATE = re.compile(r"(?:^|[\"'\s=(])(?:/(?:home|root|Users|mnt|media|workspace|content|kaggle)/|[A-Za-z]:[\\/]|\\\\)|hf_[A-Za-z0-9]{20}")
-"""A path of somebody's machine, or a token."""
-STRENGTHS = 12
-"""Pictures in the strip from 0 to breakdown."""
+PRIVATE_PATTERN = re.compile(
+    r"(?:^|[\"'\s=(])(?:/(?:home|root|Users|mnt|media|workspace|content|kaggle)/|[A-Za-z]:[\\/]|\\\\)"
+    r"|hf_[A-Za-z0-9]{20}"
+)
+"""Matches a path on somebody's machine, or a token."""
+MAX_STRIP_PICTURES = 12
+"""Greatest number of pictures in the strip from strength 0 to breakdown."""
 
 
-def bundle(publication: Publication, folder: Path) -> dict[str, Path]:
-    """Write all of them below `folder`; path in the repository -> file. Nothing that they hold names a machine or a person."""
+def build_bundle(publication: Publication, folder: Path) -> dict[str, Path]:
+    """Write the files of a publication below `folder`; return path in the repository -> file.
+
+    Nothing in them names a machine or a person.
+    """
     p, files = publication, dict[str, Path]()
     best = p.sweeps[0] if p.sweeps else None
-    with filling(folder):
-        made = edit.edited(p.file, folder / "made", hint=edit.hint(best) if best else None, metadata=_told(p))
-        files[p.name] = _at(folder, p.name)
+    with remove_on_error(folder):
+        made = edit.rewrite_lora(
+            p.file,
+            folder / "made",
+            hint=edit.format_usage_hint(best) if best else None,
+            metadata=_clean_metadata(p),
+        )
+        files[p.name] = _prepare_path(folder, p.name)
         made.replace(files[p.name])
         if best:
-            beside = edit.sidecar(p.file, best) | {"activation text": p.trigger}
-            files[f"{p.name.removesuffix('.safetensors')}.json"] = _json(folder, f"{p.name.removesuffix('.safetensors')}.json", beside)
+            beside = edit.build_sidecar(p.file, best) | {"activation text": p.trigger}
+            files[f"{p.name.removesuffix('.safetensors')}.json"] = _write_json(
+                folder, f"{p.name.removesuffix('.safetensors')}.json", beside
+            )
         for number, report in enumerate(p.sweeps, 1):
-            files[f"reports/sweep-{number}.json"] = _json(folder, f"reports/sweep-{number}.json", report)
-            files[f"reports/curves-{number}.png"] = _at(folder, f"reports/curves-{number}.png")
-            charts.curves(report).save(files[f"reports/curves-{number}.png"])
-            if strip := _strip(report):
-                files[f"reports/strip-{number}.png"] = _at(folder, f"reports/strip-{number}.png")
+            files[f"reports/sweep-{number}.json"] = _write_json(
+                folder, f"reports/sweep-{number}.json", report
+            )
+            files[f"reports/curves-{number}.png"] = _prepare_path(folder, f"reports/curves-{number}.png")
+            charts.draw_curves(report).save(files[f"reports/curves-{number}.png"])
+            if strip := _draw_strip(report):
+                files[f"reports/strip-{number}.png"] = _prepare_path(folder, f"reports/strip-{number}.png")
                 strip.save(files[f"reports/strip-{number}.png"])
         if p.transfer:
-            files["reports/transfer.json"] = _json(folder, "reports/transfer.json", p.transfer)
+            files["reports/transfer.json"] = _write_json(folder, "reports/transfer.json", p.transfer)
         shown = {}
         for number, (picture, prompt) in enumerate(p.pictures, 1):
             path = f"images/{number:02d}.png"
-            files[path] = _at(folder, path)
-            placed(picture, files[path])
-            record.read_picture(files[path])  # it still says how it was made
+            files[path] = _prepare_path(folder, path)
+            link_or_copy(picture, files[path])
+            png_metadata.read_infotext(files[path])  # raises if it no longer says how it was made
             shown[path] = prompt
         if p.dataset:
             for sample in p.dataset.samples:
-                files |= {} if sample.regularisation else _shown(p.dataset.folder / sample.file, sample.caption, folder)
-        files["README.md"] = _at(folder, "README.md")
-        files["README.md"].write_text(card(p, shown, strips=[path for path in files if "/strip-" in path], sha256=content(files[p.name])), encoding="utf-8")
+                files |= (
+                    {}
+                    if sample.regularisation
+                    else _add_training_picture(p.dataset.folder / sample.file, sample.caption, folder)
+                )
+        files["README.md"] = _prepare_path(folder, "README.md")
+        files["README.md"].write_text(
+            render_card(
+                p,
+                shown,
+                strips=[path for path in files if "/strip-" in path],
+                sha256=calculate_sha256(files[p.name]),
+            ),
+            encoding="utf-8",
+        )
     return files
 
 
-def _shown(picture: Path, caption: str, folder: Path) -> dict[str, Path]:
-    """A training picture and its caption, as trainers read them."""
+def _add_training_picture(picture: Path, caption: str, folder: Path) -> dict[str, Path]:
+    """Add a training picture and its caption, as trainers read them."""
     path, words = f"dataset/{picture.name}", f"dataset/{picture.stem}.txt"
-    files = {path: _at(folder, path), words: _at(folder, words)}
-    placed(picture, files[path])
+    files = {path: _prepare_path(folder, path), words: _prepare_path(folder, words)}
+    link_or_copy(picture, files[path])
     files[words].write_text(caption, encoding="utf-8")
     return files
 
 
-def _strip(report: Mapping[str, Any]) -> Image.Image | None:
-    """One prompt and seed from 0 to breakdown, from the pictures that are still kept here; `None` if they are not."""
+def _draw_strip(report: Mapping[str, Any]) -> Image.Image | None:
+    """Draw one prompt and seed from strength 0 to breakdown, from pictures still in the cell cache.
+
+    `None` if fewer than two of them are left.
+    """
     cells_of = report["cells"]
     if not cells_of:
         return None
     first = cells_of[0]
-    until = report["breakdown"] if report["breakdown"] is not None else max(cell["strength"] for cell in cells_of)
-    own = [cell for cell in cells_of if (cell["prompt"], cell["seed"]) == (first["prompt"], first["seed"]) and 0 <= cell["strength"] <= until]
-    chosen = [own[round(i)] for i in np.linspace(0, len(own) - 1, min(STRENGTHS, len(own)))]
-    there = [cell for cell in chosen if cell["key"] and cells.picture(cell["key"]).exists()]
+    until = (
+        report["breakdown"] if report["breakdown"] is not None else max(cell["strength"] for cell in cells_of)
+    )
+    own = [
+        cell
+        for cell in cells_of
+        if (cell["prompt"], cell["seed"]) == (first["prompt"], first["seed"])
+        and 0 <= cell["strength"] <= until
+    ]
+    chosen = [own[round(i)] for i in np.linspace(0, len(own) - 1, min(MAX_STRIP_PICTURES, len(own)))]
+    there = [cell for cell in chosen if cell["key"] and cell_cache.picture_path(cell["key"]).exists()]
     if len(there) < 2:
         return None
     columns = [cell["strength"] for cell in there]
-    return charts.sheet(
-        f"on {report['model']}, seed {first['seed']}", [first["prompt"]], columns, lambda _, c: cells.picture(there[c]["key"]), report["sweet_spot"]
+    return charts.draw_contact_sheet(
+        f"on {report['model']}, seed {first['seed']}",
+        [first["prompt"]],
+        columns,
+        lambda _, c: cell_cache.picture_path(there[c]["key"]),
+        report["sweet_spot"],
     )
 
 
-def _told(p: Publication) -> dict[str, str]:
-    """The file's metadata for the world: modelspec's keys, and nothing that names a machine."""
-    kept = {name: value for name, value in p.file.metadata.items() if not PRIVATE.search(value)}
+def _clean_metadata(p: Publication) -> dict[str, str]:
+    """Return the metadata to publish: modelspec's keys, and nothing that names a machine."""
+    kept = {name: value for name, value in p.file.metadata.items() if not PRIVATE_PATTERN.search(value)}
     kept |= {"modelspec.title": p.title, "modelspec.license": p.licence}
-    return kept | ({"modelspec.trigger_phrase": p.trigger} if p.trigger else {}) | ({"modelspec.description": p.description} if p.description else {})
+    return (
+        kept
+        | ({"modelspec.trigger_phrase": p.trigger} if p.trigger else {})
+        | ({"modelspec.description": p.description} if p.description else {})
+    )
 
 
-def _json(folder: Path, path: str, told: Mapping[str, Any]) -> Path:
-    file = _at(folder, path)
-    file.write_text(json.dumps(told, indent=1, ensure_ascii=False), encoding="utf-8")
+def _write_json(folder: Path, path: str, data: Mapping[str, Any]) -> Path:
+    file = _prepare_path(folder, path)
+    file.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
     return file
 
 
-def _at(folder: Path, path: str) -> Path:
+def _prepare_path(folder: Path, path: str) -> Path:
     file = folder / "repository" / path
     file.parent.mkdir(parents=True, exist_ok=True)
     return file

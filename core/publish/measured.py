@@ -1,136 +1,240 @@
-"""Reports as a client gives them back -> reports that can be printed: their own fields alone, numbers that are numbers, short texts."""
+"""Check reports that a client sends back, so that they can be printed.
 
-import math
+Of each report only its known fields are kept; numbers must be such as a study writes, and texts are
+cut short.
+"""
+
 import re
 from collections.abc import Mapping
 from typing import Any
 
-from core.checks import FORBIDDEN
-from core.types import UserError
+from core.models import bases
+from core.schema import limits, presets
+from core.schema.bounds import FORBIDDEN_CHARACTERS, is_number
+from core.schema.errors import UserError
 
-TEXT = 2000  # characters of one text
-ROWS = 4096  # of one list
-CURVE = ("strength", "effect", "effect_low", "effect_high", "style", "composition", "prompt", "detail", "saturation")
-KNEES = ("onset", "sweet_spot_low", "sweet_spot_high", "breakdown")
-PAIR = ("sweet_spot", "recommended", "needs_times", "share")
+MAX_TEXT_LENGTH = 2000  # characters of one text
+MAX_ROWS = 4096  # of one list
+MAX_NUMBER = 1e6  # of what a study measures
+CURVE_FIELDS = (
+    "strength",
+    "effect",
+    "effect_low",
+    "effect_high",
+    "style",
+    "composition",
+    "prompt",
+    "detail",
+    "saturation",
+)
+KNEE_FIELDS = ("onset", "sweet_spot_low", "sweet_spot_high", "breakdown")
+PAIR_FIELDS = ("sweet_spot", "recommended", "needs_times", "share")
 VERDICTS = ("full", "partial", "none", None)
 
 
-def sweep(said: Any, sha256: str, history: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """A sweep's report of the file with this hash, or of one in its `history`: hash -> its strength that is 1 in this file.
+def parse_sweep_report(
+    report: Any, sha256: str, history: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Parse a sweep's report of the file with this hash, or of a file in its `history`.
 
-    Raises `UserError` for anything else: figures of another file are worse than none.
+    `history` is the hash of an earlier file -> its strength that is 1 in this file. Raises
+    `UserError` for any other report: figures of another file are worse than none.
     """
     known = {sha256: 1.0, **(history or {})}
     try:
-        own = said["sha256"] in known
+        own = report["sha256"] in known
         found = {
-            "lora": _text(said["lora"]),
+            "lora": _parse_text(report["lora"]),
             "sha256": sha256,
-            "model": _text(said["model"]),
-            "why": _text(said["why"]),
-            "noise_floor": _number(said["noise_floor"]),
-            **{name: _number(said[name]) for name in ("onset", "breakdown", "recommended")},
-            "sweet_spot": _range(said["sweet_spot"]),
-            "confidence": _number(said["confidence"]) or 0.0,
-            "intervals": {name: _range(said["intervals"][name]) for name in KNEES if said["intervals"].get(name)},
-            "curve": [_curve(row) for row in _rows(said["curve"])],
-            "prompts": [_text(prompt) for prompt in _rows(said["prompts"])],
-            "seeds": [int(_number(seed) or 0) for seed in _rows(said["seeds"])],
-            "eye": _text(said["eye"]),
-            "cells": [_cell(cell) for cell in _rows(said.get("cells", []))],
+            "model": _parse_text(report["model"]),
+            "why": _parse_text(report["why"]) + _describe_weights(report["model"], report.get("model_hash")),
+            "noise_floor": _parse_number(report["noise_floor"], 0, MAX_NUMBER),
+            **{name: _parse_strength(report[name]) for name in ("onset", "breakdown", "recommended")},
+            "sweet_spot": _parse_interval(report["sweet_spot"]),
+            "confidence": _parse_number(report["confidence"], 0, 1) or 0.0,
+            "intervals": {
+                name: _parse_interval(report["intervals"][name])
+                for name in KNEE_FIELDS
+                if report["intervals"].get(name) is not None
+            },
+            "curve": [_parse_curve_row(row) for row in _parse_rows(report["curve"])],
+            "prompts": [_parse_text(prompt) for prompt in _parse_rows(report["prompts"])],
+            "seeds": [_parse_seed(seed) for seed in _parse_rows(report["seeds"])],
+            "eye": _parse_text(report["eye"]),
+            "cells": [_parse_cell(cell) for cell in _parse_rows(report.get("cells", []))],
         }
+        if (found["sweet_spot"] is None) != (found["recommended"] is None):
+            raise ValueError("half a verdict")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError("sweep: it takes the report of a sweep, as the Sweep tab or /sweep gives it.") from error
+        raise UserError("sweep", "use the report of a sweep from the Sweep tab or /sweep.") from error
     if not own:
-        raise UserError(f"sweep: {found['lora'][:60]} was measured, which is another file than the one to publish; measure this one.")
-    times = known[said["sha256"]]
-    return found if times == 1 else _rescaled(found, times)
+        raise UserError(
+            "sweep", f"{found['lora'][:60]} was measured, which is not the file to publish. Measure this one."
+        )
+    times = known[report["sha256"]]
+    return found if times == 1 else _rescale_report(found, times)
 
 
-def _rescaled(report: dict[str, Any], times: float) -> dict[str, Any]:
-    """The report in the strengths of a file whose 1 was `times`."""
+def _rescale_report(report: dict[str, Any], times: float) -> dict[str, Any]:
+    """Return the report in the strengths of a file at which 1 is what was `times`."""
     made = dict(report)
-    made |= {name: round(made[name] / times, 4) for name in ("onset", "breakdown", "recommended") if made[name] is not None}
-    made |= {"sweet_spot": _divided(made["sweet_spot"], times), "intervals": {name: _divided(ends, times) for name, ends in made["intervals"].items()}}
-    made |= {name: [{**row, "strength": round((row["strength"] or 0) / times, 4)} for row in made[name]] for name in ("curve", "cells")}
-    made["why"] = f"Measured before alpha was multiplied by {times:g}, strengths divided by it. Then: {report['why']}"
+    made |= {
+        name: round(made[name] / times, 4)
+        for name in ("onset", "breakdown", "recommended")
+        if made[name] is not None
+    }
+    made |= {
+        "sweet_spot": _divide_range(made["sweet_spot"], times),
+        "intervals": {name: _divide_range(ends, times) for name, ends in made["intervals"].items()},
+    }
+    made |= {
+        name: [{**row, "strength": round((row["strength"] or 0) / times, 4)} for row in made[name]]
+        for name in ("curve", "cells")
+    }
+    made["why"] = (
+        f"Measured before alpha was multiplied by {times:g}; strengths are divided by it. "
+        f"Original result: {report['why']}"
+    )
     return made
 
 
-def _divided(ends: list[float] | None, times: float) -> list[float] | None:
+def _divide_range(ends: list[float] | None, times: float) -> list[float] | None:
     return ends and [round(end / times, 4) for end in ends]
 
 
-def transfer(said: Any, sha256: str) -> dict[str, Any]:
-    """A transfer study's report that has the whole file with this hash in it: its rows. Raises `UserError` as `sweep`."""
+def parse_transfer_report(report: Any, sha256: str) -> dict[str, Any]:
+    """Parse a transfer study's report; return the rows of the file with this hash.
+
+    Raises `UserError` for anything that is no such report, and for one in which the whole file was
+    not measured.
+    """
     try:
-        own = {name for name, hashed in said["sha256"].items() if hashed == sha256}
-        if "parts" not in said:
-            raise UserError("transfer: the report is an older one, which does not say whether whole files were measured; measure again.")
-        names = own - dict(said["parts"]).keys()  # a row of some blocks says nothing of the file
+        own = {name for name, hashed in report["sha256"].items() if hashed == sha256}
+        if "parts" not in report:
+            raise UserError(
+                "transfer",
+                "the report is from an older version and does not say whether whole files "
+                "were measured. Measure again.",
+            )
+        names = own - dict(report["parts"]).keys()  # some blocks alone do not describe the file
         found = {
-            "rule": _text(said["rule"]),
-            "models": [_text(model) for model in _rows(said["models"])],
-            "seeds": [int(_number(seed) or 0) for seed in _rows(said["seeds"])],
-            "prompts": [_text(prompt) for prompt in _rows(said["prompts"])],
-            "per_pair": [_pair(pair) for pair in _rows(said["per_pair"]) if pair["lora"] in names],
+            "rule": _parse_text(report["rule"]),
+            "models": [_parse_text(model) for model in _parse_rows(report["models"])],
+            "seeds": [_parse_seed(seed) for seed in _parse_rows(report["seeds"])],
+            "prompts": [_parse_text(prompt) for prompt in _parse_rows(report["prompts"])],
+            "per_pair": [
+                _parse_pair(pair, dict(report.get("model_hashes", {})))
+                for pair in _parse_rows(report["per_pair"])
+                if pair["lora"] in names
+            ],
         }
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise UserError("transfer: it takes the report of a transfer study, as the Transfer tab or /transfer gives it.") from error
+        raise UserError(
+            "transfer", "use the report of a transfer study from the Transfer tab or /transfer."
+        ) from error
     if own and not names:
-        raise UserError("transfer: only parts of the file to publish were measured, some of its blocks; measure the whole of it.")
+        raise UserError(
+            "transfer", "only some blocks of the file to publish were measured. Measure the whole file."
+        )
     if not names:
-        raise UserError("transfer: the file to publish is not among those that were measured; measure this one.")
+        raise UserError(
+            "transfer", "the file to publish is not among those that were measured. Measure this one."
+        )
     return found
 
 
-def _curve(said: Mapping[str, Any]) -> dict[str, Any]:
-    """A strength's row; what is drawn as a line with its interval is there."""
-    found = {name: _number(said.get(name)) for name in CURVE}
-    if any(found[name] is None for name in CURVE[:4]):
+def _parse_curve_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse a strength's row of a curve.
+
+    Raises `ValueError` if the strength, the effect or its interval is missing, which are drawn as a
+    line.
+    """
+    found = {name: _parse_number(row.get(name)) for name in CURVE_FIELDS}
+    _parse_strength(found["strength"])
+    if any(found[name] is None for name in CURVE_FIELDS[:4]):
         raise ValueError("no interval")
     return found
 
 
-def _cell(said: Mapping[str, Any]) -> dict[str, Any]:
-    """A picture's place, and the key by which it is kept here."""
-    key = _text(said.get("key", ""))
-    told = {"strength": _number(said["strength"]), "seed": int(_number(said["seed"]) or 0), "prompt": _text(said["prompt"])}
+def _parse_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Parse a picture's strength, seed and prompt, and the key of its cell in the cache."""
+    key = _parse_text(cell.get("key", ""))
+    told = {
+        "strength": _parse_strength(cell["strength"]),
+        "seed": _parse_seed(cell["seed"]),
+        "prompt": _parse_text(cell["prompt"]),
+    }
+    if told["strength"] is None:
+        raise ValueError("no strength")
     return {**told, "key": key if re.fullmatch(r"[0-9a-f]{64}", key) else ""}
 
 
-def _pair(said: Mapping[str, Any]) -> dict[str, Any]:
-    if said["verdict"] not in VERDICTS:
+def _describe_weights(model: Any, measured: Any) -> str:
+    """Return a remark if a report was not measured on the weights that an embedded model has now.
+
+    `measured` is the hash that the report names, or `None`. Empty for models that are not embedded.
+    """
+    today = bases.hash_weights(model) if model in presets.get_models() else None
+    if today in (None, measured):
+        return ""
+    return f" (Measured on {'other' if measured else 'unknown'} weights of {model}.)"
+
+
+def _parse_pair(pair: Mapping[str, Any], hashes: Mapping[str, Any]) -> dict[str, Any]:
+    if pair["verdict"] not in VERDICTS:
         raise ValueError("no verdict")
-    numbers = {name: _range(said[name]) if name == "sweet_spot" else _number(said[name]) for name in PAIR}
-    return {"lora": _text(said["lora"]), "model": _text(said["model"]), "verdict": said["verdict"], "why": _text(said["why"]), **numbers}
+    numbers = {
+        name: _parse_interval(pair[name])
+        if name == "sweet_spot"
+        else _parse_strength(pair[name])
+        if name == "recommended"
+        else _parse_number(pair[name])
+        for name in PAIR_FIELDS
+    }
+    return {
+        "lora": _parse_text(pair["lora"]),
+        "model": _parse_text(pair["model"]),
+        "verdict": pair["verdict"],
+        "why": _parse_text(pair["why"]) + _describe_weights(pair["model"], hashes.get(pair["model"])),
+        **numbers,
+    }
 
 
-def _text(said: Any) -> str:
-    if not isinstance(said, str):
+def _parse_text(value: Any) -> str:
+    if not isinstance(value, str):
         raise TypeError("no text")
-    return FORBIDDEN.sub("", said[:TEXT])
+    return FORBIDDEN_CHARACTERS.sub("", value[:MAX_TEXT_LENGTH])
 
 
-def _number(said: Any) -> float | None:
-    if said is None:
+def _parse_number(value: Any, low: float = -MAX_NUMBER, high: float = MAX_NUMBER) -> float | None:
+    if value is None:
         return None
-    if isinstance(said, bool) or not isinstance(said, int | float) or not math.isfinite(said):
-        raise TypeError("no number")
-    return said
+    if not is_number(value) or not low <= value <= high:  # false for NaN
+        raise TypeError("no number of a study")
+    return value
 
 
-def _range(said: Any) -> list[float] | None:
-    if said is None:
+def _parse_strength(value: Any) -> float | None:
+    return _parse_number(value, *limits.STRENGTH)
+
+
+def _parse_seed(value: Any) -> int:
+    seed = _parse_number(value, *limits.SEED)
+    if seed is None or seed != int(seed):
+        raise TypeError("no seed")
+    return int(seed)
+
+
+def _parse_interval(value: Any) -> list[float] | None:
+    if value is None:
         return None
-    low, high = (_number(end) for end in said)
-    if low is None or high is None:
-        raise ValueError("half a range")
+    low, high = (_parse_strength(end) for end in value)
+    if low is None or high is None or low > high:
+        raise ValueError("no range")
     return [low, high]
 
 
-def _rows(said: Any) -> list[Any]:
-    if not isinstance(said, list) or len(said) > ROWS:
+def _parse_rows(value: Any) -> list[Any]:
+    if not isinstance(value, list) or len(value) > MAX_ROWS:
         raise TypeError("no list")
-    return said
+    return value

@@ -1,36 +1,56 @@
-"""What a person filled in to publish a LoRA -> a publication; what is not allowed is said in one sentence before anything is sent."""
+"""Turn the form for publishing a LoRA into a publication.
 
-import re
+Whatever is not allowed becomes a `UserError` with one sentence, before anything is sent.
+"""
+
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from core import edit, hub, limits, lora, models, shelf
-from core.checks import FORBIDDEN
-from core.data import dataset as datasets
-from core.data.tagging import counts
-from core.digest import content
-from core.lorafile import LoraFile
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from core.dataset import dataset as datasets
+from core.dataset.tagging import count_tags
+from core.hub import client as hub
+from core.lora import apply as lora
+from core.lora import edit
+from core.lora.file import LoraFile
+from core.models import bases, lora_library
+from core.prompts.png_metadata import read_infotext
 from core.publish import measured
-from core.record import read_picture
-from core.train import run as runs
-from core.train.folder import Folder
-from core.train.run import Run
-from core.transfer.plan import home
-from core.types import Model, UserError
+from core.schema import limits
+from core.schema.bounds import PlainText, Switch
+from core.schema.errors import UserError
+from core.schema.records import record
+from core.schema.types import Model
+from core.system.tensor_files import calculate_sha256
+from core.train.trainer import run_record
+from core.train.trainer.run_folder import RunFolder
+from core.train.trainer.run_record import Run
+from core.transfer.plan import find_home_model
 
-REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._\-]{0,95}/[A-Za-z0-9][A-Za-z0-9._\-]{0,95}")
-LICENCES = ("apache-2.0", "mit", "openrail++", "creativeml-openrail-m", "cc0-1.0", "cc-by-4.0", "cc-by-nc-4.0")
-"""Those that the Hub has a name for, and people choose for LoRAs; any other name is written as `other`."""
-WORDS = 200  # characters of a title, a trigger or a licence
-TEXT = 5000  # characters of a description
-PICTURES = 12
+LICENCES = (
+    "apache-2.0",
+    "mit",
+    "openrail++",
+    "creativeml-openrail-m",
+    "cc0-1.0",
+    "cc-by-4.0",
+    "cc-by-nc-4.0",
+)
+"""Licences that people choose for LoRAs and the Hub has a name for.
+
+Any other is written as `other`.
+"""
+MAX_LINE_LENGTH = 200  # characters of a title, a trigger or a licence
+MAX_DESCRIPTION_LENGTH = 5000  # characters of a description
+MAX_PICTURES = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Publication:
-    """A LoRA as it is to stand on the Hub."""
+    """A LoRA as it will be on the Hub."""
 
     repo: str
     """`owner/name`."""
@@ -39,103 +59,136 @@ class Publication:
     trigger: str
     description: str
     base: Model | None
-    """The model that it was trained on; `None` if nobody says."""
+    """The model that the LoRA was trained on; `None` if it is unknown."""
     licence: str
     private: bool
     sweeps: tuple[Mapping[str, Any], ...] = ()
-    """Reports of this file, one for each base."""
+    """Reports of sweeps of this file, one for each base model."""
     transfer: Mapping[str, Any] | None = None
     origin: str | None = None
-    """The Hub's name of the file, at its commit, where it is from there."""
+    """The file's name on the Hub, at its commit, if it came from there."""
     run: Run | None = None
     tags: Mapping[str, int]
-    """How often each tag stood in the captions."""
+    """How often each tag occurs in the training captions."""
     images: int | None = None
-    """Pictures that it was trained on."""
+    """Number of pictures that the LoRA was trained on; `None` if it is unknown."""
     pictures: tuple[tuple[Path, str], ...] = ()
-    """Files and their prompts."""
+    """Files of example pictures, each with its prompt."""
     dataset: datasets.Dataset | None = None
-    """What it was trained on, where that is to be seen by all; otherwise only its counts are told."""
+    """The training images, if they are to be published.
+
+    Without it, only their counts are.
+    """
 
     @property
     def name(self) -> str:
-        """What the file is called."""
-        return f"{shelf.slug(self.file.path.stem)[:100]}.safetensors"
+        """The name that the file gets on the Hub."""
+        return f"{lora_library.slugify(self.file.path.stem)[:100]}.safetensors"
 
 
-def plan(values: Mapping[str, Any]) -> Publication:
-    """The publication that is asked for.
+@record
+class PublicationForm:
+    """What a person fills in to publish a LoRA: a file, or the LoRA that a run has made."""
 
-    `lora` (a path) or `run` (a folder), `repo`; and where they are said `title`, `trigger`, `description`, `license`, `private`,
-    `home`, `sweep` (a report, or several), `transfer`, `pictures` (files made here) and
-    `dataset` (send the training pictures, too). Raises `UserError` beginning with the field.
-    """
-    path, run, data = _source(values)
-    found = lora.file(str(path))
-    repo = str(values.get("repo") or "").strip()
-    if not REPO.fullmatch(repo) or ".." in repo or "--" in repo:
-        raise UserError(f"repo: {repo[:60]!r} is not allowed; it takes owner/name of letters, digits, '-', '_' and '.'.")
-    texts = {name: _text(name, values.get(name), most) for name, most in (("title", WORDS), ("trigger", WORDS), ("description", TEXT), ("license", WORDS))}
-    named = values.get("home") or (run.model if run else home(found))
-    base = models.named("home", named) if named else None
-    if not texts["license"] and (base is None or base.licence == "unknown"):
-        raise UserError("license: nobody says what the LoRA was trained on, so it cannot be inherited; say which it has.")
-    private, shown = values.get("private", True), values.get("dataset") or False
-    for field, value in (("private", private), ("dataset", shown)):
-        if not isinstance(value, bool):
-            raise UserError(f"{field}: {str(value)[:40]!r} is not allowed; it takes true or false.")
-    if shown and data is None:
-        raise UserError("dataset: a file has no training pictures to send; it takes a run.")
-    said, own = values.get("sweep") or [], content(found.path)
-    sweeps = tuple(measured.sweep(report, own, edit.history(found)) for report in (said if isinstance(said, list | tuple) else [said]))
-    if len(sweeps) > limits.COLUMNS:
-        raise UserError(f"sweep: {len(sweeps)} reports are too many; it takes up to {limits.COLUMNS}.")
-    transfer = measured.transfer(values["transfer"], own) if values.get("transfer") else None
-    trigger = texts["trigger"] if values.get("trigger") is not None else (run.trigger if run else found.trigger or "")
+    lora: str | None = None
+    """The path of a LoRA."""
+    run: str | None = None
+    """The folder of a run."""
+    repo: str = ""
+    """`owner/name`."""
+    title: Annotated[str, PlainText(MAX_LINE_LENGTH)] = ""
+    """Empty for the file's name."""
+    trigger: Annotated[str | None, PlainText(MAX_LINE_LENGTH)] = None
+    """`None` for the run's or the file's own."""
+    description: Annotated[str, PlainText(MAX_DESCRIPTION_LENGTH)] = ""
+    license: Annotated[str, PlainText(MAX_LINE_LENGTH)] = ""
+    """Empty for the licence of the model that the LoRA was trained on."""
+    private: Annotated[bool, Switch()] = True
+    home: str | None = None
+    """The model that the LoRA was trained on; `None` for what the run or the file tells."""
+    sweep: Any = ()
+    """The report of a sweep, or several."""
+    transfer: Any = None
+    """The report of a transfer study."""
+    pictures: Any = ()
+    """Files of images made here."""
+    dataset: Annotated[bool, Switch()] = False
+    """Whether a run's training images are published, too."""
+
+
+def plan_publication(form: PublicationForm) -> Publication:
+    """Plan the publication that a form asks for. Raises `UserError` for whatever is not allowed."""
+    path, run, data = _find_source(form)
+    found = lora.get_lora_file(str(path))
+    repo = _check_repo(form.repo.strip())
+    home = form.home or (run.model if run else find_home_model(found))
+    base = bases.find_model_for_field("home", home) if home else None
+    if not form.license and (base is None or base.licence == "unknown"):
+        raise UserError(
+            "license",
+            "the base model of the LoRA is unknown, so its licence cannot be inherited. Choose one.",
+        )
+    if form.dataset and data is None:
+        raise UserError("dataset", "a file has no training images to include. Choose a run.")
+    reports = form.sweep if isinstance(form.sweep, list | tuple) else [form.sweep]
+    sha256, history = calculate_sha256(found.path), edit.read_history(found)
+    if len(reports) > limits.TRANSFER_MODELS:
+        raise UserError(
+            "sweep", f"{len(reports)} reports are too many; the limit is {limits.TRANSFER_MODELS}."
+        )
+    sweeps = tuple(measured.parse_sweep_report(report, sha256, history) for report in reports)
+    own_trigger = run.trigger if run else found.trigger or ""
     return Publication(
         repo=repo,
         file=found,
-        title=texts["title"] or (run.name if run else found.path.stem),
-        trigger=trigger,
-        description=texts["description"],
+        title=form.title or (run.name if run else found.path.stem),
+        trigger=own_trigger if form.trigger is None else form.trigger,
+        description=form.description,
         base=base,
-        licence=texts["license"] or (base.licence if base else ""),
-        private=private,
+        licence=form.license or (base.licence if base else ""),
+        private=form.private,
         sweeps=sweeps,
-        transfer=transfer,
-        origin=hub.origin(found.path),
+        transfer=None if form.transfer is None else measured.parse_transfer_report(form.transfer, sha256),
+        origin=hub.find_origin(found.path),
         run=run,
-        tags=counts(data) if data else found.tags,
+        tags=count_tags(data) if data else found.tags,
         images=sum(not sample.regularisation for sample in data.samples) if data else None,
-        pictures=_pictures(values.get("pictures")),
-        dataset=data if shown else None,
+        pictures=_read_pictures(form.pictures),
+        dataset=data if form.dataset else None,
     )
 
 
-def _source(values: Mapping[str, Any]) -> tuple[Path, Run | None, datasets.Dataset | None]:
-    """The file, and the run and the pictures that it comes from."""
-    if values.get("run"):
-        folder = Folder(Path(str(values["run"])))
-        if (file := runs.last(folder)) is None:
-            raise UserError("run: it has no LoRA yet.")
-        return file, runs.read(folder), datasets.load(folder.dataset)
-    if not values.get("lora"):
-        raise UserError("lora: choose one, or a run.")
-    return Path(str(values["lora"])), None, None
+def _check_repo(repo: str) -> str:
+    """Return the name of a repository. Raises `UserError` for one that the Hub refuses."""
+    try:
+        if repo.count("/") != 1:
+            raise HFValidationError
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise UserError(
+            "repo",
+            f"{repo[:60]!r} is not valid. Use owner/name of up to 96 letters, digits, '-', '_' and '.', "
+            "without '--' or '..', '-' or '.' at an end, and '.git' as its end.",
+        ) from error
+    return repo
 
 
-def _text(field: str, value: Any, most: int) -> str:
-    text = "" if value is None else value
-    if not isinstance(text, str):
-        raise UserError(f"{field}: {str(text)[:40]!r} is not text.")
-    if len(text) > most:
-        raise UserError(f"{field}: {len(text):,} characters are too many; it takes up to {most:,}.")
-    return FORBIDDEN.sub("", text).strip()
+def _find_source(form: PublicationForm) -> tuple[Path, Run | None, datasets.Dataset | None]:
+    """Return the file, and the run and the images that it comes from."""
+    if form.run and form.lora:
+        raise UserError("run", "a run and a LoRA are given; leave one of them out.")
+    if form.run:
+        folder = RunFolder(Path(form.run))
+        if (file := run_record.find_final_lora(folder)) is None:
+            raise UserError("run", "this run has no LoRA yet.")
+        return file, run_record.read_run(folder), datasets.load_dataset(folder.dataset)
+    if not form.lora:
+        raise UserError("lora", "choose a LoRA, or a run.")
+    return Path(form.lora), None, None
 
 
-def _pictures(said: Any) -> tuple[tuple[Path, str], ...]:
-    """Files with the prompts that stand in them."""
-    files: Sequence[Any] = said if isinstance(said, list | tuple) else [said] if said else []
-    if len(files) > PICTURES:
-        raise UserError(f"pictures: {len(files)} are too many; it takes up to {PICTURES}.")
-    return tuple((Path(str(file)), read_picture(Path(str(file))).fields["prompt"]) for file in files)
+def _read_pictures(files: Sequence[Any]) -> tuple[tuple[Path, str], ...]:
+    """Return the files with the prompts that are written in them."""
+    if len(files) > MAX_PICTURES:
+        raise UserError("pictures", f"{len(files)} are too many; the limit is {MAX_PICTURES}.")
+    return tuple((Path(str(file)), read_infotext(Path(str(file))).fields["prompt"]) for file in files)

@@ -1,37 +1,50 @@
-"""Which blocks of a LoRA carry style and which content: a study whose rows are one LoRA's blocks, read for that."""
+"""Find which blocks of a LoRA carry style and which carry content.
 
-from core.blocks import BLOCKS, weights
-from core.transfer.study import Pair, Study
+It reads a study whose rows are the single blocks of one LoRA.
+"""
 
-SEEN = 0.02
-"""Least loss of composition or of the base's own style, of 1, that is worth a name."""
+from core.lora.blocks import BLOCKS, parse_block_weights
+from core.transfer.study import TransferPair, TransferStudy
+
+MIN_BLOCK_LOSS = 0.02
+"""Least loss of composition or of the base's own style, as a share, that is worth reporting."""
 
 
-def blocks(study: Study) -> list[str]:
-    """For each LoRA that was taken apart, on each base, a sentence; at the greatest strength."""
-    groups: dict[tuple[str, str], dict[str, Pair]] = {}
+def describe_blocks(study: TransferStudy) -> list[str]:
+    """Return a sentence for each LoRA that was split into blocks, on each base.
+
+    The numbers are those at the greatest strength.
+    """
+    groups: dict[tuple[str, str], dict[str, TransferPair]] = {}
     for pair in study.pairs.values():
-        if pair.curves and (block := only(pair.row.lora.blocks)):
+        if pair.curves and (block := find_only_block(pair.row.lora.blocks)):
             groups.setdefault((pair.row.name.rpartition(":")[0], pair.model), {})[block] = pair
-    return [_sentence(name, model, by) for (name, model), by in groups.items() if len(by) > 1]
+    return [_describe_model_blocks(name, model, by) for (name, model), by in groups.items() if len(by) > 1]
 
 
-def only(said: str | None) -> str | None:
-    """The one block that has a weight, if it is one."""
-    chosen = [block for block, weight in weights(said).items() if weight] if said else []
+def find_only_block(blocks: str | None) -> str | None:
+    """Return the only block that has a weight, or `None` if not exactly one has."""
+    chosen = (
+        [block for block, weight in parse_block_weights(blocks).by_block.items() if weight] if blocks else []
+    )
     return chosen[0] if len(chosen) == 1 else None
 
 
-def _sentence(name: str, model: str, by: dict[str, Pair]) -> str:
+def _describe_model_blocks(name: str, model: str, by: dict[str, TransferPair]) -> str:
     style = {block: 1 - float(pair.curves["own_style"][-1].mean()) for block, pair in by.items()}
     content = {block: 1 - float(pair.curves["composition"][-1].mean()) for block, pair in by.items()}
     effect = {block: float(pair.curves["effect"][-1].mean()) for block, pair in by.items()}
-    if max(*style.values(), *content.values()) < SEEN:
-        return f"{name} on {model}: no block by itself changes style or composition by {100 * SEEN:.0f} %."
+    if max(*style.values(), *content.values()) < MIN_BLOCK_LOSS:
+        return (
+            f"{name} on {model}: no single block changes style or composition "
+            f"by {100 * MIN_BLOCK_LOSS:.0f} %."
+        )
     first, second = max(style, key=lambda block: style[block]), max(content, key=lambda block: content[block])
     order = sorted(BLOCKS, key=lambda block: -effect.get(block, 0.0))
     told = ", ".join(f"{block} {effect[block]:.2f}" for block in order if block in effect)
     return (
-        f"{name} on {model}: {first} changes the style most (by {100 * style[first]:.0f} %, the composition by {100 * content[first]:.0f} %), "
-        f"{second} the composition (by {100 * content[second]:.0f} %, the style by {100 * style[second]:.0f} %). Effect by block: {told}."
+        f"{name} on {model}: {first} changes the style most (by {100 * style[first]:.0f} %, "
+        f"the composition by {100 * content[first]:.0f} %), {second} the composition "
+        f"(by {100 * content[second]:.0f} %, the style by {100 * style[second]:.0f} %). "
+        f"Effect by block: {told}."
     )

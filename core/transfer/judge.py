@@ -1,6 +1,7 @@
-"""How a LoRA does on a base model beside how it does at home: full, partial or none, the strength that it needs, and two claims.
+"""Judge a LoRA on a base model against its result at home: full, partial or none.
 
-All thresholds stand here or in `core.decide`. Every figure comes with the interval of a bootstrap over pictures.
+Also the strength that it needs there, and two claims. All thresholds stand here or in
+`core.sweep.decide`. Every figure comes with the interval of a bootstrap over pictures.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,142 +9,217 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.decide import FEWEST, HOLDS, INTERVAL, RESAMPLES, STYLED, Range, Verdict, decide
+from core.sweep.decide import (
+    HELD_RANGES,
+    INTERVAL_PERCENTILES,
+    MIN_PICTURES,
+    MIN_STYLE_GAIN,
+    RESAMPLES,
+    Range,
+    Verdict,
+    decide_verdict,
+)
 
-FULL, PARTIAL = 0.8, 0.33
-"""Least share of what a LoRA adds at home (in style; in effect where no style is known) at a strength where the picture holds."""
-REACHED = 1e-3
-"""Share of a change that may be missing where it counts as reached: the same pictures are not the same to the last digit."""
-RULE = (
-    f"full: at a strength where prompt, composition, detail and colours hold, it adds at least {100 * FULL:.0f} % of the style that it adds at home "
-    f"(of the effect, where no style is known); partial: at least {100 * PARTIAL:.0f} %; none: less, or no sure change of the pictures."
+FULL_SHARE, PARTIAL_SHARE = 0.8, 0.33
+"""Least shares, for full and for partial, of what a LoRA adds at home.
+
+The share is of the style, or of the effect where no style is known, at a strength where the picture
+holds.
+"""
+REACH_TOLERANCE = 1e-3
+"""Share of a change that may be missing when it counts as reached.
+
+The same pictures are not equal to the last digit.
+"""
+VERDICT_RULE = (
+    "full: at a strength where prompt, composition, detail and colours hold, "
+    f"it adds at least {100 * FULL_SHARE:.0f} % of the style that it adds at home "
+    "(of the effect, where no style is known); "
+    f"partial: at least {100 * PARTIAL_SHARE:.0f} %; "
+    "none: less, or no significant change of the images."
 )
 
 Curves = Mapping[str, np.ndarray]
-"""Measure -> (strengths, items); NaN where there is none."""
+"""Measure -> (strengths, items); NaN where there is no value."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Home:
-    """What a pair is held against."""
+class HomeBaseline:
+    """What a LoRA does at home, with which its pairs are compared."""
 
     strength: float
     effect: np.ndarray
-    """At that strength, (items,)."""
+    """The effect at that strength, (items,)."""
     gain: np.ndarray
-    """What the style gains there, (items,); NaN where no style is known."""
+    """The gain in style at that strength, (items,); NaN where no style is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
-    """A LoRA on a base model."""
+class Judgement:
+    """The judgement of a LoRA on a base model."""
 
     verdict: str | None
-    """`full`, `partial` or `none`; `None` where its home is not known."""
-    share: float | None
-    """Of what it adds at home."""
-    share_interval: Range | None
-    needs_times: float | None
-    """The strength that makes as much of a change as at home, over the strength at home."""
-    needs_interval: Range | None
+    """`full`, `partial` or `none`; `None` where the LoRA's home is not known."""
+    share: float | None = None
+    """Share of what the LoRA adds at home."""
+    share_interval: Range | None = None
+    needs_times: float | None = None
+    """The strength that changes as much as at home, divided by the strength at home."""
+    needs_interval: Range | None = None
     sweep: Verdict
     why: str
-    """One sentence."""
+    """The reason for the verdict, one sentence."""
 
 
-def judged(strengths: Sequence[float], curves: Curves, floor: float, seeds: int, home: Home | None) -> Judged:
-    """Decide on a pair; strengths rise from 0 or below."""
+def judge_pair(
+    strengths: Sequence[float], curves: Curves, noise_floor: float, seed_count: int, home: HomeBaseline | None
+) -> Judgement:
+    """Judge a pair; `strengths` rise and contain 0."""
     zero = list(strengths).index(0.0)
     tried, curves = list(strengths[zero:]), {name: curve[zero:] for name, curve in curves.items()}
     items = curves["effect"].shape[1]
-    used = {name: curve for name, curve in curves.items() if name in ("effect", *HOLDS) and not np.isnan(curve).all()}
-    sweep = decide(tried, used, floor, seeds)
-    if items < FEWEST or seeds < 2:
-        return Judged(verdict=None, share=None, share_interval=None, needs_times=None, needs_interval=None, sweep=sweep, why=sweep.why)
+    used = {
+        name: curve
+        for name, curve in curves.items()
+        if name in ("effect", *HELD_RANGES) and not np.isnan(curve).all()
+    }
+    sweep = decide_verdict(tried, used, noise_floor, seed_count)
+    if items < MIN_PICTURES or seed_count < 2:
+        return Judgement(verdict=None, sweep=sweep, why=sweep.why)
     picks = np.random.default_rng(0).integers(items, size=(RESAMPLES, items))
     effect = curves["effect"]
-    sure = np.percentile(effect[:, picks].mean(-1), INTERVAL[0], axis=1) > floor
+    sure = np.percentile(effect[:, picks].mean(-1), INTERVAL_PERCENTILES[0], axis=1) > noise_floor
     sure[0] = False
-    holds = np.ones(len(tried), bool)
-    for name, (least, most) in HOLDS.items():
-        if name in used:
-            mean = np.nanmean(used[name], axis=1)
-            holds &= (least <= mean) & (mean <= most)
-    usable = np.flatnonzero(sure & holds)
+    usable = np.flatnonzero(sure & _check_held(used))
     if home is None:
-        why = "What it was trained on is not known or not in the table: it is held against nothing."
-        return Judged(verdict=None, share=None, share_interval=None, needs_times=None, needs_interval=None, sweep=sweep, why=why)
-    times, times_interval, needs = _needs(tried, effect, home, picks)
+        why = "Its home model is not known or not in the table, so there is nothing to compare with."
+        return Judgement(verdict=None, sweep=sweep, why=why)
+    times, times_interval, needs = _find_needed_strength(tried, effect, home, picks)
     if not sure.any():
-        why = f"No strength up to {tried[-1]:g} surely changes its pictures (noise floor {floor:.2f} seed units)."
-        return Judged(verdict="none", share=None, share_interval=None, needs_times=None, needs_interval=None, sweep=sweep, why=why)
+        why = (
+            f"No strength up to {tried[-1]:g} changes the images significantly "
+            f"(noise floor {noise_floor:.2f} seed units)."
+        )
+        return Judgement(verdict="none", sweep=sweep, why=why)
     if not len(usable):
         first = tried[int(np.argmax(sure))]
-        why = f"From {first:g} on it surely changes the pictures, but something of prompt, composition, detail and colours is lost there."
-        return Judged(verdict="none", share=None, share_interval=None, needs_times=times, needs_interval=times_interval, sweep=sweep, why=why)
+        why = (
+            f"From {first:g} on it changes the images significantly, "
+            "but prompt, composition, detail or colours do not hold there."
+        )
+        return Judgement(
+            verdict="none", needs_times=times, needs_interval=times_interval, sweep=sweep, why=why
+        )
     what, added, at_home = "style", curves["style"] - curves["style"][:1], home.gain
-    if np.isnan(at_home).any() or float(at_home.mean()) < STYLED or np.isnan(added).any():
+    if np.isnan(at_home).any() or float(at_home.mean()) < MIN_STYLE_GAIN or np.isnan(added).any():
         what, added, at_home = "effect", effect, home.effect
     best = int(usable[np.argmax(added[usable].mean(1))])
     share = float(added[best].mean() / at_home.mean())
     each = added[best][picks].mean(1) / np.maximum(at_home[picks].mean(1), 1e-9)
-    low, high = (float(end) for end in np.percentile(each, INTERVAL))
-    verdict = "full" if share >= FULL else "partial" if share >= PARTIAL else "none"
+    low, high = (float(end) for end in np.percentile(each, INTERVAL_PERCENTILES))
+    verdict = "full" if share >= FULL_SHARE else "partial" if share >= PARTIAL_SHARE else "none"
     adds = f"At {tried[best]:g} it adds {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
     why = f"{adds} of the {what} that it adds at home at {home.strength:g}; {needs}."
-    return Judged(verdict=verdict, share=share, share_interval=(low, high), needs_times=times, needs_interval=times_interval, sweep=sweep, why=why)
+    return Judgement(
+        verdict=verdict,
+        share=share,
+        share_interval=(low, high),
+        needs_times=times,
+        needs_interval=times_interval,
+        sweep=sweep,
+        why=why,
+    )
 
 
-def _needs(tried: Sequence[float], effect: np.ndarray, home: Home, picks: np.ndarray) -> tuple[float | None, Range | None, str]:
-    """The strength that makes the home's change, over the home's; its interval; both as words."""
-    found = crossing(tried, effect.mean(1), float(home.effect.mean()))
+def _check_held(curves: Curves) -> np.ndarray:
+    """Return for each strength whether all measures of `HELD_RANGES` that were taken hold there."""
+    holds = np.ones(len(curves["effect"]), bool)
+    for name, (least, most) in HELD_RANGES.items():
+        if name in curves:
+            mean = np.nanmean(curves[name], axis=1)
+            holds &= (least <= mean) & (mean <= most)
+    return holds
+
+
+def _find_needed_strength(
+    strengths: Sequence[float], effect: np.ndarray, home: HomeBaseline, picks: np.ndarray
+) -> tuple[float | None, Range | None, str]:
+    """Return the strength that makes the home's change, divided by the home's.
+
+    Also returns its interval, and both as words.
+    """
+    found = find_crossing(strengths, effect.mean(1), float(home.effect.mean()))
     if found is None:
-        return None, None, f"as much of a change as at home is not reached up to {tried[-1]:g}"
-    each = [crossing(tried, effect[:, pick].mean(1), float(home.effect[pick].mean())) for pick in picks]
+        return None, None, f"the same amount of change as at home is not reached up to {strengths[-1]:g}"
+    each = [
+        find_crossing(strengths, effect[:, pick].mean(1), float(home.effect[pick].mean())) for pick in picks
+    ]
     reached = [one / home.strength for one in each if one is not None]
     times = found / home.strength
     if 2 * len(reached) < len(each):
-        return times, None, f"it needs about x{times:.2g} of that strength"
-    low, high = (float(end) for end in np.percentile(reached, INTERVAL))
-    return times, (low, high), f"it needs x{times:.2g} ({low:.2g} to {high:.2g}) of that strength"
+        return times, None, f"it needs about x{times:.2g} that strength"
+    low, high = (float(end) for end in np.percentile(reached, INTERVAL_PERCENTILES))
+    return times, (low, high), f"it needs x{times:.2g} ({low:.2g} to {high:.2g}) that strength"
 
 
-def crossing(tried: Sequence[float], values: np.ndarray, target: float) -> float | None:
-    """The least strength at which a curve comes to `target`, straight between those tried; `None` if it does not."""
-    for i in range(1, len(tried)):
-        if values[i] >= target * (1 - REACHED):
+def find_crossing(strengths: Sequence[float], values: np.ndarray, target: float) -> float | None:
+    """Return the least strength at which a curve reaches `target`, or `None` if it does not.
+
+    Between the strengths that were tried, the curve is taken as straight.
+    """
+    for i in range(1, len(strengths)):
+        if values[i] >= target * (1 - REACH_TOLERANCE):
             rise = values[i] - values[i - 1]
             share = 1.0 if rise <= 0 else (target - values[i - 1]) / rise
-            return float(tried[i - 1] + min(max(share, 0.0), 1.0) * (tried[i] - tried[i - 1]))
+            return float(strengths[i - 1] + min(max(share, 0.0), 1.0) * (strengths[i] - strengths[i - 1]))
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """Something that is said of LoRAs, and what these pictures say of it."""
+    """A claim about LoRAs, and what these pictures say about it."""
 
     says: str
     difference: float | None
     interval: Range | None
     why: str
-    """One sentence with the figures."""
+    """The answer with its figures, one sentence."""
 
 
-def claim(says: str, measure: str, ones: Sequence[np.ndarray], others: Sequence[np.ndarray], words: tuple[str, str]) -> Claim:
-    """Hold pairs of LoRAs on the same base against each other: `ones[i]` and `others[i]` are a measure of the same items, (items,).
+def evaluate_claim(
+    says: str, measure: str, ones: Sequence[np.ndarray], others: Sequence[np.ndarray], labels: tuple[str, str]
+) -> Claim:
+    """Test the claim that `ones` are greater than `others`, pairs of LoRAs on the same base.
 
-    The claim is that `ones` are greater. `words` say who they are.
+    `ones[i]` and `others[i]` are a measure of the same items, (items,). `labels` name the two
+    sides.
     """
     if not ones:
-        return Claim(says=says, difference=None, interval=None, why=f"{says}: not seen; the table has no two LoRAs of the same pictures to tell it by.")
+        return Claim(
+            says=says,
+            difference=None,
+            interval=None,
+            why=f"{says}: not tested; the table has no two LoRAs of the same training images.",
+        )
     mine, its = np.stack(ones), np.stack(others)  # (comparisons, items)
     if np.isnan(mine).any() or np.isnan(its).any():
-        return Claim(says=says, difference=None, interval=None, why=f"{says}: not measured, as {measure} was not.")
+        return Claim(
+            says=says, difference=None, interval=None, why=f"{says}: not measured, because {measure} was not."
+        )
     picks = np.random.default_rng(0).integers(mine.shape[1], size=(RESAMPLES, mine.shape[1]))
     apart = (mine - its).mean(0)
-    low, high = (float(end) for end in np.percentile(apart[picks].mean(1), INTERVAL))
-    answer = "these pictures agree" if low > 0 else "these pictures say the opposite" if high < 0 else "these pictures do not tell"
-    figures = f"{measure} {mine.mean():.2f} {words[0]} against {its.mean():.2f} {words[1]}, {len(ones)} comparisons"
+    low, high = (float(end) for end in np.percentile(apart[picks].mean(1), INTERVAL_PERCENTILES))
+    answer = (
+        "these images agree"
+        if low > 0
+        else "these images show the opposite"
+        if high < 0
+        else "these images are inconclusive"
+    )
+    figures = (
+        f"{measure} {mine.mean():.2f} {labels[0]} against {its.mean():.2f} {labels[1]}, "
+        f"{len(ones)} comparisons"
+    )
     return Claim(
         says=says,
         difference=float(apart.mean()),

@@ -1,140 +1,257 @@
-"""What a person filled in for a transfer study -> its plan; what is not allowed is said in one sentence before any work."""
+"""Turn the form of a transfer study into its plan.
+
+Whatever is not allowed becomes a `UserError` with one sentence, before any work starts.
+"""
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from core import limits, lora, models, presets, shelf
-from core.blocks import BLOCKS, block_of
-from core.data import dataset as datasets
-from core.lorafile import LoraFile
-from core.plan import neutral
-from core.plan import plan as sweep_plan
-from core.train import run as runs
-from core.train.folder import Folder
-from core.train.preview import called
-from core.types import LoraUse, Row, Transfer, UserError
-
-STRENGTHS = "0.65, 1"
-"""As 'A Certain Theory for LoRA Transfer' shows its pictures."""
-OWN_SWEEP = "0-3.5 (+0.5)"
-"""Strengths by which each pair's own sweet spot is found."""
-SEEDS = "1-3"
-PROMPTS = 3
-"""Of the preset's neutral ones."""
+from core.dataset import dataset as datasets
+from core.generate.features import VAE
+from core.lora import apply as lora
+from core.lora.blocks import BLOCKS, find_block
+from core.lora.file import LoraFile
+from core.models import bases, lora_library
+from core.prompts.neutral import compose_neutral_prompts, find_preset, insert_trigger
+from core.schema import limits, presets
+from core.schema.bounds import Whole, format_value
+from core.schema.errors import UserError
+from core.schema.records import record
+from core.schema.types import LoraUse, Request
+from core.sweep.plan import SweepForm, plan_sweep, read_numbers
+from core.train.trainer import run_record
+from core.train.trainer.run_folder import RunFolder
 
 
-def plan(values: Mapping[str, Any]) -> Transfer:
-    """The study that is asked for.
+@dataclass(frozen=True, kw_only=True)
+class TransferLora:
+    """A LoRA of a transfer study."""
 
-    `loras` is a list of tables with `lora` (a path) and, where they are known, `name`, `home`, `blocks`, `references` and
-    `data`; `models` a list of names. `strengths`, `prompts`, `seeds`, `references`, `eye` and `preset` are as a sweep takes
-    them, `clip_skip` is 2 or 1. Whatever is not said is the preset's. Raises `UserError` beginning with the field's name.
-    """
-    tables = values.get("loras")
-    if not isinstance(tables, list | tuple) or not tables:
-        raise UserError("loras: choose at least one.")
-    if len(tables) > limits.ROWS:
-        raise UserError(f"loras: {len(tables)} are too many; it takes up to {limits.ROWS}.")
-    names = _models(values.get("models"))
-    preset = values.get("preset") or _preset(names[0])
-    prompts = values.get("prompts") or [called(prompt, _trigger(tables)) for prompt in _neutral(preset)]
-    shared = {name: values.get(name) for name in ("seeds", "references", "eye")} | {"preset": preset, "prompts": prompts}
-    shared["seeds"] = shared["seeds"] or SEEDS
+    name: str
+    lora: LoraUse
+    """The LoRA itself; its strength is ignored."""
+    home_model: str | None = None
+    """The model that the LoRA was trained on; `None` if it is unknown."""
+    references: tuple[str, ...] = ()
+    """Files of the pictures that the LoRA was trained on."""
+    training_set: str | None = None
+    """What tells one training set from another; LoRAs of the same set can be compared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferPlan:
+    """Several LoRAs, each on several base models."""
+
+    loras: tuple[TransferLora, ...]
+    models: tuple[str, ...]
+    settings: Request
+    """What all pictures share; its model, prompt, seed and LoRAs are ignored."""
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    strengths: tuple[float, ...]
+    """In rising order, including 0."""
+    feature_extractor: str = "VAE"
+
+
+DEFAULT_STRENGTHS = "0.65, 1"
+"""The strengths at which 'A Certain Theory for LoRA Transfer' shows its pictures."""
+SWEET_SPOT_STRENGTHS = "0-3.5 (+0.5)"
+"""Strengths over which each pair's own sweet spot is found."""
+DEFAULT_SEEDS = "1-3"
+MAX_NEUTRAL_PROMPTS = 3
+"""How many of the preset's neutral prompts a study uses when none are given."""
+
+
+@record
+class TransferEntry:
+    """A LoRA as a person names it for a study; `None` stands for what the LoRA's file tells."""
+
+    lora: str
+    """The path of the LoRA."""
+    name: str | None = None
+    home: str | None = None
+    """The model that the LoRA was trained on."""
+    blocks: str | None = None
+    """12 block weights as text, or `CONTENT` or `STYLE`."""
+    references: tuple[str, ...] = ()
+    """Files of the images that the LoRA was trained on."""
+    data: str | None = None
+    """What tells the LoRA's training set from others."""
+    trigger: str | None = None
+
+
+@record
+class TransferForm:
+    """What a person asks of a transfer study; `None` stands for the default or the preset's."""
+
+    loras: Any
+    """`TransferEntry` records."""
+    models: Any
+    """Names of base models, in a list or one per line."""
+    strengths: Any = DEFAULT_STRENGTHS
+    prompts: Any = None
+    seeds: Any = DEFAULT_SEEDS
+    references: Any = None
+    clip_skip: Annotated[int, Whole(1, 2)] = 2
+    feature_extractor: str = VAE
+    preset: str | None = None
+    """`None` for the preset of the first model."""
+
+
+def plan_transfer(form: TransferForm) -> TransferPlan:
+    """Plan the study that a form asks for. Raises `UserError` for whatever is not allowed."""
+    if not isinstance(form.loras, list | tuple) or not form.loras:
+        raise UserError("loras", "choose at least one LoRA.")
+    if len(form.loras) > limits.TRANSFER_LORAS:
+        raise UserError("loras", f"{len(form.loras)} are too many; the limit is {limits.TRANSFER_LORAS}.")
+    entries = [_read_entry(each) for each in form.loras]
+    names = _parse_models(form.models)
+    preset = form.preset or find_preset(names[0]).name
+    trigger = _find_common_trigger(entries)
+    prompts = form.prompts
+    if prompts is None or prompts == [] or (isinstance(prompts, str) and not prompts.strip()):
+        prompts = [insert_trigger(prompt, trigger) for prompt in _list_default_prompts(preset)]
     rows, common = [], None
-    for table in tables:
-        row = _row(table)
-        common = sweep_plan({**shared, "lora": row.lora.path, "strengths": values.get("strengths") or STRENGTHS})
-        named = row.name
-        while any(other.name == named for other in rows):  # two files of one name
-            named = f"{row.name} ({sum(other.name.startswith(row.name) for other in rows) + 1})"
-        rows.append(replace(row, name=named, references=common.references or row.references))
+    for entry in entries:
+        row = _build_row(entry)
+        common = plan_sweep(
+            SweepForm(
+                lora=row.lora.path,
+                preset=preset,
+                prompts=prompts,
+                seeds=read_numbers(form.seeds, DEFAULT_SEEDS),
+                strengths=read_numbers(form.strengths, DEFAULT_STRENGTHS),
+                references=form.references,
+                feature_extractor=form.feature_extractor,
+            )
+        )
+        name = row.name
+        while any(other.name == name for other in rows):  # two files of one name
+            name = f"{row.name} ({sum(other.name.startswith(row.name) for other in rows) + 1})"
+        rows.append(replace(row, name=name, references=common.references or row.references))
     assert common is not None
-    pictures = len(common.prompts) * len(common.seeds) * len(names) * (1 + len(rows) * (len(common.strengths) - 1))
+    strengths = len(common.strengths) - 1  # 0 is made once for all LoRAs
+    pictures = len(common.prompts) * len(common.seeds) * len(names) * (1 + len(rows) * strengths)
     if pictures > limits.TRANSFER_CELLS:
         raise UserError(
-            f"strengths: {len(rows)} LoRAs x {len(names)} models x {len(common.strengths) - 1} strengths x {len(common.prompts)} prompts x "
-            f"{len(common.seeds)} seeds are {pictures:,} pictures with those of strength 0; up to {limits.TRANSFER_CELLS:,}."
+            "strengths",
+            f"{len(rows)} LoRAs x {len(names)} models x {strengths} strengths x "
+            f"{len(common.prompts)} prompts x {len(common.seeds)} seeds are {pictures:,} images "
+            "including those of strength 0; "
+            f"the limit is {limits.TRANSFER_CELLS:,}.",
         )
-    settings = replace(common.settings, clip_skip=values.get("clip_skip") or 2)
-    if problem := limits.problems({"clip_skip": settings.clip_skip}):
-        raise UserError(problem["clip_skip"])
-    axes = {"prompts": common.prompts, "seeds": common.seeds, "strengths": common.strengths, "eye": common.eye}
-    return Transfer(rows=tuple(rows), models=tuple(names), settings=settings, **axes)
+    return TransferPlan(
+        loras=tuple(rows),
+        models=tuple(names),
+        settings=replace(common.settings, clip_skip=form.clip_skip),
+        prompts=common.prompts,
+        seeds=common.seeds,
+        strengths=common.strengths,
+        feature_extractor=common.feature_extractor,
+    )
 
 
-def of_run(folder: Folder) -> list[dict[str, Any]]:
-    """The LoRAs of a run, the last one last, as `plan` takes them."""
-    run, data = runs.read(folder), datasets.load(folder.dataset)
-    own = [str(folder.dataset / sample.file) for sample in data.samples if not sample.regularisation][: limits.REFERENCES]
+def list_run_loras(folder: RunFolder) -> list[TransferEntry]:
+    """Return the LoRAs that a run has kept, the final one last."""
+    run, data = run_record.read_run(folder), datasets.load_dataset(folder.dataset)
+    own = [str(folder.dataset / sample.file) for sample in data.samples if not sample.regularisation]
     files = sorted(folder.loras.glob("*.safetensors"), key=lambda file: (file.stem == run.name, file.stem))
     return [
-        {"lora": str(file), "name": f"{file.stem} on {run.model}", "home": run.model, "references": own, "data": run.fingerprint, "trigger": run.trigger}
+        TransferEntry(
+            lora=str(file),
+            name=f"{file.stem} on {run.model}",
+            home=run.model,
+            references=tuple(own[: limits.REFERENCES]),
+            data=run.fingerprint,
+            trigger=run.trigger,
+        )
         for file in files
     ]
 
 
-def apart(table: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The same LoRA once for each of its blocks, as `plan` takes it: which of them carry style, and which content."""
-    found = lora.file(str(table["lora"]))
-    blocks = {"BASE" if module.component != "unet" else block_of(module.name) for module in found.modules}
-    name = table.get("name") or Path(str(table["lora"])).stem
-    return [{**table, "name": f"{name}: {block}", "blocks": ",".join(str(int(block == other)) for other in BLOCKS)} for block in BLOCKS if block in blocks]
+def split_by_block(entry: TransferEntry) -> list[TransferEntry]:
+    """Return one entry for each block of a LoRA, to see which carry style and which content."""
+    found = lora.get_lora_file(entry.lora)
+    blocks = {"BASE" if module.component != "unet" else find_block(module.name) for module in found.modules}
+    name = entry.name or Path(entry.lora).stem
+    return [
+        replace(entry, name=f"{name}: {block}", blocks=",".join(str(int(block == other)) for other in BLOCKS))
+        for block in BLOCKS
+        if block in blocks
+    ]
 
 
-def home(found: LoraFile) -> str | None:
-    """The model of the table that a file says it was trained on."""
-    said = shelf.slug(Path(found.metadata.get("ss_sd_model_name", "")).stem).lower()
-    for model in presets.models().values():
-        if said and said in (shelf.slug(model.name).lower(), shelf.slug(Path(model.source).stem).lower()):
+def find_home_model(found: LoraFile) -> str | None:
+    """Return the name of the model that a file says it was trained on.
+
+    `None` if the file does not say, or the model is not in `presets/models.toml`.
+    """
+    said = lora_library.slugify(Path(found.metadata.get("ss_sd_model_name", "")).stem).lower()
+    for model in presets.get_models().values():
+        if said and said in (
+            lora_library.slugify(model.name).lower(),
+            lora_library.slugify(Path(model.source).stem).lower(),
+        ):
             return model.name
     return None
 
 
-def _row(table: Any) -> Row:
-    if not isinstance(table, Mapping) or not table.get("lora"):
-        raise UserError("loras: it takes LoRAs, or tables such as {'lora': 'name', 'home': 'nano'}.")
-    path = str(table["lora"])
-    found = lora.file(path)
-    own = table.get("home") or home(found)
-    own = models.named("home", own).name if own is not None else None
-    blocks = table.get("blocks") or None
-    shelf.checked([LoraUse(path=path, blocks=blocks)])
-    data = table.get("data") or _data(found)
-    named = str(table.get("name") or Path(path).stem)[:80]
-    return Row(name=named, lora=LoraUse(path=path, blocks=blocks), home=own, references=tuple(table.get("references") or ()), data=data)
+def _read_entry(value: Any) -> TransferEntry:
+    if isinstance(value, TransferEntry):
+        return value
+    if not isinstance(value, Mapping) or not value.get("lora"):
+        raise UserError("loras", "use LoRAs, or tables such as {'lora': 'name', 'home': 'nano'}.")
+    return TransferEntry(**{**value, "references": tuple(value.get("references") or ())})
 
 
-def _data(found: LoraFile) -> str | None:
-    """What tells the training sets of two files apart, as far as kohya's metadata do."""
+def _build_row(entry: TransferEntry) -> TransferLora:
+    found = lora.get_lora_file(entry.lora)
+    home = entry.home or find_home_model(found)
+    blocks = entry.blocks or None
+    lora_library.check_loras([LoraUse(path=entry.lora, blocks=blocks)])
+    return TransferLora(
+        name=(entry.name or Path(entry.lora).stem)[:80],
+        lora=LoraUse(path=entry.lora, blocks=blocks),
+        home_model=bases.find_model_for_field("home", home).name if home is not None else None,
+        references=entry.references,
+        training_set=entry.data or _hash_training_set(found),
+    )
+
+
+def _hash_training_set(found: LoraFile) -> str | None:
+    """Return a hash of kohya's metadata about a training set; `None` if there are none."""
     told = "".join(found.metadata.get(key, "") for key in ("ss_dataset_dirs", "ss_tag_frequency"))
     return hashlib.sha256(told.encode()).hexdigest() if told else None
 
 
-def _models(said: Any) -> list[str]:
-    names = said.split("\n") if isinstance(said, str) else said
-    if not isinstance(names, list | tuple) or not [name for name in names if str(name).strip()]:
-        raise UserError("models: choose at least one.")
-    found = list(dict.fromkeys(models.find(str(name).strip()).name for name in names if str(name).strip()))
-    if len(found) > limits.COLUMNS:
-        raise UserError(f"models: {len(found)} are too many; it takes up to {limits.COLUMNS}.")
+def _parse_models(value: Any) -> list[str]:
+    names = value.split("\n") if isinstance(value, str) else value
+    if not isinstance(names, list | tuple):
+        raise UserError("models", f"{format_value(names)} is not a list of models.")
+    given = [name.strip() if isinstance(name, str) else name for name in names]
+    if not any(given):
+        raise UserError("models", "choose at least one model.")
+    known = (bases.find_model_for_field("models", name).name for name in given if name != "")
+    found = list(dict.fromkeys(known))
+    if len(found) > limits.TRANSFER_MODELS:
+        raise UserError("models", f"{len(found)} are too many; the limit is {limits.TRANSFER_MODELS}.")
     return found
 
 
-def _preset(model: str) -> str:
-    """The preset by whose settings all pictures are made: the first model's."""
-    return next((recipe.name for recipe in presets.recipes().values() if recipe.model == model), "nano")
+def _find_common_trigger(entries: Sequence[TransferEntry]) -> str:
+    """Return the trigger that all LoRAs share.
+
+    It is empty where they differ, since all images of a base model share their prompts.
+    """
+    triggers = {
+        lora.get_lora_file(entry.lora).trigger if entry.trigger is None else entry.trigger
+        for entry in entries
+    }
+    return triggers.pop() or "" if len(triggers) == 1 else ""
 
 
-def _trigger(tables: Sequence[Any]) -> str:
-    """The words that call all of the LoRAs; none if they are called by different ones, as all pictures of a base share one prompt."""
-    said = {table.get("trigger", lora.file(str(table["lora"])).trigger) for table in tables if isinstance(table, Mapping) and table.get("lora")}
-    return said.pop() or "" if len(said) == 1 else ""
-
-
-def _neutral(preset: str) -> tuple[str, ...]:
-    if preset not in presets.recipes():
-        raise UserError(f"preset: {str(preset)[:40]!r} is unknown; it takes {', '.join(presets.recipes())}.")
-    return neutral(presets.recipes()[preset])[:PROMPTS]
+def _list_default_prompts(preset: str) -> tuple[str, ...]:
+    return compose_neutral_prompts(presets.get_prompt_preset(preset))[:MAX_NEUTRAL_PROMPTS]

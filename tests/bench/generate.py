@@ -1,13 +1,12 @@
 """How long a picture takes: `python tests/bench/generate.py`.
 
 Seconds from `python app.py` to a page that answers; seconds for one 128x128 picture at 25 steps and
-CFG 5 through the API and for a batch of 8; and the ratio to a plain `StableDiffusionXLPipeline` call
-in the same process, alternating, median of 7, with the noise floor (the spread of the same call).
+CFG 5 through the API and for a batch of 8; and the ratio to a plain `StableDiffusionXLPipeline`
+call in the same process, alternating, median of 7, with the noise floor (the spread of the same
+call).
 """
 
-import json
 import os
-import platform
 import socket
 import statistics
 import subprocess
@@ -15,12 +14,18 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable
-from datetime import date
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
+
+from tests.bench.report import save_report  # noqa: E402
+
 ROUNDS = 7
+PROMPT, NEGATIVE, SAMPLER = "1girl, blue hair, smile", "low quality", "Euler a"
+SIDE, STEPS, CFG = 128, 25, 5.0
+"""What both draw: a square picture of `SIDE` pixels."""
 
 
 def free_port() -> int:
@@ -29,13 +34,18 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def served() -> dict[str, float]:
-    """The app as a process of its own: start, one picture, eight pictures."""
+def time_server() -> dict[str, float]:
+    """Run the app in a process of its own and time its start, one picture and eight pictures."""
     from gradio_client import Client
 
     port = free_port()
     begin = time.perf_counter()
-    app = subprocess.Popen([sys.executable, "app.py"], cwd=ROOT, env={**os.environ, "GRADIO_SERVER_PORT": str(port)}, stdout=subprocess.DEVNULL)
+    app = subprocess.Popen(
+        [sys.executable, "app.py"],
+        cwd=ROOT,
+        env={**os.environ, "GRADIO_SERVER_PORT": str(port)},
+        stdout=subprocess.DEVNULL,
+    )
     try:
         while True:
             try:
@@ -49,7 +59,7 @@ def served() -> dict[str, float]:
             took = []
             for seed in range(ROUNDS):
                 begin = time.perf_counter()
-                client.predict(prompt="1girl, blue hair, smile", seed=seed, count=count, api_name="/generate")
+                client.predict(prompt=PROMPT, seed=seed, count=count, api_name="/generate")
                 took.append(time.perf_counter() - begin)
             found[name] = statistics.median(took[1:])
         return found
@@ -58,56 +68,62 @@ def served() -> dict[str, float]:
         app.wait()
 
 
-def beside_diffusers() -> dict[str, float]:
-    """Our loop and diffusers' pipeline, alternating."""
+def compare_with_diffusers() -> dict[str, float]:
+    """Time our loop and diffusers' pipeline, alternating."""
     import torch
     from diffusers import StableDiffusionXLPipeline
 
-    from core import models, paths, samplers
-    from core.events import Picture
-    from core.generate import generate
-    from core.types import Cell, Request
+    from core.generate.pipeline import generate
+    from core.models import bases
+    from core.schema import samplers
+    from core.schema.events import Picture
+    from core.schema.types import Cell, Request
+    from core.system import paths
 
-    def cells(count: int) -> list[Cell]:
-        return [
-            Cell(
-                label="",
-                request=Request(
-                    model="nano",
-                    prompt="1girl, blue hair, smile",
-                    negative="low quality",
-                    width=128,
-                    height=128,
-                    steps=25,
-                    cfg=5.0,
-                    sampler="Euler a",
-                    seed=seed,
-                ),
-            )
-            for seed in range(count)
-        ]
-
-    theirs = StableDiffusionXLPipeline.from_pretrained(paths.locate(models.find("nano").source))
-    theirs.scheduler = samplers.make("Euler a", theirs.scheduler.config)
+    theirs = StableDiffusionXLPipeline.from_pretrained(paths.locate(bases.find_model("nano").source))
+    theirs.scheduler = samplers.make_scheduler(SAMPLER, theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
 
-    def ours(count: int) -> None:
-        assert sum(isinstance(event, Picture) for event in generate(cells(count))) == count
+    first = Request(
+        model="nano", prompt=PROMPT, negative=NEGATIVE, width=SIDE, height=SIDE,
+        steps=STEPS, cfg=CFG, sampler=SAMPLER, seed=0,
+    )  # fmt: skip
 
-    def plain(count: int) -> None:
+    def run_ours(count: int) -> None:
+        cells = [Cell(label="", request=replace(first, seed=seed)) for seed in range(count)]
+        assert sum(isinstance(event, Picture) for event in generate(cells)) == count
+
+    def run_diffusers(count: int) -> None:
         for seed in range(count):
-            theirs("1girl, blue hair, smile", negative_prompt="low quality", width=128, height=128, num_inference_steps=25, guidance_scale=5.0,
-                   generator=torch.Generator().manual_seed(seed))  # fmt: skip
+            theirs(
+                PROMPT,
+                negative_prompt=NEGATIVE,
+                width=SIDE,
+                height=SIDE,
+                num_inference_steps=STEPS,
+                guidance_scale=CFG,
+                generator=torch.Generator().manual_seed(seed),
+            )
 
     found = {}
     for name, count in (("one", 1), ("eight", 8)):
-        pace = alternating({"ours": lambda n=count: ours(n), "plain": lambda n=count: plain(n), "ours again": lambda n=count: ours(n)})
-        found |= {f"{name}_ours": pace["ours"], f"{name}_plain_loop": pace["plain"], f"{name}_ratio": pace["plain"] / pace["ours"]}
+        pace = time_alternately(
+            {
+                "ours": lambda n=count: run_ours(n),
+                "plain": lambda n=count: run_diffusers(n),
+                "ours again": lambda n=count: run_ours(n),
+            }
+        )
+        found |= {
+            f"{name}_ours": pace["ours"],
+            f"{name}_plain_loop": pace["plain"],
+            f"{name}_ratio": pace["plain"] / pace["ours"],
+        }
         found[f"{name}_noise"] = abs(pace["ours again"] / pace["ours"] - 1)
     return found
 
 
-def alternating(calls: dict[str, Callable[[], None]]) -> dict[str, float]:
+def time_alternately(calls: dict[str, Callable[[], None]]) -> dict[str, float]:
     took: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
         for name, call in calls.items():
@@ -118,13 +134,8 @@ def alternating(calls: dict[str, Callable[[], None]]) -> dict[str, float]:
 
 
 def main() -> None:
-    report = {"date": date.today().isoformat(), "device": f"CPU, {os.cpu_count()} cores, {platform.machine()}"}
-    report |= {name: round(value, 3) for name, value in (served() | beside_diffusers()).items()}
-    for name, value in report.items():
-        print(f"{name}: {value}")
-    results = ROOT / "tests" / "bench" / "results"
-    results.mkdir(exist_ok=True)
-    (results / "generate.json").write_text(json.dumps(report, indent=1) + "\n")
+    measured = time_server() | compare_with_diffusers()
+    save_report("generate", {name: round(value, 3) for name, value in measured.items()})
 
 
 if __name__ == "__main__":

@@ -1,71 +1,76 @@
-"""Captions as a person keeps them, in Chromium: none is replaced without a question, and what a tool replaced comes back."""
+"""The Train tab's captions as a person keeps them, in Chromium.
+
+None is replaced without a question, and what a tool replaced can be brought back.
+"""
 
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import expect
 
-from core.nano.lessons import airbrushed
+from core.nano.lessons import make_airbrush_set
 
 
 @pytest.fixture
-def page(studio: str, chromium):
-    context = chromium.new_context(viewport={"width": 1280, "height": 960})
-    page = context.new_page()
-    page.goto(studio)
+def page(page):
     page.get_by_role("tab", name="Train").click()
     page.locator("#captions button").first.click()
-    yield page
-    context.close()
+    return page
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three pictures, one of them with a caption of its own, and a zip that is none."""
-    for i, (picture, _) in enumerate(airbrushed(3)):
+    """Return a folder with three pictures, one with a caption, and a file that is no zip."""
+    for i, (picture, _) in enumerate(make_airbrush_set(3)):
         picture.save(tmp_path / f"{i}.png")
     (tmp_path / "0.txt").write_text("a girl of mine")
     (tmp_path / "torn.zip").write_bytes(b"PK\3\4 torn")
     return tmp_path
 
 
-def texts(page, *parts: str) -> None:
-    """Each row of the table holds this."""
+def expect_captions(page, *parts: str) -> None:
+    """Wait until row `i` of the table holds `parts[i]`."""
     for row, part in enumerate(parts):
-        expect(page.locator("#table").get_by_role("gridcell").nth(3 * row + 2)).to_contain_text(part, timeout=30_000)
+        expect(page.locator("#table").get_by_role("gridcell").nth(3 * row + 2)).to_contain_text(
+            part, timeout=30_000
+        )
 
 
-def test_a_caption_of_ones_own_is_replaced_only_after_a_question_and_comes_back(page, folder: Path, screenshots: Path) -> None:
-    page.locator("#train-files input[type=file]").set_input_files([folder / name for name in ("0.png", "0.txt", "1.png")])
-    page.locator("#train-data").get_by_text("2 pictures, 1 with a caption").wait_for()
+def test_a_caption_of_ones_own_is_replaced_only_after_a_question_and_comes_back(
+    page, folder: Path, screenshots: Path
+) -> None:
+    page.locator("#train-files input[type=file]").set_input_files(
+        [folder / name for name in ("0.png", "0.txt", "1.png")]
+    )
+    page.locator("#train-data").get_by_text("2 images, 1 with a caption").wait_for()
     page.locator("#tag").click()
-    page.locator("#changed-captions").get_by_text("Captions changed: 1. Pictures that keep theirs: 1.").wait_for()
-    texts(page, "a girl of mine", "1girl")
+    page.locator("#changed-captions").get_by_text("Captions changed: 1. Unchanged: 1.").wait_for()
+    expect_captions(page, "a girl of mine", "1girl")
     page.locator("#tag-all").click()
-    page.locator("#tag-question").get_by_text("Replace the captions of 2 of 2 pictures?").wait_for()
+    page.locator("#tag-question").get_by_text("Replace the captions of 2 of 2 images?").wait_for()
     page.screenshot(path=screenshots / "captions-question-1280.png", full_page=True)
     page.locator("#tag-no").click()
     page.locator("#tag-question").wait_for(state="hidden")
-    texts(page, "a girl of mine")
+    expect_captions(page, "a girl of mine")
     page.locator("#tag-all").click()
     page.locator("#tag-yes").click()
-    texts(page, "1girl", "1girl")
+    expect_captions(page, "1girl", "1girl")
     page.locator("#tag-question").wait_for(state="hidden")
     page.locator("#undo").click()
-    texts(page, "a girl of mine", "1girl")
+    expect_captions(page, "a girl of mine", "1girl")
     page.locator("#undo").wait_for(state="hidden")
 
 
 def test_what_was_written_stays_when_more_is_brought(page, folder: Path) -> None:
     bring = page.locator("#train-files input[type=file]")
     bring.set_input_files([folder / "0.png", folder / "1.png"])
-    page.locator("#train-data").get_by_text("2 pictures, 0 with a caption").wait_for()
+    page.locator("#train-data").get_by_text("2 images, 0 with a caption").wait_for()
     page.locator("#tag").click()
-    page.locator("#train-data").get_by_text("2 pictures, 2 with a caption").wait_for()
+    page.locator("#train-data").get_by_text("2 images, 2 with a caption").wait_for()
     bring.set_input_files(folder / "2.png")
-    page.locator("#train-data").get_by_text("3 pictures, 2 with a caption").wait_for()
-    page.locator("#train-data").get_by_text("Captions that were here before are kept: 2.").wait_for()
-    page.get_by_role("button", name="Regularisation pictures").click()
+    page.locator("#train-data").get_by_text("3 images, 2 with a caption").wait_for()
+    page.locator("#train-data").get_by_text("Existing captions kept: 2.").wait_for()
+    page.get_by_role("button", name="Regularisation images (optional)").click()
     page.locator("#train-others input[type=file]").set_input_files(folder / "torn.zip")
-    page.locator("#train-data").get_by_text("What was here before stays: 3 pictures").wait_for()
-    texts(page, "1girl", "1girl")
+    page.locator("#train-data").get_by_text("The previous dataset was kept: 3 images").wait_for()
+    expect_captions(page, "1girl", "1girl")

@@ -3,42 +3,33 @@
 import re
 from pathlib import Path
 
-import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
-from core import record
-from core.infotext import infotext, read
-from core.types import Hires, Request
+from core.prompts import png_metadata
+from core.prompts.infotext import create_infotext, parse_infotext
+from core.schema.types import Hires, Request
 
 NANO_HIRES = Hires(upscaler="nano DAT x2", factor=1.5, steps=3)
 
 
-@pytest.fixture
-def page(studio: str, chromium, tmp_path: Path):
-    context = chromium.new_context(viewport={"width": 1280, "height": 960}, accept_downloads=True)
-    page = context.new_page()
-    page.goto(studio)
-    page.get_by_role("button", name="Generate", exact=True).wait_for()
-    yield page
-    context.close()
-
-
-def test_case_18_a_prompt_becomes_a_picture_whose_download_tells_it(page, screenshots: Path, tmp_path: Path) -> None:
+def test_case_18_a_prompt_becomes_a_picture_whose_download_tells_it(
+    page, screenshots: Path, tmp_path: Path
+) -> None:
     prompt = page.locator("#prompt textarea")
     prompt.fill("1girl, pink hair, twintails, green eyes, smile, blue sky, upper body, school uniform")
-    page.locator("#tokens").get_by_text(re.compile(r"\d+ of 75 tokens")).wait_for()
+    page.locator("#tokens").get_by_text(re.compile(r"\d+ / 75 tokens")).wait_for()
     page.locator("#seed input").fill("42")
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#status").get_by_text(re.compile(r"Step \d+ of 25")).wait_for()
-    page.locator("#status").get_by_text(re.compile(r"1 picture in [\d.]+ s")).wait_for(timeout=60_000)
+    page.locator("#status").get_by_text(re.compile(r"1 image in [\d.]+ s")).wait_for(timeout=60_000)
     assert "Seed: 42" in page.locator("#settings textarea").input_value()
     page.screenshot(path=screenshots / "generate-1280.png", full_page=True)
     page.locator("#gallery img").first.click()
     with page.expect_download() as download:
         page.locator("#gallery").get_by_label(re.compile("[Dd]ownload")).first.click()
     download.value.save_as(tmp_path / "picture.png")
-    fields = record.read_picture(tmp_path / "picture.png").fields
+    fields = png_metadata.read_infotext(tmp_path / "picture.png").fields
     assert fields["prompt"].startswith("1girl, pink hair")
     assert fields["seed"] == 42
 
@@ -60,20 +51,24 @@ def choose_preset(page, name: str) -> None:
 
 def test_what_was_written_is_not_overwritten_by_parts_or_a_preset(page, screenshots: Path) -> None:
     prompt, negative = page.locator("#prompt textarea"), page.locator("#negative textarea")
-    start = prompt.input_value()
+    start = [text.input_value() for text in (prompt, negative)]
     choose_preset(page, "Illustrious")
-    expect(prompt).not_to_have_value(start)  # nobody wrote it
-    choose_preset(page, "nano, the embedded model")
-    expect(prompt).to_have_value(start)
+    expect(prompt).not_to_have_value(start[0])  # the preset filled it in
+    choose_preset(page, "nano (built-in, 128 px)")
+    # An answer fills every text at once: a text written before it came would be lost.
+    for text, value in zip((prompt, negative), start, strict=True):
+        expect(text).to_have_value(value)
     expect(page.locator("#kept-texts")).to_have_text("")
     prompt.fill("a long prompt of my own")
     negative.fill("nothing bad")
     page.get_by_role("button", name="Build it from parts").click()
     page.get_by_label("Subject").press_sequentially("s")
-    page.wait_for_timeout(500)  # in which an answer would come
+    page.wait_for_timeout(500)  # an answer would come in this time
     assert prompt.input_value() == "a long prompt of my own"
     choose_preset(page, "Illustrious")
-    page.locator("#kept-texts").get_by_text("Kept as you wrote it: Prompt, Negative prompt, Subject.").wait_for()
+    page.locator("#kept-texts").get_by_text(
+        "Your text was kept: Prompt, Negative prompt, Subject."
+    ).wait_for()
     assert (prompt.input_value(), negative.input_value()) == ("a long prompt of my own", "nothing bad")
     page.screenshot(path=screenshots / "kept-1280.png", full_page=True)
     page.locator("#insert").click()
@@ -85,19 +80,23 @@ def test_pictures_stay_when_a_press_is_refused_or_stopped(page) -> None:
     generate = page.get_by_role("button", name="Generate", exact=True)
     generate.click()
     status = page.locator("#status")
-    status.get_by_text(re.compile(r"1 picture in [\d.]+ s")).wait_for(timeout=60_000)
+    status.get_by_text(re.compile(r"1 image in [\d.]+ s")).wait_for(timeout=60_000)
     picture, settings = page.locator("#gallery img").first, page.locator("#settings textarea")
     made, said = picture.get_attribute("src"), settings.input_value()
     assert made
     choose_preset(page, "SDXL base")
     generate.click()
-    status.get_by_text("is not to be had").wait_for(timeout=60_000)  # the job was refused once it had begun
+    # the job was refused after it had begun
+    status.get_by_text("cannot be downloaded").wait_for(timeout=60_000)
     expect(picture).to_have_attribute("src", made)
     assert settings.input_value() == said
-    choose_preset(page, "nano, the embedded model")
+    choose_preset(page, "nano (built-in, 128 px)")
+    # the preset has filled in its values, steps among them
+    expect(page.locator("#width input").first).to_have_value("128", timeout=60_000)
     page.get_by_label("Steps").first.fill("150")
     generate.click()
-    status.get_by_text(re.compile(r"Step \d+ of 150")).wait_for()
+    # the base is opened again
+    status.get_by_text(re.compile(r"Step \d+ of 150")).wait_for(timeout=60_000)
     page.get_by_role("button", name="Stop").click()
     status.get_by_text("Stopped").wait_for()
     expect(picture).to_have_attribute("src", made)
@@ -127,24 +126,35 @@ def test_readable_on_a_phone(studio: str, chromium, screenshots: Path) -> None:
 
 def test_a_picture_dropped_on_the_tab_fills_it(page, tmp_path: Path) -> None:
     request = Request(
-        model="nano", prompt="1girl, (red hair:1.2)", negative="sketch", width=192, height=128, steps=4, cfg=7, sampler="DDIM", seed=99, hires=NANO_HIRES
+        model="nano",
+        prompt="1girl, (red hair:1.2)",
+        negative="sketch",
+        width=192,
+        height=128,
+        steps=4,
+        cfg=7,
+        sampler="DDIM",
+        seed=99,
+        hires=NANO_HIRES,
     )
-    record.save_png(Image.new("RGB", (8, 8)), tmp_path / "picture.png", infotext(request))
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "picture.png", create_infotext(request))
     page.get_by_text("Load or save settings").click()
     page.locator("#load input[type=file]").set_input_files(tmp_path / "picture.png")
-    page.locator("#said").get_by_text("Settings read. Not used: Sweetspot.").wait_for()
+    page.locator("#said").get_by_text("Settings loaded.").wait_for()
     assert page.locator("#prompt textarea").input_value() == "1girl, (red hair:1.2)"
     assert page.locator("#seed input").input_value() == "99"
     assert page.locator("#hires input").is_checked()
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.locator("#status").get_by_text(re.compile(r"1 picture in [\d.]+ s")).wait_for(timeout=60_000)
+    page.locator("#status").get_by_text(re.compile(r"1 image in [\d.]+ s")).wait_for(timeout=60_000)
     text = page.locator("#settings textarea").input_value()
-    assert read(text).fields == read(infotext(request)).fields, "it asks for what the picture said"
+    assert parse_infotext(text).fields == parse_infotext(create_infotext(request)).fields, (
+        "it asks for what the picture said"
+    )
 
 
 def test_the_whole_recipe_from_one_click(page, screenshots: Path) -> None:
     page.locator("#preset input").click()
-    page.get_by_role("option", name="nano, the whole BAXL recipe").click()
+    page.get_by_role("option", name="nano, full BAXL recipe").click()
     page.wait_for_function("document.querySelector('#detail input').checked")
     page.get_by_label("Steps").first.fill("8")
     page.locator("#seed input").fill("5")
@@ -152,11 +162,12 @@ def test_the_whole_recipe_from_one_click(page, screenshots: Path) -> None:
         """() => {
             const status = document.querySelector('#status')
             window.said = []
-            new MutationObserver(() => window.said.push(status.innerText)).observe(status, {childList: true, subtree: true, characterData: true})
+            new MutationObserver(() => window.said.push(status.innerText)).observe("""
+        """status, {childList: true, subtree: true, characterData: true})
         }"""
     )
     page.get_by_role("button", name="Generate", exact=True).click()
-    page.locator("#status").get_by_text(re.compile(r"1 picture in [\d.]+ s")).wait_for(timeout=60_000)
+    page.locator("#status").get_by_text(re.compile(r"1 image in [\d.]+ s")).wait_for(timeout=60_000)
     said = "\n".join(page.evaluate("window.said"))
     for stage in ("Adding tags|Added:", r"Step \d+ of 8", r"Hires: step \d+ of 8", r"Details: step \d+ of 3"):
         assert re.search(stage, said), f"{stage} is not among what the page said:\n{said}"
@@ -165,7 +176,8 @@ def test_the_whole_recipe_from_one_click(page, screenshots: Path) -> None:
     page.screenshot(path=screenshots / "recipe-1280.png", full_page=True)
     assert "Hires upscaler: nano DAT x2" in page.locator("#settings textarea").input_value()
     page.locator("#prompt textarea").fill("1girl, red hair")
-    page.locator("#added [class*=token]").first.wait_for(state="detached")  # they were added to another prompt
+    # they were added to another prompt
+    page.locator("#added [class*=token]").first.wait_for(state="detached")
     page.locator("#added input").click()
     page.wait_for_timeout(300)
     assert page.get_by_role("option").count() == 0, "and are not offered for this one"

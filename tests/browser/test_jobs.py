@@ -1,4 +1,7 @@
-"""'Send to a Job' as a person uses it, in Chromium: no price, no start; then a run that waits for its hardware and is stopped."""
+"""'Train on Hugging Face Jobs' as a person uses it, in Chromium.
+
+No price, no start; then a run that waits for its hardware and is stopped.
+"""
 
 import re
 from pathlib import Path
@@ -7,54 +10,57 @@ import pytest
 from huggingface_hub import constants
 from playwright.sync_api import APIResponse, Route, expect
 
-from core.nano.lessons import airbrushed
-from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
-from tests.publish.hub import Hub
-from tests.publish.hub_jobs import Yard
+from core.nano.lessons import make_airbrush_set
+from tests.hub.server_jobs import JobService
+from tests.hub.server_state import Hub
 
 
 @pytest.fixture
-def page(studio: str, chromium, hub_server: Hub):  # noqa: F811
-    context = chromium.new_context(viewport={"width": 1280, "height": 960})
-    page = context.new_page()
-    page.goto(studio)
+def page(hub_server: Hub, page):
     page.get_by_role("tab", name="Train").click()
-    page.get_by_role("button", name="Send to a Job").click()
+    page.get_by_role("button", name="Train on Hugging Face Jobs").click()
     page.locator("#job-list").wait_for()
-    yield page
-    context.close()
+    return page
 
 
-def held(page, while_: Hub) -> list[tuple[Route, APIResponse]]:
-    """What the page is answered while the Hub has not been told to go on: a slow connection brings it when the test does."""
+def delay_answers(page, hub: Hub) -> list[tuple[Route, APIResponse]]:
+    """Hold back the answers of the time before `hub.release` is set, as a slow connection does.
+
+    The list that is returned fills with them; the test delivers each by `route.fulfill`.
+    """
     late: list[tuple[Route, APIResponse]] = []
 
-    def answered(route: Route) -> None:
+    def delay_answer(route: Route) -> None:
         response = route.fetch()
-        if while_.go.is_set() or not (route.request.post_data_json or {})["data"]:
+        if hub.release.is_set() or not (route.request.post_data_json or {})["data"]:
             return route.fulfill(response=response)
         late.append((route, response))
         return None
 
-    page.route(re.compile("/run/predict"), answered)
+    page.route(re.compile("/run/predict"), delay_answer)
     return late
 
 
-def test_nothing_is_sent_before_its_price_is_there(page, hub_server: Hub, tmp_path: Path, screenshots: Path) -> None:  # noqa: F811
-    assert isinstance(hub_server.yard, Yard)
-    hub_server.yard.full = True
-    for i, (picture, _) in enumerate(airbrushed(3)):
+def test_nothing_is_sent_before_its_price_is_there(
+    page,
+    hub_server: Hub,
+    tmp_path: Path,
+    screenshots: Path,
+) -> None:
+    assert isinstance(hub_server.service, JobService)
+    hub_server.service.is_full = True
+    for i, (picture, _) in enumerate(make_airbrush_set(3)):
         picture.save(tmp_path / f"{i}.png")
     page.locator("#train-files input[type=file]").set_input_files([tmp_path / f"{i}.png" for i in range(3)])
-    page.locator("#train-data").get_by_text("3 pictures").wait_for()
+    page.locator("#train-data").get_by_text("3 images").wait_for()
     page.get_by_label("Trigger").first.fill("soft")
     page.locator("#job-list").click()
-    page.locator("#job-price").get_by_text("login: tick that this computer's login may be used").wait_for()
-    assert not hub_server.asked
+    page.locator("#job-price").get_by_text("login: tick the use of this computer's login").wait_for()
+    assert not hub_server.requests
     Path(constants.HF_TOKEN_PATH).write_text("hf_ann")
     page.locator("#job-login input").check()
     page.locator("#job-list").click()
-    page.locator("#job-price").get_by_text("Choose one.").wait_for()
+    page.locator("#job-price").get_by_text("Choose hardware.").wait_for()
     send = page.locator("#job-send-new")
     assert send.is_disabled()
     page.locator("#job-hardware input").click()
@@ -62,22 +68,23 @@ def test_nothing_is_sent_before_its_price_is_there(page, hub_server: Hub, tmp_pa
     page.locator("#job-minutes input").fill("27")
     page.locator("#job-price").get_by_text("about $0.40, at most $1.20 (its timeout, 90 min)").wait_for()
     page.locator("#job-space input, #job-space textarea").first.fill("ann/sweetspot")
-    assert not hub_server.yard.jobs
+    assert not hub_server.service.jobs
     hub_server.fail("POST /api/jobs/ann", "held")
-    late = held(page, while_=hub_server)
+    late = delay_answers(page, hub=hub_server)
     send.click()
-    page.wait_for_timeout(1_500)  # whatever the page asks beside it is asked by now
-    hub_server.go.set()
+    page.wait_for_timeout(1_500)  # the page has sent its other requests by now
+    hub_server.release.set()
     status = page.locator("#job-status")
-    expect(status).to_contain_text("on l4x1 waits for its hardware", timeout=30_000)
+    expect(status).to_contain_text("on l4x1 is waiting for hardware", timeout=30_000)
     for route, response in late:
         route.fulfill(response=response)
     page.wait_for_timeout(500)
-    expect(status).to_contain_text("on l4x1 waits for its hardware", timeout=1)  # and no answer from before it was there takes its place
+    # an answer from before the Job existed does not take its place
+    expect(status).to_contain_text("on l4x1 is waiting for hardware", timeout=1)
     page.locator("#train-status").get_by_text("Waiting for the Job's hardware.").wait_for(timeout=20_000)
     page.screenshot(path=screenshots / "job-1280.png", full_page=True)
     page.locator("#job-stop").click()
-    (job,) = hub_server.yard.jobs.values()
+    (job,) = hub_server.service.jobs.values()
     assert not job.stage, "it is asked first"
     page.locator("#job-stop-yes").click()
     status.get_by_text("was stopped").wait_for(timeout=20_000)

@@ -1,19 +1,8 @@
-"""Whatever fails behind the page is a sentence in it, whether its call goes through the queue or not."""
+"""Whatever fails behind the page is a sentence on it, whether its call is queued or not."""
 
 from pathlib import Path
 
 import httpx
-import pytest
-
-
-@pytest.fixture
-def page(studio: str, chromium):
-    context = chromium.new_context(viewport={"width": 1280, "height": 960})
-    page = context.new_page()
-    page.goto(studio)
-    page.get_by_role("button", name="Generate", exact=True).wait_for()
-    yield page
-    context.close()
 
 
 def test_what_cannot_be_sent_to_another_tab_says_why(page, screenshots: Path) -> None:
@@ -26,7 +15,7 @@ def test_what_cannot_be_sent_to_another_tab_says_why(page, screenshots: Path) ->
     notice.wait_for(state="detached")
     page.get_by_role("tab", name="Sweep").click()
     page.locator("#sweep-publish").click()
-    page.get_by_role("alert").filter(has_text="Measure something first.").wait_for()
+    page.get_by_role("alert").filter(has_text="Run a sweep or a transfer study first.").wait_for()
 
 
 def test_a_lora_that_is_none_says_why(page, tmp_path: Path) -> None:
@@ -38,22 +27,36 @@ def test_a_lora_that_is_none_says_why(page, tmp_path: Path) -> None:
 
 
 def test_an_answer_without_a_sentence_gets_one(page) -> None:
-    """Such as that of a proxy before the studio."""
+    """A person sees one even when a proxy before the studio answers."""
     page.route("**/gradio_api/run/predict", lambda route: route.fulfill(status=502, body="Bad Gateway"))
-    page.evaluate("""() => fetch("/gradio_api/run/predict", {method: "POST", headers: {"Content-Type": "application/json"}, body: "{}"})""")
-    page.get_by_role("alert").filter(has_text="The studio could not answer (502)").wait_for()
+    page.evaluate(
+        '() => fetch("/gradio_api/run/predict", {method: "POST", '
+        'headers: {"Content-Type": "application/json"}, body: "{}"})'
+    )
+    page.get_by_role("alert").filter(has_text="Sweetspot could not answer (502)").wait_for()
     page.unroute("**/gradio_api/run/predict")
 
 
 def test_no_event_outside_of_the_queue_fails_without_a_sentence(studio: str) -> None:
-    """Each of them, asked with what it cannot use: it goes on, or its answer holds what the page shows."""
-    asked = [each for each in httpx.get(f"{studio}config").json()["dependencies"] if each["backend_fn"] and not each["queue"]]
+    """Each one, called with values it cannot use, goes on or answers with what the page shows."""
+    asked = [
+        each
+        for each in httpx.get(f"{studio}config").json()["dependencies"]
+        if each["backend_fn"] and not each["queue"]
+    ]
     assert len(asked) > 30
     refused = 0
     for each in asked:
         for value in (None, "nothing of this name", {"path": "/nowhere"}, [[]], -1):
-            body = {"data": [value] * len(each["inputs"]), "fn_index": each["id"], "session_hash": "bad", "event_data": {"index": -1}}
+            body = {
+                "data": [value] * len(each["inputs"]),
+                "fn_index": each["id"],
+                "session_hash": "bad",
+                "event_data": {"index": -1},
+            }
             answer = httpx.post(f"{studio}gradio_api/run/predict", json=body, timeout=30)
             refused += answer.is_error
-            assert answer.is_success or answer.json()["error"], f"{each['api_name']} fails without a sentence for {value!r}"
+            assert answer.is_success or answer.json()["error"], (
+                f"{each['api_name']} fails without a sentence for {value!r}"
+            )
     assert refused > 20, "nothing was tried that fails"

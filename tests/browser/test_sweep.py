@@ -1,4 +1,7 @@
-"""The Sweep tab as a person uses it, in Chromium: a LoRA is dropped, a grid fills, a sentence says where it works."""
+"""The Sweep tab as a person uses it, in Chromium.
+
+A LoRA is dropped, a grid fills, and a sentence says at which strengths it works.
+"""
 
 import json
 import re
@@ -6,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from core import lorafile
+from core.lora import file as lora_file
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 PROMPTS = """1girl, blue hair, short hair, red eyes, smile, upper body, white background
@@ -14,20 +17,18 @@ PROMPTS = """1girl, blue hair, short hair, red eyes, smile, upper body, white ba
 
 
 @pytest.fixture
-def page(studio: str, chromium):
-    context = chromium.new_context(viewport={"width": 1280, "height": 960}, accept_downloads=True)
-    page = context.new_page()
-    page.goto(studio)
+def page(page):
     page.get_by_role("tab", name="Sweep").click()
     page.get_by_role("button", name="Sweep", exact=True).wait_for()
-    yield page
-    context.close()
+    return page
 
 
-def begin(page, strengths: str, seeds: str) -> None:
-    """Drop the example, wait for what its file says, fill in the rest and press Sweep."""
+def start_sweep(page, strengths: str, seeds: str) -> None:
+    """Drop the example LoRA, wait for what its file says, fill in the rest and press Sweep."""
     page.locator("#sweep-lora input[type=file]").set_input_files(EXAMPLE)
-    page.locator("#explained").get_by_text("U-Net only, alpha/rank 0.5: expect an effective range that starts higher than 1").wait_for()
+    page.locator("#explained").get_by_text(
+        "U-Net only, alpha/rank 0.5: probably needs more than 1.0"
+    ).wait_for()
     page.locator("#prompts textarea").fill(PROMPTS)
     page.locator("#strengths input, #strengths textarea").fill(strengths)
     page.locator("#seeds input, #seeds textarea").fill(seeds)
@@ -35,47 +36,50 @@ def begin(page, strengths: str, seeds: str) -> None:
 
 
 def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Path, tmp_path: Path) -> None:
-    begin(page, "0-5 (+1)", "1, 2")
-    page.locator("#sweep-status").get_by_text(re.compile(r"\d+ of 24 pictures")).wait_for(timeout=60_000)
+    start_sweep(page, "0-5 (+1)", "1, 2")
+    page.locator("#sweep-status").get_by_text(re.compile(r"\d+ of 24 images")).wait_for(timeout=60_000)
     page.locator("#sheet img").wait_for()
     page.locator("#curves img").wait_for()
-    page.locator("#sweep-status").get_by_text(re.compile(r"24 pictures in [\d.]+ s")).wait_for(timeout=120_000)
+    page.locator("#sweep-status").get_by_text(re.compile(r"24 images in [\d.]+ s")).wait_for(timeout=120_000)
     answer = page.locator("#answer").inner_text()
-    assert re.search(r"Works from [\d.]+ to [\d.]+, best near [\d.]+", answer), answer
-    assert "Confidence" in answer
+    assert re.search(r"Works from [\d.]+ to [\d.]+, best around [\d.]+", answer), answer
+    assert "% confident" in answer
     page.locator("#cells img").last.wait_for()
     page.screenshot(path=screenshots / "sweep-1280.png", full_page=True)
 
-    page.get_by_role("button", name="Make 1.0 the sweet spot").click()
-    page.locator("#normalised").get_by_text("In this file strength 1.0 is what").wait_for()
+    page.get_by_role("button", name="Rescale: make 1.0 the sweet spot").click()
+    page.locator("#normalised").get_by_text("Saved. 1.0 in this copy equals").wait_for()
     with page.expect_download() as download:
         page.locator("#edited a").first.click()
     download.value.save_as(tmp_path / "edited.safetensors")
-    best = float(re.search(r"best near ([\d.]+)", answer)[1])  # type: ignore[index]
-    assert lorafile.read(tmp_path / "edited.safetensors").scale == pytest.approx(0.5 * best, rel=1e-6)
+    best = float(re.search(r"best around ([\d.]+)", answer)[1])  # type: ignore[index]
+    assert lora_file.read_lora_file(tmp_path / "edited.safetensors").scale == pytest.approx(
+        0.5 * best, rel=1e-6
+    )
 
     page.locator("#cells button.thumbnail-item, #cells .thumbnail-lg").nth(8).click()
-    page.get_by_role("button", name="Open this picture in Generate").click()
+    page.get_by_role("button", name="Send to Generate").click()
     page.get_by_role("button", name="Generate", exact=True).wait_for()
     assert page.locator("#prompt textarea").input_value() == PROMPTS.splitlines()[0]
     assert page.locator("#seed input").input_value() in ("1", "2")
 
 
 def test_a_study_stays_when_another_is_refused_and_so_do_prompts(page, screenshots: Path) -> None:
-    begin(page, "0, 2", "1, 2")
-    page.locator("#sweep-status").get_by_text(re.compile(r"8 pictures in [\d.]+ s")).wait_for(timeout=120_000)
+    start_sweep(page, "0, 2", "1, 2")
+    page.locator("#sweep-status").get_by_text(re.compile(r"8 images in [\d.]+ s")).wait_for(timeout=120_000)
     answer = page.locator("#answer").inner_text()
     page.locator("#sweep-preset input").click()
     page.get_by_role("option", name="SDXL base").click()
-    page.locator("#prompts").get_by_text("kept as you wrote them").wait_for()
+    page.locator("#prompts").get_by_text("your prompts were kept").wait_for()
     assert page.locator("#prompts textarea").input_value() == PROMPTS
     page.locator("#sweep-preset input").click()
-    page.get_by_role("option", name="nano, the embedded model").click()
+    page.get_by_role("option", name="nano (built-in, 128 px)").click()
     page.get_by_role("button", name="How it is measured").first.click()
-    page.get_by_label("Seen by").first.click()
+    page.get_by_label("Feature extractor").first.click()
     page.get_by_role("option", name="DINOv2 small").click()
     page.get_by_role("button", name="Sweep", exact=True).click()
-    page.get_by_text(re.compile("is not to be had")).first.wait_for()  # refused once it had begun
+    # the job was refused after it had begun
+    page.get_by_text(re.compile("cannot be downloaded")).first.wait_for()
     for part in ("#curves img", "#sheet img", "#cells img", "#files a"):
         assert page.locator(part).first.is_visible(), f"{part} is gone"
     page.screenshot(path=screenshots / "sweep-refused-1280.png")
@@ -84,15 +88,18 @@ def test_a_study_stays_when_another_is_refused_and_so_do_prompts(page, screensho
 
 @pytest.mark.soak
 def test_stop_keeps_what_is_finished_and_sweep_goes_on(page) -> None:
-    begin(page, "0-3 (+1)", "31-34")
-    page.locator("#sweep-status").get_by_text(re.compile(r"Picture 9 of 32, step \d+ of 25")).wait_for(timeout=60_000)
+    start_sweep(page, "0-3 (+1)", "31-34")
+    page.locator("#sweep-status").get_by_text(re.compile(r"Image 9 of 32, step \d+ of 25")).wait_for(
+        timeout=60_000
+    )
     page.get_by_role("button", name="Stop").last.click()
     status = page.locator("#sweep-status")
-    status.get_by_text("Stopped. What was finished stays").wait_for()
-    page.get_by_role("button", name="Sweep", exact=True).click()  # at once: the page may not have heard yet that the job is gone
-    said = page.locator("#sweep-status").get_by_text(re.compile(r"32 pictures in [\d.]+ s, \d+ of them found from before"))
+    status.get_by_text("Stopped. Finished images are kept").wait_for()
+    # at once: the page may not know yet that the job is gone
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    said = page.locator("#sweep-status").get_by_text(re.compile(r"32 images in [\d.]+ s \(\d+ reused\)"))
     said.wait_for(timeout=120_000)
-    assert int(re.search(r"(\d+) of them", said.inner_text())[1]) >= 8  # type: ignore[index]
+    assert int(re.search(r"(\d+) reused", said.inner_text())[1]) >= 8  # type: ignore[index]
 
 
 def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:
@@ -102,13 +109,16 @@ def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:
 
 
 def test_a_list_that_is_none_is_said_beside_its_field(page) -> None:
-    begin(page, "0 to 3", "1, 2")
-    page.get_by_text("strengths: '0 to 3' is no number and no range").first.wait_for()
+    start_sweep(page, "0 to 3", "1, 2")
+    page.get_by_text("strengths: '0 to 3' is neither a number nor a range").first.wait_for()
 
 
 def test_the_example_on_the_shelf_is_what_it_says() -> None:
-    """Kohya's layout, a megabyte at most, alpha half of the rank: what tests/lora/example.py makes."""
-    found = lorafile.read(EXAMPLE)
+    """The example has kohya's layout, at most a megabyte and an alpha of half its rank.
+
+    tests/lora/example.py makes it.
+    """
+    found = lora_file.read_lora_file(EXAMPLE)
     assert (found.format, found.family, found.scale, found.components) == ("kohya", "nano", 0.5, ("unet",))
     assert EXAMPLE.stat().st_size <= 2**20
     assert "airbrush" not in json.dumps(found.tags), "the style is not in the captions"

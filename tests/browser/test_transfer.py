@@ -1,4 +1,7 @@
-"""The Transfer tab as a person uses it, in Chromium: a LoRA over two bases, a heat map, and any cell's pictures at full size."""
+"""The Transfer tab as a person uses it, in Chromium.
+
+A LoRA over two bases, a heat map, and any cell's pictures at full size.
+"""
 
 import re
 from pathlib import Path
@@ -6,20 +9,16 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import expect
 
-from core import lorafile
-from core.nano.lessons import airbrushed
+from core.lora import file as lora_file
+from core.nano.lessons import make_airbrush_set
 from tests.transfer.conftest import EXAMPLE, PROMPTS
 
 
 @pytest.fixture
-def page(studio: str, chromium):
-    context = chromium.new_context(viewport={"width": 1280, "height": 960}, accept_downloads=True)
-    page = context.new_page()
-    page.goto(studio)
+def page(page):
     page.get_by_role("tab", name="Transfer").click()
     page.get_by_role("button", name="Transfer", exact=True).wait_for()
-    yield page
-    context.close()
+    return page
 
 
 def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path: Path) -> None:
@@ -30,13 +29,16 @@ def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path:
     page.locator("#transfer-prompts textarea").fill(PROMPTS)
     page.locator("#transfer-seeds input, #transfer-seeds textarea").fill("1, 2")
     page.get_by_role("button", name="Transfer", exact=True).click()
-    page.locator("#transfer-status").get_by_text(re.compile(r"24 of 24 pictures in [\d.]+ s")).wait_for(timeout=120_000)
+    page.locator("#transfer-status").get_by_text(re.compile(r"24 of 24 images in [\d.]+ s")).wait_for(
+        timeout=120_000
+    )
     answer = page.locator("#transfer-answer").inner_text()
     assert "nano-airbrush: " in answer
     page.locator("#heat img").wait_for()
     page.locator("#transfer-sheet img").wait_for()
     none = page.locator("#matrix").get_by_role("gridcell").nth(2)
-    expect(none).to_have_text(re.compile(r"none( · x[\d.]+)? · \d+ %\s*$"))  # no strength is named for what does not work
+    # no strength is named for a LoRA that does not work
+    expect(none).to_have_text(re.compile(r"none( · needs x[\d.]+)? · \d+ % of home\s*$"))
     none.click()
     page.locator("#pair").get_by_text("nano-airbrush on nano-paint").wait_for()
     page.locator("#pair img").nth(11).wait_for()
@@ -49,41 +51,48 @@ def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path:
 
 @pytest.mark.soak
 def test_one_training_set_on_two_bases_is_trained_and_crossed(page, tmp_path: Path) -> None:
-    for i, (picture, _) in enumerate(airbrushed(3)):
+    for i, (picture, _) in enumerate(make_airbrush_set(3)):
         picture.save(tmp_path / f"{i}.png")
     page.get_by_role("tab", name="Train").click()
     page.locator("#train-files input[type=file]").set_input_files(sorted(tmp_path.glob("*.png")))
-    page.locator("#train-data").get_by_text("3 pictures").wait_for()
+    page.locator("#train-data").get_by_text("3 images").wait_for()
     page.locator("#trigger textarea, #trigger input").fill("soft")
     page.locator("#train-steps input").fill("3")
     page.get_by_role("tab", name="Transfer").click()
     page.locator("#transfer-strengths input, #transfer-strengths textarea").fill("1")
     page.locator("#transfer-seeds input, #transfer-seeds textarea").fill("1, 2")
     page.locator("#transfer-prompts textarea").fill(PROMPTS)
-    page.get_by_role("button", name="Train the Train tab's pictures").click()
+    page.get_by_role("button", name="Train on several bases first").click()
     page.locator("#across").click()
-    page.locator("#transfer-status").get_by_text(re.compile(r"48 of 48 pictures in [\d.]+ s")).wait_for(timeout=200_000)
+    page.locator("#transfer-status").get_by_text(re.compile(r"48 of 48 images in [\d.]+ s")).wait_for(
+        timeout=200_000
+    )
     answer = page.locator("#transfer-answer").inner_text()
     assert "soft on nano:" in answer
     assert "soft on nano-cel:" in answer
-    assert "Training on an ancestor lets the style follow the base:" in answer, "two LoRAs of the same pictures tell of the claims"
+    assert "Training on an ancestor lets the style follow the base:" in answer, (
+        "two LoRAs of the same pictures tell of the claims"
+    )
 
 
 def test_two_blocks_become_one_file(page, tmp_path: Path) -> None:
-    page.get_by_role("button", name="One file from a style block").click()
+    page.get_by_role("button", name="Merge style + content").click()
     page.locator("#style-from input[type=file]").set_input_files(EXAMPLE)
     page.locator("#content-from input[type=file]").set_input_files(EXAMPLE)
     page.locator("#content-from").get_by_text("nano-airbrush").wait_for()
-    page.get_by_role("button", name="Combine").click()
+    page.get_by_role("button", name="Merge", exact=True).click()
     with page.expect_download() as download:
         page.locator("#combined a").first.click()
+    for place in ("#style-from", "#content-from"):
+        # also once the file's size and buttons stand beside it
+        expect(page.locator(place).get_by_text("nano-airbrush")).to_be_visible()
     download.value.save_as(tmp_path / "both.safetensors")
-    assert lorafile.read(tmp_path / "both.safetensors").modules
+    assert lora_file.read_lora_file(tmp_path / "both.safetensors").modules
 
 
 def test_what_is_missing_is_said(page) -> None:
     page.get_by_role("button", name="Transfer", exact=True).click()
-    page.get_by_text("loras: choose at least one.").first.wait_for()
+    page.get_by_text("loras: choose at least one LoRA.").first.wait_for()
 
 
 def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:

@@ -1,7 +1,8 @@
-"""Trains the shelf's example: `python -m tests.lora.example` writes presets/loras/nano-airbrush.safetensors.
+"""Train the example LoRA: `python -m tests.lora.example`.
 
-A style LoRA by plain PEFT: 15 airbrushed drawings, soft gradients without a line, whose captions do not name the style;
-attention of nano's U-Net only, rank 4, alpha 2, 300 steps of 4 at 5e-4. In kohya's layout, as most LoRAs are.
+It writes presets/loras/nano-airbrush.safetensors, a style LoRA by plain PEFT: 15 airbrushed
+drawings, soft gradients without a line, whose captions do not name the style; attention of nano's
+U-Net only, rank 4, alpha 2, 300 steps of 4 at 5e-4. In kohya's layout, as most LoRAs are.
 """
 
 import json
@@ -14,27 +15,39 @@ from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 from peft import LoraConfig, get_peft_model_state_dict
 from safetensors.torch import save_file
 
-from core.blocks import to_sai
-from core.nano.lessons import Lesson, airbrushed
+from core.lora.blocks import to_sai
+from core.nano.lessons import CaptionedPictures, make_airbrush_set
 
 ROOT = Path(__file__).parent.parent.parent
 NANO = ROOT / "core" / "nano" / "weights" / "nano"
-FILE = ROOT / "presets" / "loras" / "nano-airbrush.safetensors"
+EXAMPLE_FILE = ROOT / "presets" / "loras" / "nano-airbrush.safetensors"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
-STYLE = LoraConfig(r=4, lora_alpha=2, target_modules=ATTENTION)
-STEPS, RATE = 300, 5e-4
+STYLE_CONFIG = LoraConfig(r=4, lora_alpha=2, target_modules=ATTENTION)
+STEPS, LEARNING_RATE = 300, 5e-4
 
 
-def train(pipeline: StableDiffusionXLPipeline, samples: Lesson, name: str, config: LoraConfig, steps: int = STEPS, rate: float = RATE) -> None:
-    """A plain PEFT LoRA on the U-Net: batches of 4, epsilon, AdamW."""
+def train_lora(
+    pipeline: StableDiffusionXLPipeline,
+    samples: CaptionedPictures,
+    name: str,
+    config: LoraConfig,
+    steps: int = STEPS,
+    rate: float = LEARNING_RATE,
+) -> None:
+    """Train a plain PEFT LoRA on the U-Net: batches of 4, epsilon, AdamW."""
     unet, vae = pipeline.unet, pipeline.vae
     torch.manual_seed(0)
     unet.requires_grad_(False)
     unet.add_adapter(config, adapter_name=name)
-    pixels = torch.stack([torch.tensor(np.asarray(p)).permute(2, 0, 1).float() / 127.5 - 1 for p, _ in samples])
+    pixels = torch.stack(
+        [torch.tensor(np.asarray(p)).permute(2, 0, 1).float() / 127.5 - 1 for p, _ in samples]
+    )
     with torch.no_grad():
         latents = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
-        states, _, pooled, _ = pipeline.encode_prompt([text for _, text in samples], do_classifier_free_guidance=False)  # type: ignore[arg-type]
+        states, _, pooled, _ = pipeline.encode_prompt(
+            [text for _, text in samples],  # type: ignore[arg-type]
+            do_classifier_free_guidance=False,
+        )
     schedule = DDPMScheduler.from_config(pipeline.scheduler.config)
     optimiser = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=rate)
     ids = torch.tensor([[128, 128, 0, 0, 128, 128]]).repeat(4, 1)
@@ -42,14 +55,18 @@ def train(pipeline: StableDiffusionXLPipeline, samples: Lesson, name: str, confi
         pick = torch.randint(len(samples), (4,))
         noise, t = torch.randn(4, *latents.shape[1:]), torch.randint(1000, (4,))
         noisy = schedule.add_noise(latents[pick], noise, t)  # type: ignore[arg-type]
-        predicted = unet(noisy, t, states[pick], added_cond_kwargs={"text_embeds": pooled[pick], "time_ids": ids}).sample
+        predicted = unet(
+            noisy, t, states[pick], added_cond_kwargs={"text_embeds": pooled[pick], "time_ids": ids}
+        ).sample
         torch.nn.functional.mse_loss(predicted, noise).backward()
         optimiser.step()
         optimiser.zero_grad()
 
 
-def save(pipeline: StableDiffusionXLPipeline, name: str, config: LoraConfig, samples: Lesson, file: Path) -> None:
-    """The adapter in kohya's layout, half precision, with what kohya writes about its training."""
+def save_lora(
+    pipeline: StableDiffusionXLPipeline, name: str, config: LoraConfig, samples: CaptionedPictures, file: Path
+) -> None:
+    """Save the adapter in kohya's layout, half precision, with kohya's metadata on its training."""
     tensors: dict[str, torch.Tensor] = {}
     for key, value in get_peft_model_state_dict(pipeline.unet, adapter_name=name).items():
         module, part, _ = key.rsplit(".", 2)
@@ -57,19 +74,29 @@ def save(pipeline: StableDiffusionXLPipeline, name: str, config: LoraConfig, sam
         tensors[f"{flat}.{'lora_down' if part == 'lora_A' else 'lora_up'}.weight"] = value.half().contiguous()
         tensors[f"{flat}.alpha"] = torch.tensor(float(config.lora_alpha))
     counts = Counter(tag for _, caption in samples for tag in caption.split(", "))
-    told = {"ss_network_module": "networks.lora", "ss_network_dim": config.r, "ss_network_alpha": config.lora_alpha, "ss_base_model_version": "nano",
-            "ss_sd_model_name": "nano", "ss_resolution": "(128, 128)", "ss_learning_rate": RATE, "ss_max_train_steps": STEPS,
-            "ss_tag_frequency": json.dumps({"1_airbrush": counts}), "modelspec.title": "nano airbrush", "modelspec.license": "apache-2.0"}  # fmt: skip
+    told = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": config.r,
+        "ss_network_alpha": config.lora_alpha,
+        "ss_base_model_version": "nano",
+        "ss_sd_model_name": "nano",
+        "ss_resolution": "(128, 128)",
+        "ss_learning_rate": LEARNING_RATE,
+        "ss_max_train_steps": STEPS,
+        "ss_tag_frequency": json.dumps({"1_airbrush": counts}),
+        "modelspec.title": "nano airbrush",
+        "modelspec.license": "apache-2.0",
+    }
     file.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, file, {key: str(value) for key, value in told.items()})
 
 
 def main() -> None:
     pipeline = StableDiffusionXLPipeline.from_pretrained(NANO)
-    samples = airbrushed()
-    train(pipeline, samples, "style", STYLE)
-    save(pipeline, "style", STYLE, samples, FILE)
-    print(f"{FILE.relative_to(ROOT)}: {FILE.stat().st_size:,} bytes")
+    samples = make_airbrush_set()
+    train_lora(pipeline, samples, "style", STYLE_CONFIG)
+    save_lora(pipeline, "style", STYLE_CONFIG, samples, EXAMPLE_FILE)
+    print(f"{EXAMPLE_FILE.relative_to(ROOT)}: {EXAMPLE_FILE.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""The card: YAML that says the same whatever words are in it, a body in which words stay words, figures of this file alone."""
+"""The model card that a person publishes.
+
+Its YAML says the same whatever words are in it, words stay words in its body, and its figures are
+of this file alone.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -10,38 +14,63 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from core import edit, lora, presets
-from core.atomic import placed
-from core.digest import content
-from core.publish.bundle import bundle
-from core.publish.card import card
-from core.publish.plan import Publication, plan
-from core.transfer.plan import apart
-from core.transfer.plan import plan as transfer_plan
-from core.transfer.report import reported
-from core.transfer.study import Study
-from core.types import UserError
-from tests.train.parts import dataset, prepared
+from core.lora import apply as lora
+from core.lora import edit
+from core.models import bases
+from core.publish.bundle import build_bundle
+from core.publish.card import render_card
+from core.publish.plan import Publication, PublicationForm, plan_publication
+from core.schema import presets
+from core.schema.errors import UserError
+from core.schema.records import read_form
+from core.system.atomic_files import link_or_copy
+from core.system.tensor_files import calculate_sha256
+from core.transfer.plan import TransferEntry, TransferForm, split_by_block
+from core.transfer.plan import plan_transfer as transfer_plan
+from core.transfer.report import build_transfer_report
+from core.transfer.study import TransferStudy
+from tests.train.parts import make_dataset, prepare_run
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
-TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc"), include_characters="\n"), max_size=60).map(str.strip)
+TEXT = st.text(st.characters(exclude_categories=("Cs", "Cc"), include_characters="\n"), max_size=60).map(
+    str.strip
+)
 REPORT: dict[str, Any] = {
-    "lora": "nano-airbrush", "sha256": content(EXAMPLE), "model": "nano", "noise_floor": 0.3, "onset": 1.0, "breakdown": 4.5, "recommended": 2.75,
-    "sweet_spot": [2.0, 3.5], "confidence": 0.94, "intervals": {"onset": [0.5, 1.0], "sweet_spot_low": [1.5, 2.5]}, "why": "Works from 2 to 3.5.",
-    "curve": [{"strength": 0.0, "effect": 0.0, "effect_low": 0.0, "effect_high": 0.0, "style": None}], "prompts": ["1girl"], "seeds": [1, 2], "eye": "VAE",
-}  # fmt: skip
+    "lora": "nano-airbrush",
+    "sha256": calculate_sha256(EXAMPLE),
+    "model": "nano",
+    "model_hash": bases.hash_weights("nano"),
+    "noise_floor": 0.3,
+    "onset": 1.0,
+    "breakdown": 4.5,
+    "recommended": 2.75,
+    "sweet_spot": [2.0, 3.5],
+    "confidence": 0.94,
+    "intervals": {"onset": [0.5, 1.0], "sweet_spot_low": [1.5, 2.5]},
+    "why": "Works from 2 to 3.5.",
+    "curve": [{"strength": 0.0, "effect": 0.0, "effect_low": 0.0, "effect_high": 0.0, "style": None}],
+    "prompts": ["1girl"],
+    "seeds": [1, 2],
+    "eye": "VAE",
+}
 
 
-def asked(**values: Any) -> Publication:
-    return plan({"lora": str(EXAMPLE), "repo": "ann/soft", "license": "apache-2.0", **values})
+def plan_example(**values: Any) -> Publication:
+    return plan_publication(
+        read_form(
+            PublicationForm, {"lora": str(EXAMPLE), "repo": "ann/soft", "license": "apache-2.0", **values}
+        )
+    )
 
 
 @settings(max_examples=60, deadline=None)
 @given(title=TEXT, trigger=TEXT, description=TEXT, prompts=st.lists(TEXT, max_size=3))
-def test_case_10_yaml_says_what_was_said(title: str, trigger: str, description: str, prompts: list[str]) -> None:
-    publication = asked(title=title, trigger=trigger, description=description)
+def test_case_10_yaml_says_what_was_said(
+    title: str, trigger: str, description: str, prompts: list[str]
+) -> None:
+    publication = plan_example(title=title, trigger=trigger, description=description)
     shown = {f"images/{i}.png": prompt for i, prompt in enumerate(prompts)}
-    told = ModelCard(card(publication, shown)).data.to_dict()
+    told = ModelCard(render_card(publication, shown)).data.to_dict()
     assert told.get("instance_prompt", "") == publication.trigger
     assert [(each["output"]["url"], each["text"]) for each in told.get("widget", [])] == list(shown.items())
     assert told["license"] == "apache-2.0"
@@ -50,7 +79,12 @@ def test_case_10_yaml_says_what_was_said(title: str, trigger: str, description: 
 
 def test_case_10_an_evil_trigger_changes_nothing() -> None:
     evil = "x\nlicense: mit\n---\n<script>alert(1)</script>"
-    text = card(asked(trigger=evil, title=evil, description=f"{evil} [x](javascript:alert(1)) ![](http://a/b.png)"), {})
+    text = render_card(
+        plan_example(
+            trigger=evil, title=evil, description=f"{evil} [x](javascript:alert(1)) ![](http://a/b.png)"
+        ),
+        {},
+    )
     told = ModelCard(text)
     assert told.data.license == "apache-2.0"
     assert told.data.to_dict()["instance_prompt"] == evil
@@ -62,21 +96,34 @@ def test_case_10_an_evil_trigger_changes_nothing() -> None:
 
 
 def test_what_was_measured_stands_in_the_table() -> None:
-    text = card(asked(sweep=REPORT, home="nano"), {})
-    assert "| nano | 2 (1.5 to 2.5) | 2.75 | 3.5 | 1 (0.5 to 1) | 4.5 | 94 % | prompts: 1, seeds: 1, 2 |" in text
+    text = render_card(plan_example(sweep=REPORT, home="nano"), {})
+    assert (
+        "| nano | 2 (1.5 to 2.5) | 2.75 | 3.5 | 1 (0.5 to 1) | 4.5 | 94 % | prompts: 1, seeds: 1, 2 |" in text
+    )
     assert "Strength **2.75** (measured)" in text
     assert "Not measured" not in text
-    assert "Not measured." in card(asked(), {})
+    assert "Not measured." in render_card(plan_example(), {})
+
+
+@pytest.mark.parametrize(("measured", "which"), [(None, "unknown"), ("0123456789", "other")])
+def test_figures_of_other_weights_are_told_as_such(measured: str | None, which: str) -> None:
+    (found,) = plan_example(sweep={**REPORT, "model_hash": measured}).sweeps
+    assert found["why"] == f"Works from 2 to 3.5. (Measured on {which} weights of nano.)"
 
 
 def test_the_licence_is_the_bases_with_its_notice() -> None:
-    publication = replace(asked(), base=presets.models()["baxl-v3"], licence=presets.models()["baxl-v3"].licence)
-    told = ModelCard(card(publication, {}))
+    publication = replace(
+        plan_example(), base=presets.get_models()["baxl-v3"], licence=presets.get_models()["baxl-v3"].licence
+    )
+    told = ModelCard(render_card(publication, {}))
     assert (told.data.license, told.data.license_name) == ("other", "faipl-1.0-sd")
     assert "fan-art guidelines" in told.text
     assert told.data.to_dict().get("base_model") is None, "a file of one's own has no name on the Hub"
-    hosted = replace(publication, base=presets.models()["illustrious-xl"])
-    assert ModelCard(card(hosted, {})).data.base_model == "OnomaAIResearch/Illustrious-xl-early-release-v0"
+    hosted = replace(publication, base=presets.get_models()["illustrious-xl"])
+    assert (
+        ModelCard(render_card(hosted, {})).data.base_model
+        == "OnomaAIResearch/Illustrious-xl-early-release-v0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,61 +134,95 @@ def test_the_licence_is_the_bases_with_its_notice() -> None:
         ({"repo": "soft"}, "repo: "),
         ({"description": "x" * 5001}, "description: 5,001 characters are too many"),
         ({"private": "yes"}, "private: "),
-        ({"sweep": {**REPORT, "sha256": "0" * 64}}, "sweep: nano-airbrush was measured, which is another file"),
-        ({"sweep": {"lora": "x"}}, "sweep: it takes the report of a sweep"),
-        ({"sweep": {**REPORT, "recommended": "<b>2</b>"}}, "sweep: it takes the report of a sweep"),
-        ({"transfer": {"per_pair": []}}, "transfer: it takes the report"),
-        ({"lora": None}, "lora: choose one"),
-        ({"lora": "/nowhere.safetensors"}, "lora: nowhere.safetensors is not there"),
+        (
+            {"sweep": {**REPORT, "sha256": "0" * 64}},
+            "sweep: nano-airbrush was measured, which is not the file to publish",
+        ),
+        ({"sweep": {"lora": "x"}}, "sweep: use the report of a sweep"),
+        ({"sweep": {**REPORT, "recommended": "<b>2</b>"}}, "sweep: use the report of a sweep"),
+        ({"transfer": {"per_pair": []}}, "transfer: use the report"),
+        ({"lora": None}, "lora: choose a LoRA"),
+        ({"lora": "/nowhere.safetensors"}, "lora: nowhere.safetensors does not exist"),
     ],
 )
 def test_what_is_not_allowed_is_one_sentence(values: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UserError) as error:
-        asked(**values)
+        plan_example(**values)
     assert str(error.value).startswith(sentence), str(error.value)
 
 
 def test_a_report_follows_its_file_through_another_alpha(tmp_path: Path) -> None:
-    once = edit.edited(lora.file(str(EXAMPLE)), tmp_path, multiply=2.75)
-    twice = edit.edited(lora.file(str(once)), tmp_path, multiply=0.5)
+    once = edit.rewrite_lora(lora.get_lora_file(str(EXAMPLE)), tmp_path, multiply=2.75)
+    twice = edit.rewrite_lora(lora.get_lora_file(str(once)), tmp_path, multiply=0.5)
     for file, times in ((once, 2.75), (twice, 1.375)):
-        (report,) = plan({"lora": str(file), "repo": "ann/soft", "license": "apache-2.0", "sweep": REPORT}).sweeps
+        (report,) = plan_publication(
+            read_form(
+                PublicationForm,
+                {"lora": str(file), "repo": "ann/soft", "license": "apache-2.0", "sweep": REPORT},
+            )
+        ).sweeps
         assert report["recommended"] == pytest.approx(2.75 / times, abs=1e-4)
         assert report["sweet_spot"] == pytest.approx([2 / times, 3.5 / times], abs=1e-4)
         assert report["intervals"]["onset"] == pytest.approx([0.5 / times, 1 / times], abs=1e-4)
         assert "multiplied by" in report["why"]
-    fewer = edit.edited(lora.file(str(EXAMPLE)), tmp_path, blocks="1,1,1,1,1,1,1,1,1,1,1,0")
-    with pytest.raises(UserError, match="which is another file"):
-        plan({"lora": str(fewer), "repo": "ann/soft", "license": "apache-2.0", "sweep": REPORT})
+    fewer = edit.rewrite_lora(lora.get_lora_file(str(EXAMPLE)), tmp_path, blocks="1,1,1,1,1,1,1,1,1,1,1,0")
+    with pytest.raises(UserError, match="which is not the file to publish"):
+        plan_publication(
+            read_form(
+                PublicationForm,
+                {"lora": str(fewer), "repo": "ann/soft", "license": "apache-2.0", "sweep": REPORT},
+            )
+        )
 
 
 def test_figures_of_some_blocks_are_not_those_of_the_file() -> None:
-    """A study of parts has the whole file's hash, too."""
-    whole, part = {"lora": str(EXAMPLE), "name": "whole"}, {"lora": str(EXAMPLE), "name": "style", "blocks": "STYLE"}
+    """A study of some blocks carries the whole file's hash, but is no measurement of the file."""
+    whole, part = (
+        TransferEntry(lora=str(EXAMPLE), name="whole"),
+        TransferEntry(lora=str(EXAMPLE), name="style", blocks="STYLE"),
+    )
     studied = {"models": ["nano"], "prompts": "1girl", "seeds": "1, 2", "strengths": "1"}
-    both, parts = (reported(Study(transfer_plan({**studied, "loras": rows}))) for rows in ([whole, part], [part, *apart(whole)]))
-    shown = asked(transfer=both).transfer
+    both, parts = (
+        build_transfer_report(
+            TransferStudy(transfer_plan(read_form(TransferForm, {**studied, "loras": rows})))
+        )
+        for rows in ([whole, part], [part, *split_by_block(whole)])
+    )
+    shown = plan_example(transfer=both).transfer
     assert shown is not None
     assert [pair["lora"] for pair in shown["per_pair"]] == ["whole"]
-    with pytest.raises(UserError, match=r"^transfer: only parts of the file to publish were measured"):
-        asked(transfer=parts)
+    with pytest.raises(UserError, match=r"^transfer: only some blocks of the file to publish were measured"):
+        plan_example(transfer=parts)
 
 
-@pytest.mark.parametrize("history", ["no JSON", "[1]", '{"x": 1}', '{"' + "a" * 64 + '": -1}', '{"' + "a" * 64 + '": "NaN"}', "[" * 100_000])
+@pytest.mark.parametrize(
+    "history",
+    ["no JSON", "[1]", '{"x": 1}', '{"' + "a" * 64 + '": -1}', '{"' + "a" * 64 + '": "NaN"}', "[" * 100_000],
+)
 def test_a_history_that_is_none_says_nothing(tmp_path: Path, history: str) -> None:
-    save_file(load_file(EXAMPLE), tmp_path / "odd.safetensors", {edit.HISTORY: history})
-    assert edit.history(lora.file(str(tmp_path / "odd.safetensors"))) == {}
+    save_file(load_file(EXAMPLE), tmp_path / "odd.safetensors", {edit.HISTORY_KEY: history})
+    assert edit.read_history(lora.get_lora_file(str(tmp_path / "odd.safetensors"))) == {}
 
 
 def test_training_pictures_go_only_where_they_are_asked_for(tmp_path: Path) -> None:
-    folder, run = prepared(dataset(tmp_path / "data"), tmp_path / "run")
-    placed(EXAMPLE, folder.loras / f"{run.name}.safetensors")
+    folder, run = prepare_run(make_dataset(tmp_path / "data"), tmp_path / "run")
+    link_or_copy(EXAMPLE, folder.loras / f"{run.name}.safetensors")
     told = {"run": str(folder.path), "repo": "ann/soft", "license": "apache-2.0"}
-    without, sent = (bundle(plan({**told, "dataset": shown}), tmp_path / str(shown)) for shown in (False, True))
+    without, sent = (
+        build_bundle(
+            plan_publication(read_form(PublicationForm, {**told, "dataset": shown})), tmp_path / str(shown)
+        )
+        for shown in (False, True)
+    )
     assert not [path for path in without if path.startswith("dataset/")]
-    assert "4 pictures" in without["README.md"].read_text()
+    assert "4 images" in without["README.md"].read_text()
     pictures = [path for path in sent if path.startswith("dataset/")]
     assert sorted(Path(path).suffix for path in pictures) == [".png"] * 4 + [".txt"] * 4
-    assert "which lie in `dataset/`" in sent["README.md"].read_text()
-    with pytest.raises(UserError, match="dataset: a file has no training pictures"):
-        plan({"lora": str(EXAMPLE), "repo": "ann/soft", "license": "apache-2.0", "dataset": True})
+    assert "included in `dataset/`" in sent["README.md"].read_text()
+    with pytest.raises(UserError, match="dataset: a file has no training images"):
+        plan_publication(
+            read_form(
+                PublicationForm,
+                {"lora": str(EXAMPLE), "repo": "ann/soft", "license": "apache-2.0", "dataset": True},
+            )
+        )

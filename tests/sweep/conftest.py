@@ -1,4 +1,4 @@
-"""The example of the shelf, swept once, for all tests that ask something of it."""
+"""The example LoRA of the library, swept once for all tests that need its sweep."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,22 +6,29 @@ from typing import Any
 
 import pytest
 
-from core.events import Failed
-from core.plan import plan
-from core.sweep import Study
+from core.runtime import gpu
+from core.schema.events import Failed
+from core.schema.records import read_form
+from core.sweep.plan import SweepForm, plan_sweep
+from core.sweep.study import SweepStudy
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
-PROMPTS = "1girl, blue hair, short hair, red eyes, smile, upper body, white background\n1girl, red hair, ponytail, purple eyes, frown, upper body, beach"
-Swept = Callable[..., Study]
+PROMPTS = (
+    "1girl, blue hair, short hair, red eyes, smile, upper body, white background\n"
+    "1girl, red hair, ponytail, purple eyes, frown, upper body, beach"
+)
+RunSweep = Callable[..., SweepStudy]
 
 
 @pytest.fixture(scope="session")
-def swept() -> Swept:
-    """Plan and run a sweep to its end."""
+def run_sweep() -> RunSweep:
+    """Return a function that plans a sweep and runs it to its end."""
 
-    def run(**values: Any) -> Study:
-        study = Study(plan({"lora": str(EXAMPLE), "seeds": "1, 2", **values}))
-        failed = [event for event in study.run() if isinstance(event, Failed)]
+    def run(**values: Any) -> SweepStudy:
+        study = SweepStudy(
+            plan_sweep(read_form(SweepForm, {"lora": str(EXAMPLE), "seeds": "1, 2", **values}))
+        )
+        failed = [event for event in study.run(gpu.generate_on_gpu) if isinstance(event, Failed)]
         assert not failed
         return study
 
@@ -29,6 +36,6 @@ def swept() -> Swept:
 
 
 @pytest.fixture(scope="session")
-def study(swept: Swept) -> Study:
-    """From 0 to 5 by halves, two prompts, two seeds."""
-    return swept(strengths="0-5 (+0.5)", prompts=PROMPTS)
+def study(run_sweep: RunSweep) -> SweepStudy:
+    """Sweep the example from 0 to 5 in steps of 0.5, over two prompts and two seeds."""
+    return run_sweep(strengths="0-5 (+0.5)", prompts=PROMPTS)

@@ -1,4 +1,4 @@
-"""Sweeps whose answer is known beforehand."""
+"""Sweeps with an answer that is known beforehand."""
 
 from pathlib import Path
 
@@ -6,18 +6,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core import edit, lorafile
-from core.decide import HOLDS
-from core.report import reported
-from core.sweep import Study
-from tests.sweep.conftest import EXAMPLE, PROMPTS, Swept
+from core.lora import edit
+from core.lora import file as lora_file
+from core.sweep.decide import HELD_RANGES
+from core.sweep.report import build_sweep_report
+from core.sweep.study import SweepStudy
+from tests.sweep.conftest import EXAMPLE, PROMPTS, RunSweep
 
 STEP = 0.5
 
 
-def test_the_example_has_a_sweet_spot(study: Study) -> None:
-    """It was made with alpha/rank 0.5: nothing at 0.5, clearly there at 2 to 3, gone at 5."""
-    report = reported(study)
+def test_the_example_has_a_sweet_spot(study: SweepStudy) -> None:
+    """The example has alpha/rank 0.5: nothing at 0.5, clearly visible at 2 to 3, broken at 5."""
+    report = build_sweep_report(study)
     low, high = report["sweet_spot"]
     assert 0.5 < report["onset"] <= 1.5
     assert 1.5 <= low <= 2.5
@@ -25,75 +26,93 @@ def test_the_example_has_a_sweet_spot(study: Study) -> None:
     assert report["recommended"] == (low + high) / 2
     assert report["confidence"] > 0.7
     inside = next(row for row in report["curve"] if row["strength"] == 2.5)
-    assert inside["prompt"] >= HOLDS["prompt"][0]
+    assert inside["prompt"] >= HELD_RANGES["prompt"][0]
     assert inside["effect_low"] < inside["effect"] < inside["effect_high"]
     assert 0 < report["noise_floor"] < inside["effect_low"]
     assert inside["effect_background"] is not None, "faces were found"
 
 
 @pytest.mark.soak
-def test_twice_the_alpha_is_half_the_strength(study: Study, swept: Swept, tmp_path: Path) -> None:
-    doubled = edit.edited(lorafile.read(EXAMPLE), tmp_path, multiply=2)
-    once, twice = reported(study), reported(swept(lora=str(doubled), strengths="0-2.5 (+0.25)", prompts=PROMPTS))
+def test_twice_the_alpha_is_half_the_strength(study: SweepStudy, run_sweep: RunSweep, tmp_path: Path) -> None:
+    doubled = edit.rewrite_lora(lora_file.read_lora_file(EXAMPLE), tmp_path, multiply=2)
+    once, twice = (
+        build_sweep_report(study),
+        build_sweep_report(run_sweep(lora=str(doubled), strengths="0-2.5 (+0.25)", prompts=PROMPTS)),
+    )
     for name in ("onset", "breakdown", "recommended"):
         assert twice[name] == pytest.approx(once[name] / 2, abs=STEP / 2), name
     assert twice["sweet_spot"] == pytest.approx([end / 2 for end in once["sweet_spot"]], abs=STEP / 2)
 
 
 @pytest.mark.soak
-def test_after_the_edit_one_is_the_sweet_spot(study: Study, swept: Swept, tmp_path: Path) -> None:
-    report = reported(study)
-    file = edit.edited(lorafile.read(EXAMPLE), tmp_path, multiply=report["normalise_by"])
-    again = reported(swept(lora=str(file), strengths="0-1.75 (+0.25)", prompts=PROMPTS))
+def test_after_the_edit_one_is_the_sweet_spot(study: SweepStudy, run_sweep: RunSweep, tmp_path: Path) -> None:
+    report = build_sweep_report(study)
+    file = edit.rewrite_lora(lora_file.read_lora_file(EXAMPLE), tmp_path, multiply=report["normalise_by"])
+    again = build_sweep_report(run_sweep(lora=str(file), strengths="0-1.75 (+0.25)", prompts=PROMPTS))
     assert again["recommended"] == pytest.approx(1.0, abs=0.25), again["why"]
 
 
 @pytest.mark.soak
-def test_other_seeds_say_the_same(swept: Swept) -> None:
-    first, second = (reported(swept(strengths="0-5 (+1)", seeds=seeds)) for seeds in ("1-4", "11-14"))
-    assert second["recommended"] == pytest.approx(first["recommended"], rel=0.15), (first["why"], second["why"])
+def test_other_seeds_say_the_same(run_sweep: RunSweep) -> None:
+    first, second = (
+        build_sweep_report(run_sweep(strengths="0-5 (+1)", seeds=seeds)) for seeds in ("1-4", "11-14")
+    )
+    assert second["recommended"] == pytest.approx(first["recommended"], rel=0.15), (
+        first["why"],
+        second["why"],
+    )
 
 
-@pytest.mark.parametrize("kind", ["alpha 0", "tiny"])
-def test_what_changes_nothing_has_no_answer(swept: Swept, tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("kind", ["small alpha", "tiny"])
+def test_what_changes_nothing_has_no_answer(run_sweep: RunSweep, tmp_path: Path, kind: str) -> None:
     torch.manual_seed(0)
     tensors = load_file(EXAMPLE)
     for key, value in tensors.items():
-        if kind == "alpha 0" and key.endswith(".alpha"):
-            tensors[key] = torch.zeros_like(value)
+        if kind == "small alpha" and key.endswith(".alpha"):
+            tensors[key] = torch.full_like(value, 1e-6)
         elif kind == "tiny" and not key.endswith(".alpha"):
             tensors[key] = 1e-3 * torch.randn_like(value)
     save_file(tensors, tmp_path / "none.safetensors")
-    report = reported(swept(lora=str(tmp_path / "none.safetensors"), strengths="0, 1, 3", prompts="1girl, blue hair\n1girl, red hair"))
-    assert [report[name] for name in ("onset", "sweet_spot", "breakdown", "recommended", "normalise_by")] == [None] * 5
-    assert report["why"].startswith("No strength up to 3 surely changes the pictures")
+    report = build_sweep_report(
+        run_sweep(
+            lora=str(tmp_path / "none.safetensors"),
+            strengths="0, 1, 3",
+            prompts="1girl, blue hair\n1girl, red hair",
+        )
+    )
+    assert [report[name] for name in ("onset", "sweet_spot", "breakdown", "recommended", "normalise_by")] == [
+        None
+    ] * 5
+    assert report["why"].startswith("No clear effect up to 3")
 
 
-def test_references_say_what_style_is_wanted(study: Study, swept: Swept, tmp_path: Path) -> None:
-    """Airbrushed drawings: the pictures come nearer to them while the LoRA works."""
-    from core.nano.lessons import airbrushed
+def test_references_say_what_style_is_wanted(study: SweepStudy, run_sweep: RunSweep, tmp_path: Path) -> None:
+    """With airbrushed references, the pictures get closer to them while the LoRA works."""
+    from core.nano.lessons import make_airbrush_set
 
     files = []
-    for i, (picture, _) in enumerate(airbrushed()[:6]):
+    for i, (picture, _) in enumerate(make_airbrush_set()[:6]):
         files.append(tmp_path / f"{i}.png")
         picture.save(files[-1])
-    report = reported(swept(strengths="0-5 (+0.5)", prompts=PROMPTS, references=[str(file) for file in files]))
+    report = build_sweep_report(
+        run_sweep(strengths="0-5 (+0.5)", prompts=PROMPTS, references=[str(file) for file in files])
+    )
     style = {row["strength"]: row["style"] for row in report["curve"]}
     assert style[2.5] > style[0.0] + 0.02, style
     assert "style" not in report["unmeasured"]
     assert report["cells_found"] == 44, "the pictures themselves were there already"
 
 
-def test_refine_looks_between_the_knees(study: Study, swept: Swept) -> None:
-    fine = swept(strengths="0-5 (+1)", prompts=PROMPTS, refine=True)
+def test_refine_looks_between_the_knees(study: SweepStudy, run_sweep: RunSweep) -> None:
+    fine = run_sweep(strengths="0-5 (+1)", prompts=PROMPTS, refine=True)
     added = set(fine.strengths) - {0, 1, 2, 3, 4, 5}
     assert added, fine.strengths
     assert all(strength * 2 == int(strength * 2) for strength in added)
-    assert fine.found >= 24, "cells are shared with the sweep by halves"
-    assert set(fine.strengths) == set(fine.measured)
+    assert fine.cells_found >= 24, "cells are shared with the sweep by halves"
+    assert set(fine.strengths) == set(fine.measurements)
 
 
-def test_one_seed_is_refused_an_answer(swept: Swept) -> None:
-    report = reported(swept(strengths="0-1 (+0.5)", seeds="1"))
+def test_one_seed_is_refused_an_answer(run_sweep: RunSweep) -> None:
+    report = build_sweep_report(run_sweep(strengths="0-1 (+0.5)", seeds="1"))
     assert report["sweet_spot"] is None
-    assert report["why"].startswith("One seed only")
+    assert report["why"].startswith("Needs at least 2 seeds")

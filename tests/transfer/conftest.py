@@ -1,4 +1,4 @@
-"""Studies of the shelf's example on the embedded family."""
+"""Studies of the library's example LoRA on the built-in models."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -7,29 +7,38 @@ from typing import Any
 
 import pytest
 
-from core import presets
-from core.transfer.plan import plan
-from core.transfer.study import Study
-from core.types import Model
+from core.runtime import gpu
+from core.schema import presets
+from core.schema.records import read_form
+from core.schema.types import Model
+from core.transfer.plan import TransferForm, plan_transfer
+from core.transfer.study import TransferStudy
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 PROMPTS = (
-    "1girl, blue hair, short hair, red eyes, smile, upper body, white background\n1girl, pink hair, twintails, blue eyes, open mouth, upper body, blue sky"
+    "1girl, blue hair, short hair, red eyes, smile, upper body, white background\n"
+    "1girl, pink hair, twintails, blue eyes, open mouth, upper body, blue sky"
 )
-Crossed = Callable[..., Study]
+RunTransfer = Callable[..., TransferStudy]
 
 
-def asked(**values: Any) -> dict[str, Any]:
-    return {"loras": [{"lora": str(EXAMPLE), "home": "nano"}], "models": ["nano"], "seeds": "1, 2", "prompts": PROMPTS, **values}
+def build_values(**values: Any) -> dict[str, Any]:
+    return {
+        "loras": [{"lora": str(EXAMPLE), "home": "nano"}],
+        "models": ["nano"],
+        "seeds": "1, 2",
+        "prompts": PROMPTS,
+        **values,
+    }
 
 
 @pytest.fixture(scope="session")
-def crossed() -> Crossed:
-    """Plan and run a study to its end."""
+def run_transfer() -> RunTransfer:
+    """Return a function that plans a study and runs it to its end."""
 
-    def run(**values: Any) -> Study:
-        study = Study(plan(asked(**values)))
-        for _ in study.run():
+    def run(**values: Any) -> TransferStudy:
+        study = TransferStudy(plan_transfer(read_form(TransferForm, build_values(**values))))
+        for _ in study.run(gpu.generate_on_gpu):
             pass
         return study
 
@@ -38,8 +47,8 @@ def crossed() -> Crossed:
 
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> dict[str, Model]:
-    """The base models, to add to."""
-    table = dict(presets.models())
+    """Replace the table of base models by a copy with "twin", which is nano under another name."""
+    table = dict(presets.get_models())
     table["twin"] = replace(table["nano"], name="twin", title="nano under another name")
-    monkeypatch.setattr(presets, "models", lambda: table)
+    monkeypatch.setattr(presets, "get_models", lambda: table)
     return table

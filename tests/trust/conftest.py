@@ -1,11 +1,11 @@
-"""What the tests of trust share."""
+"""What the trust tests share."""
 
 import pytest
 
-from tests.trust.raw import Raw
+from tests.trust.raw import RawClient
 
 
 @pytest.fixture(scope="session")
-def raw(studio: str) -> Raw:
-    """The running app, by plain HTTP."""
-    return Raw(studio)
+def raw(studio: str) -> RawClient:
+    """Return a client that speaks plain HTTP to the running app."""
+    return RawClient(studio)

@@ -1,4 +1,7 @@
-"""Stop pressed at every place that a job has: nothing half is left, no LoRA stays on, and the next job works."""
+"""Stop pressed at every stage of a job.
+
+No half-written file is left, no LoRA stays applied, and the next job works.
+"""
 
 import multiprocessing
 import socket
@@ -15,21 +18,25 @@ from gradio_client import Client, handle_file
 from huggingface_hub import constants
 from PIL import Image
 
-from core import cells, gpu
-from core.events import Event
-from tabs.files import FILES
-from tests.model import fingerprint, is_free, unet_calls
-from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
-from tests.publish.hub import Hub
+from core.generate import pipeline
+from core.runtime import gpu
+from core.schema.events import Event
+from core.sweep import cell_cache
+from tabs.server.page_files import FILES_FOLDER
+from tests.hub.server_state import Hub
+from tests.model import count_unet_calls, fingerprint, wait_until_free
 from tests.publish.test_card import EXAMPLE
 from tests.trust.visitor import Visitor
 
-WORN = "1girl, blue hair, portrait, white background <lora:nano-airbrush:2>"
+LORA_PROMPT = "1girl, blue hair, portrait, white background <lora:nano-airbrush:2>"
 
 
-def whole(before: set[Path]) -> set[Path]:
-    """The files that have come since; none is half, every picture opens to its last pixel."""
-    since = {file for file in FILES.rglob("*") if file.is_file()} - before
+def assert_whole_files(before: set[Path]) -> set[Path]:
+    """Return the files that have come since `before`, all of them whole.
+
+    None is a temporary file, and every picture opens to its last pixel.
+    """
+    since = {file for file in FILES_FOLDER.rglob("*") if file.is_file()} - before
     assert not [file for file in since if file.name.endswith(".tmp")], since
     for file in since:
         if file.suffix == ".png":
@@ -40,12 +47,12 @@ def whole(before: set[Path]) -> set[Path]:
 
 @pytest.fixture
 def nothing_stays(client: Client):
-    """Whatever a test stops: the model is what it was, files are whole, the next job works."""
-    before, files = fingerprint(), {file for file in FILES.rglob("*") if file.is_file()}
+    """Assert after a test that the model is unchanged, files are whole and the next job works."""
+    before, files = fingerprint(), {file for file in FILES_FOLDER.rglob("*") if file.is_file()}
     yield
-    is_free()
+    wait_until_free()
     assert fingerprint() == before, "a LoRA stayed on the model"
-    whole(files)
+    assert_whole_files(files)
     (_,), report = client.predict(prompt="1girl", seed=5, steps=1, width=64, height=64, api_name="/generate")
     assert report["seeds"] == [5]
 
@@ -53,12 +60,12 @@ def nothing_stays(client: Client):
 STAGES: dict[str, tuple[str, dict[str, Any]]] = {
     "expand": ("Adding tags", {"expand": True}),
     "denoise": ("Step 2 of 4", {}),
-    "upscaler": ("Step 4 of 4", {"hires": True, "Times": 1.25}),
-    "hires": ("Hires: step 1 of", {"hires": True, "Times": 1.25}),
+    "upscaler": ("Step 4 of 4", {"hires": True, "Upscale by": 1.25}),
+    "hires": ("Hires: step 1 of", {"hires": True, "Upscale by": 1.25}),
     "detailer": ("Details: step 1 of", {"detail": True}),
     "save": ("Step 4 of 4", {}),
 }
-"""Where it is stopped: what the page says then, and what is switched on."""
+"""Stage where the job is stopped -> what the page says then, and what is switched on."""
 
 
 @pytest.mark.usefixtures("nothing_stays")
@@ -66,16 +73,16 @@ STAGES: dict[str, tuple[str, dict[str, Any]]] = {
 def test_case_23_stop_in_every_stage(studio: str, stage: str) -> None:
     said, on = STAGES[stage]
     visitor = Visitor(studio)
-    is_free()  # of jobs that a test before left
-    with unet_calls() as calls:
-        event = visitor.join("_make", prompt=WORN, Steps=4, seed=7, **on)
-        visitor.until(said)
+    wait_until_free()  # jobs of an earlier test may still run
+    with count_unet_calls() as calls:
+        event = visitor.join("_generate_pictures", prompt=LORA_PROMPT, Steps=4, seed=7, **on)
+        visitor.wait_for_text(said)
         made = len(calls)
-        visitor.cancel("_make", event)  # answers once the job has ended
-        is_free()
+        visitor.cancel("_generate_pictures", event)  # answers once the job has ended
+        wait_until_free()
         after = len(calls)
     assert after - made <= 2, "steps went on after Stop"
-    assert "picture in" not in visitor.raw.decode(), "it was finished, not stopped"
+    assert "image in" not in visitor.stream_bytes.decode(), "it was finished, not stopped"
     if stage == "expand":
         assert after == 0
     visitor.hang_up()
@@ -83,109 +90,139 @@ def test_case_23_stop_in_every_stage(studio: str, stage: str) -> None:
 
 @pytest.mark.usefixtures("nothing_stays")
 def test_case_23_stop_in_the_queue(studio: str) -> None:
-    """Who waits and stops is never begun; who is before them is not disturbed."""
+    """A job stopped in the queue never begins, and the job before it is not disturbed."""
     first, second = Visitor(studio), Visitor(studio)
-    first.join("generate", prompt=WORN, steps=12, width=192, height=192, seed=1)
-    first.until("process_generating")
+    first.join("generate", prompt=LORA_PROMPT, steps=12, width=192, height=192, seed=1)
+    first.wait_for_text("process_generating")
     event = second.join("generate", prompt="1girl", steps=150, seed=2)
-    second.until("estimation")
+    second.wait_for_text("estimation")
     second.cancel("generate", event)
-    done = first.ended()
+    done = first.wait_for_result()
     assert done["output"]["data"][1]["seeds"] == [1]
-    assert '"process_starts"' not in second.raw.decode()
+    assert '"process_starts"' not in second.stream_bytes.decode()
     second.hang_up()
 
 
 @pytest.mark.usefixtures("nothing_stays")
 @pytest.mark.parametrize("job", ["generate", "sweep"])
 def test_case_23_stop_before_the_first_step(studio: str, monkeypatch: pytest.MonkeyPatch, job: str) -> None:
-    """While the model is loaded, say: Gradio has no generator yet that it could close."""
-    begun, load, made = multiprocessing.Event(), multiprocessing.Event(), gpu.generate  # a worker hears of these, too
+    """Stop works while the model is loaded, when Gradio has no generator yet to close."""
+    # events of multiprocessing, so that a worker process sees them, too
+    begun, load, made = (multiprocessing.Event(), multiprocessing.Event(), pipeline.generate)
 
-    def slowly(*asked: Any, **more: Any) -> Iterator[Event]:
+    def generate_slowly(*asked: Any, **more: Any) -> Iterator[Event]:
         begun.set()
         load.wait()
         with closing(made(*asked, **more)) as events:
             for each in events:
                 yield each
-                time.sleep(0.05)  # no large model's step is shorter; one of nano's is over before a worker hears of anything
+                # no large model's step is shorter; nano's ends before a worker notices
+                time.sleep(0.05)
 
-    monkeypatch.setattr(gpu, "generate", slowly)
+    monkeypatch.setattr(gpu, "generate", generate_slowly)
     visitor = Visitor(studio)
-    with unet_calls() as calls:
-        event = visitor.join(job, **{"generate": {"prompt": WORN, "seed": 8}, "sweep": {"lora": "nano-airbrush", "seeds": "71-74"}}[job])
+    with count_unet_calls() as calls:
+        event = visitor.join(
+            job,
+            **{
+                "generate": {"prompt": LORA_PROMPT, "seed": 8},
+                "sweep": {"lora": "nano-airbrush", "seeds": "71-74"},
+            }[job],
+        )
         begun.wait()
         threading.Timer(0.2, load.set).start()
         visitor.cancel(job, event)
-        is_free()
+        wait_until_free()
     assert len(calls) <= 2
     visitor.hang_up()
 
 
 @pytest.mark.usefixtures("nothing_stays")
 def test_case_23_gradio_client_cancels_a_script(client: Client) -> None:
-    with unet_calls() as calls:
-        job = client.submit(prompt=WORN, steps=150, seed=3, api_name="/generate")
+    with count_unet_calls() as calls:
+        job = client.submit(prompt=LORA_PROMPT, steps=150, seed=3, api_name="/generate")
         while len(calls) < 3:
             time.sleep(0.01)
         assert job.cancel()
         time.sleep(0.05)
-        is_free()
+        wait_until_free()
         assert len(calls) < 75
 
 
 @pytest.mark.usefixtures("nothing_stays")
 def test_case_23_an_upload_that_breaks_off_leaves_no_file(studio: str, client: Client) -> None:
-    before, address = set(FILES.rglob("*")), urlparse(studio)
-    body = b'--x\r\nContent-Disposition: form-data; name="files"; filename="half.safetensors"\r\n\r\n' + EXAMPLE.read_bytes()
-    head = f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {2 * len(body)}\r\n"
+    before, address = set(FILES_FOLDER.rglob("*")), urlparse(studio)
+    body = (
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="half.safetensors"\r\n\r\n'
+        + EXAMPLE.read_bytes()
+    )
+    head = (
+        f"POST /gradio_api/upload HTTP/1.1\r\nHost: {address.netloc}\r\nContent-Length: {2 * len(body)}\r\n"
+    )
     head += "Content-Type: multipart/form-data; boundary=x\r\n\r\n"
     with socket.create_connection((address.hostname, address.port)) as connection:
         connection.sendall(head.encode() + body)
-    again = client.predict(lora=handle_file(EXAMPLE), api_name="/inspect_lora")  # the server has heard of the end by now
+    # the server has seen the end of the connection by now
+    again = client.predict(lora=handle_file(EXAMPLE), api_name="/inspect_lora")
     assert again["rank"] == 4
-    assert not [file for file in set(FILES.rglob("*")) - before if file.name.startswith("half")]
+    assert not [file for file in set(FILES_FOLDER.rglob("*")) - before if file.name.startswith("half")]
 
 
 @pytest.mark.usefixtures("nothing_stays")
 @pytest.mark.parametrize("how", ["cancel", "hang up"])
-@pytest.mark.parametrize(("at", "commits"), [("PUT /lfs/", 1), ("POST /api/models/ann/left/commit/", 2)], ids=["upload", "commit"])
-def test_case_23_a_publication_that_is_left_is_whole_or_not_there(studio: str, hub_server: Hub, how: str, at: str, commits: int) -> None:  # noqa: F811
-    """Whoever stops is answered while the Hub holds what was sent: of an upload nothing gets into the repository, and a commit that has begun is whole."""
+@pytest.mark.parametrize(
+    ("at", "commits"), [("PUT /lfs/", 1), ("POST /api/models/ann/left/commit/", 2)], ids=["upload", "commit"]
+)
+def test_case_23_a_publication_that_is_left_is_whole_or_not_there(
+    studio: str,
+    hub_server: Hub,
+    how: str,
+    at: str,
+    commits: int,
+) -> None:
+    """Stop is answered while the Hub holds back its answer.
+
+    Nothing of an upload gets into the repository, and a commit that has begun is whole.
+    """
     Path(constants.HF_TOKEN_PATH).write_text("hf_ann")
     hub_server.fail(at, "held")
-    FILES.mkdir(exist_ok=True)
-    before, visitor = set(FILES.iterdir()), Visitor(studio)
+    FILES_FOLDER.mkdir(exist_ok=True)
+    before, visitor = set(FILES_FOLDER.iterdir()), Visitor(studio)
     event = visitor.join("publish", lora="nano-airbrush", repo="ann/left", use_login=True)
-    visitor.until("process_starts")
-    while not any(f"{one.method} {one.path}".startswith(at) for one in hub_server.asked):
+    visitor.wait_for_text("process_starts")
+    while not any(f"{one.method} {one.path}".startswith(at) for one in hub_server.requests):
         time.sleep(0.005)
     visitor.cancel("publish", event) if how == "cancel" else visitor.hang_up()
-    while set(FILES.iterdir()) != before:  # until the job has cleaned up behind itself
+    while set(FILES_FOLDER.iterdir()) != before:  # until the job has removed its files
         time.sleep(0.005)
-    hub_server.go.set()
+    hub_server.release.set()
     while any(thread.name.startswith("aside") for thread in threading.enumerate()):
         time.sleep(0.005)
-    assert len(hub_server.commits("ann/left")) == commits
+    assert len(hub_server.list_commits("ann/left")) == commits
     visitor.hang_up()
     again = Visitor(studio)
     again.join("publish", lora="nano-airbrush", repo="ann/left", use_login=True)
-    assert again.ended()["success"]
-    files = hub_server.files("ann/left")
+    assert again.wait_for_result()["success"]
+    files = hub_server.list_files("ann/left")
     assert {"README.md", "nano-airbrush.safetensors"} <= files.keys()
-    assert [set(commit.files) for commit in hub_server.commits("ann/left")] == [{".gitattributes"}, set(files)]
+    assert [set(commit.files) for commit in hub_server.list_commits("ann/left")] == [
+        {".gitattributes"},
+        set(files),
+    ]
 
 
 @pytest.mark.usefixtures("nothing_stays")
-def test_case_23_stopping_a_sweep_keeps_whole_cells_only(studio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells, "FOLDER", tmp_path)
+def test_case_23_stopping_a_sweep_keeps_whole_cells_only(
+    studio: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cell_cache, "FOLDER", tmp_path)
     visitor = Visitor(studio)
     event = visitor.join("sweep", lora="nano-airbrush", prompts="1girl", seeds="61-64", strengths="0, 1, 2")
-    for _ in visitor.messages():
+    for _ in visitor.read_messages():
         if len(list(tmp_path.rglob("*.npz"))) >= 2:
             break
     visitor.cancel("sweep", event)
-    is_free()
+    wait_until_free()
     kept = {file.name for file in tmp_path.rglob("*") if file.is_file()}
     assert kept
     assert not [name for name in kept if name.endswith(".tmp")]

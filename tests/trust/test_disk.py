@@ -1,4 +1,7 @@
-"""A disk that is really full, a tmpfs, at each place where something is written: one sentence, nothing half, and on it goes once there is room."""
+"""A full disk, a small tmpfs, at each place where the app writes.
+
+The person reads one sentence, nothing half is left, and work goes on once there is room.
+"""
 
 import subprocess
 import urllib.request
@@ -13,133 +16,159 @@ from gradio_client.exceptions import AppError
 from huggingface_hub import HfApi, constants
 from PIL import Image
 
-from core import arriving, cells, limits, pulled
-from core.types import UserError
-from tabs.files import FILES
+from core.hub import downloads
+from core.models import from_hub
+from core.schema import limits
+from core.schema.errors import UserError
+from core.sweep import cell_cache
+from tabs.server.page_files import FILES_FOLDER
+from tests.hub.server_state import Hub
 from tests.model import fingerprint
-from tests.publish.conftest import hub_server  # noqa: F401  (a fixture)
-from tests.publish.hub import Hub
 from tests.publish.test_card import EXAMPLE
+from tests.small_disk import mount_small_disk
 
-FULL = "The disk is full: make room and try again. What was finished stays."
-PICTURE: dict[str, Any] = {"prompt": "1girl", "seed": 3, "steps": 2, "api_name": "/generate"}
-SWEEP: dict[str, Any] = {"lora": "nano-airbrush", "prompts": "1girl", "seeds": "51, 52", "strengths": "0, 1", "api_name": "/sweep"}
+DISK_FULL = "The disk is full. Free up space and try again. Finished work is kept."
+PICTURE_VALUES: dict[str, Any] = {"prompt": "1girl", "seed": 3, "steps": 2, "api_name": "/generate"}
+SWEEP_VALUES: dict[str, Any] = {
+    "lora": "nano-airbrush",
+    "prompts": "1girl",
+    "seeds": "51, 52",
+    "strengths": "0, 1",
+    "api_name": "/sweep",
+}
 
-CELLS = 1_000_000
-"""Bytes that some of the four cells have room in."""
+CELL_BYTES = 1_000_000
+"""Free bytes that hold some of the four cells, but not all."""
 
 
 class Disk:
-    """A disk of eight megabytes with a ballast on it."""
+    """A disk of eight megabytes that a ballast file fills."""
 
-    def __init__(self, at: Path):
-        self.at, self.ballast = at, at / "ballast"
+    def __init__(self, folder: Path):
+        self.folder, self.ballast = folder, folder / "ballast"
 
-    def leave(self, room: int) -> None:
-        """Fill it up to so many bytes, in whole pages."""
+    def leave_free(self, free_bytes: int) -> None:
+        """Fill the disk until about `free_bytes` are free, in whole pages of 4096 bytes."""
         self.ballast.unlink(missing_ok=True)
-        free = int(subprocess.run(["stat", "-f", "-c", "%a", self.at], capture_output=True, check=True).stdout) * 4096
-        self.ballast.write_bytes(bytes(free - room // 4096 * 4096))
+        free = (
+            int(
+                subprocess.run(
+                    ["stat", "-f", "-c", "%a", self.folder], capture_output=True, check=True
+                ).stdout
+            )
+            * 4096
+        )
+        self.ballast.write_bytes(bytes(free - free_bytes // 4096 * 4096))
 
-    def files(self) -> set[Path]:
-        return {file for file in self.at.rglob("*") if file.is_file() and file != self.ballast}
+    def list_files(self) -> set[Path]:
+        return {file for file in self.folder.rglob("*") if file.is_file() and file != self.ballast}
 
 
 @contextmanager
-def mounted(at: Path) -> Iterator[Disk]:
-    """Over a folder, for as long as it lasts."""
-    at.mkdir(parents=True, exist_ok=True)
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", at], capture_output=True).returncode:
-        pytest.skip("no tmpfs can be mounted here")
-    try:
-        yield Disk(at)
-    finally:
-        subprocess.run(["umount", "-l", at], check=True)
+def mount_disk(folder: Path) -> Iterator[Disk]:
+    """Mount a `Disk` over `folder` while the block runs; skip the test if that fails."""
+    with mount_small_disk(folder, 8):
+        yield Disk(folder)
 
 
-def refused(client: Client, asked: dict[str, Any]) -> None:
-    """It is said in one sentence, the model is what it was, and the page is still up."""
+def assert_disk_full(client: Client, values: dict[str, Any]) -> None:
+    """Assert that the call gets one sentence, the model is unchanged and the page still up."""
     before = fingerprint()
     with pytest.raises(AppError) as error:
-        client.predict(**asked)
-    assert str(error.value).startswith(FULL)
+        client.predict(**values)
+    assert str(error.value).startswith(DISK_FULL)
     assert fingerprint() == before
     assert urllib.request.urlopen(client.src, timeout=10).status == 200
 
 
 @pytest.fixture(autouse=True)
 def no_floor(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As where the room goes between the look at the disk and the writing."""
+    """Switch off the check of the disk's floor.
+
+    Writing then fails as it does when the room is used up after the check.
+    """
     monkeypatch.setattr(limits, "DISK_FLOOR", 0)
 
 
 def test_case_25_below_the_floor_nothing_begins(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "DISK_FLOOR", 10**9)
-    with mounted(FILES) as disk:
-        with pytest.raises(AppError, match=r"^disk: 0\.01 GB are free, and 1 GB must stay free"):
-            client.predict(**PICTURE)
-        assert not disk.files()
+    with mount_disk(FILES_FOLDER) as disk:
+        with pytest.raises(AppError, match=r"^disk: 0\.01 GB are free, but 1 GB must stay free"):
+            client.predict(**PICTURE_VALUES)
+        assert not disk.list_files()
 
 
 def test_case_25_a_disk_that_is_full_at_a_picture(client: Client) -> None:
-    with mounted(FILES) as disk:
-        disk.leave(4096)
-        refused(client, PICTURE)
-        assert not disk.files(), "half a picture stayed"
+    with mount_disk(FILES_FOLDER) as disk:
+        disk.leave_free(4096)
+        assert_disk_full(client, PICTURE_VALUES)
+        assert not disk.list_files(), "half a picture stayed"
         disk.ballast.unlink()
-        (_,), report = client.predict(**PICTURE)
+        (_,), report = client.predict(**PICTURE_VALUES)
         assert report["seeds"] == [3]
-        (file,) = disk.files()
+        (file,) = disk.list_files()
         with Image.open(file) as picture:
             picture.load()
 
 
-def test_case_25_a_disk_that_is_full_at_a_sweeps_cells_and_at_its_zip(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Cells that are whole stay, and the next sweep begins there; of a zip, and of what was to go into it, nothing stays."""
-    with mounted(tmp_path / "disk") as disk:
-        monkeypatch.setattr(cells, "FOLDER", disk.at)
-        disk.leave(CELLS)
-        refused(client, SWEEP)
-        assert not [file for file in disk.files() if file.name.endswith(".tmp")]
-        finished = len([file for file in disk.files() if file.suffix == ".npz"])
+def test_case_25_a_disk_that_is_full_at_a_sweeps_cells_and_at_its_zip(
+    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whole cells stay, and the next sweep begins with them.
+
+    Nothing stays of a zip or of what was to go into it.
+    """
+    with mount_disk(tmp_path / "disk") as disk:
+        monkeypatch.setattr(cell_cache, "FOLDER", disk.folder)
+        disk.leave_free(CELL_BYTES)
+        assert_disk_full(client, SWEEP_VALUES)
+        assert not [file for file in disk.list_files() if file.name.endswith(".tmp")]
+        finished = len([file for file in disk.list_files() if file.suffix == ".npz"])
         assert 0 < finished < 4
         disk.ballast.unlink()
-        *_, archive, report = client.predict(**SWEEP)
+        *_, archive, report = client.predict(**SWEEP_VALUES)
         assert report["cells_found"] >= finished
         size = Path(archive).stat().st_size
-        with mounted(FILES) as other:
-            other.leave(size + size // 2)  # for the pictures, not for the zip of them
-            refused(client, SWEEP)
-            assert not other.files(), "what is half takes the room that is missing"
+        with mount_disk(FILES_FOLDER) as other:
+            other.leave_free(size + size // 2)  # for the pictures, not for the zip of them
+            assert_disk_full(client, SWEEP_VALUES)
+            assert not other.list_files(), "what is half takes the room that is missing"
             other.ballast.unlink()
-            *_, report = client.predict(**SWEEP)
+            *_, report = client.predict(**SWEEP_VALUES)
         assert report["cells_found"] == 4
 
 
 @pytest.mark.parametrize("how", ["no room", "no room on the way"])
-def test_case_25_a_disk_that_is_full_at_a_download(hub_server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str) -> None:  # noqa: F811
+def test_case_25_a_disk_that_is_full_at_a_download(
+    hub_server: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    how: str,
+) -> None:
     api = HfApi(token="hf_ann")
     api.create_repo("ann/soft")
     api.upload_file(path_or_fileobj=EXAMPLE.read_bytes(), path_in_repo="soft.safetensors", repo_id="ann/soft")
-    with mounted(tmp_path / "disk") as disk:
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(disk.at / "hub"))
-        room, look = EXAMPLE.stat().st_size // 2, arriving._free
+    with mount_disk(tmp_path / "disk") as disk:
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(disk.folder / "hub"))
+        room, look = EXAMPLE.stat().st_size // 2, downloads._get_free_bytes
         later = [how == "no room on the way"]
 
-        def looked() -> int:
+        def check_free_disk() -> int:
             free = look()
             if later[0]:
-                disk.leave(room)  # somebody else takes it between the look and the download
+                disk.leave_free(room)  # somebody else takes the room after the check
             return free
 
-        monkeypatch.setattr(arriving, "_free", looked)
+        monkeypatch.setattr(downloads, "_get_free_bytes", check_free_disk)
         if not later[0]:
-            disk.leave(room)
+            disk.leave_free(room)
         with pytest.raises(UserError, match=r"^lora: ") as error:
-            pulled.lora("ann/soft")
+            from_hub.fetch_lora("ann/soft")
         if how == "no room":
-            assert "the disk has room for" in str(error.value)
-        assert not [file for file in disk.files() if file.suffix == ".safetensors"], "half a LoRA stayed under its name"
+            assert "bytes are free on the disk" in str(error.value)
+        assert not [file for file in disk.list_files() if file.suffix == ".safetensors"], (
+            "half a LoRA stayed under its name"
+        )
         disk.ballast.unlink()
         later[0] = False
-        assert pulled.lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
+        assert from_hub.fetch_lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()

@@ -1,4 +1,7 @@
-"""Each of the twenty-eight cases has a test that carries its number, and docs/trust.md names every one of them."""
+"""Each of the twenty-eight cases has a test with its number in its name.
+
+docs/trust.md names every one of them.
+"""
 
 import ast
 import re
@@ -11,8 +14,8 @@ ROOT = Path(__file__).parent.parent.parent
 CASES = range(1, 29)
 
 
-def carried() -> dict[int, set[str]]:
-    """Case -> the tests with its number in their names, as `file::test`."""
+def list_case_tests() -> dict[int, set[str]]:
+    """Return case -> the tests with its number in their names, as `file::test`."""
     found = defaultdict[int, set[str]](set)
     for file in (ROOT / "tests").rglob("test_*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
@@ -21,19 +24,23 @@ def carried() -> dict[int, set[str]]:
     return found
 
 
-def told() -> dict[int, set[str]]:
-    """Case -> the tests that its row of the table names."""
-    rows = re.findall(r"^\| (\d+) \|(?:[^|]*\|){3}(.*)\|$", (ROOT / "docs" / "trust.md").read_text(encoding="utf-8"), re.MULTILINE)
+def read_table() -> dict[int, set[str]]:
+    """Return case -> the tests that its row of docs/trust.md names."""
+    rows = re.findall(
+        r"^\| (\d+) \|(?:[^|]*\|){3}(.*)\|$",
+        (ROOT / "docs" / "trust.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     assert [int(number) for number, _ in rows] == list(CASES)
     return {int(number): set(re.findall(r"`([^`]+)`", tests)) for number, tests in rows}
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_each_case_is_tried_and_told(case: int) -> None:
-    tried = carried()[case]
+    tried = list_case_tests()[case]
     assert tried, f"no test is called test_case_{case:02}_..."
-    assert told()[case] == tried
+    assert read_table()[case] == tried
 
 
 def test_no_other_number_is_carried() -> None:
-    assert carried().keys() <= set(CASES)
+    assert list_case_tests().keys() <= set(CASES)

@@ -1,4 +1,7 @@
-"""Paths where a file, a name or a run is asked for, in every field of every endpoint: refused, and never a byte of what they point to."""
+"""Paths in place of a file, a name or a run, in every field of every endpoint.
+
+They are refused, and not a byte of what they point to gets out.
+"""
 
 import http.client
 import secrets
@@ -11,76 +14,116 @@ import pytest
 from gradio_client import Client
 
 from core.train import runs
-from tabs.files import FILES
-from tests.data.parts import PNG, zipped
-from tests.trust.raw import ENDPOINTS, Raw, left_behind
+from tabs.server.page_files import FILES_FOLDER
+from tests.dataset.parts import PNG, write_zip
+from tests.trust.raw import ENDPOINTS, RawClient, find_naming_fields, list_leftovers
 
-WORDS = {"prompt", "prompts", "negative", "trigger", "title", "description", "drop", "ban", "license"}
-"""Fields that hold a person's own words, which name nothing. Any other, also one that is new, is tried."""
 SECRET = f"canary-{secrets.token_hex(8)}"
-TOOLS = {"hires": "upscaler", "detail": "detector", "expand": "expander"}
+TOOL_FIELDS = {"hires": "upscaler", "detail": "detector", "expand": "expander"}
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
-    """What is asked for; among it what another visitor's run has, with a secret in it."""
+def hostile_paths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
+    """Yield paths to request, among them a file of another visitor's run with a secret in it."""
     other = runs.RUNS / secrets.token_hex(16)
     (other / "loras").mkdir(parents=True)
     for name in ("run.json", "events.jsonl", "loras/soft.safetensors", "process.log"):
         (other / name).write_text(SECRET)
     outside = tmp_path_factory.mktemp("outside") / "secret.png"
     outside.write_text(SECRET)
-    yield ["/etc/passwd", "../app.py", str(other / "run.json"), f"file://{outside}", "\\\\server\\x", "a/../../b"]
+    yield [
+        "/etc/passwd",
+        "../app.py",
+        str(other / "run.json"),
+        f"file://{outside}",
+        "\\\\server\\x",
+        "a/../../b",
+    ]
     for file in sorted(other.rglob("*"), reverse=True):
         file.rmdir() if file.is_dir() else file.unlink()
     other.rmdir()
 
 
 def assert_silent(said: str, where: object) -> None:
-    """Not a byte of any of them."""
-    for secret in (SECRET, Path("/etc/passwd").read_text().splitlines()[0], "One door to the GPU first, then the models"):
+    """Assert that an answer holds nothing of the files that the hostile paths point to."""
+    for secret in (
+        SECRET,
+        Path("/etc/passwd").read_text().splitlines()[0],
+        "One door to the GPU first, then the models",
+    ):
         assert secret not in said, f"{where} gave {secret!r} away"
 
 
-def shapes(field: str, path: str) -> list[Any]:
-    """The path as clients may say it."""
+def list_shapes(field: str, path: str) -> list[Any]:
+    """Return the path in each form in which a client can send it."""
     file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-    return [file, [{"path": path}], [{"lora": path}], [{"run": path}], *([{TOOLS[field]: path}] if field in TOOLS else [])]
+    return [
+        file,
+        [{"path": path}],
+        [{"lora": path}],
+        [{"run": path}],
+        *([{TOOL_FIELDS[field]: path}] if field in TOOL_FIELDS else []),
+    ]
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
-def test_case_11_no_field_opens_a_path(client: Client, raw: Raw, hostile: list[str], tmp_path: Path, endpoint: str) -> None:
-    api: Any = client.view_api(return_format="dict", print_info=False)
-    kinds = {each["parameter_name"]: each["component"] for each in api["named_endpoints"][endpoint]["parameters"]}
-    fields = {field: kinds[field] for field in ENDPOINTS[endpoint]["takes"] if field not in WORDS and kinds[field] not in ("Number", "Checkbox")}
+def test_case_11_no_field_opens_a_path(
+    client: Client, raw: RawClient, hostile_paths: list[str], tmp_path: Path, endpoint: str
+) -> None:
+    fields = find_naming_fields(client, endpoint)
     assert fields, "nothing is tried"
-    beside = {"dataset": raw.upload("good.zip", zipped(tmp_path, {"a.png": PNG}).read_bytes())} if "dataset" in fields else {}
-    # Each path as it is; as a file and in tables one of each, since those lead to the same doors.
-    asked = [(field, said) for field, kind in fields.items() for said in (*hostile, *shapes(field, hostile[2])[: 1 if kind == "Textbox" else None])]
-    before = left_behind()
+    beside = (
+        {"dataset": raw.upload("good.zip", write_zip(tmp_path, {"a.png": PNG}).read_bytes())}
+        if "dataset" in fields
+        else {}
+    )
+    # Each path as it is; in files and tables one of each, since those reach the same checks.
+    asked = [
+        (field, said)
+        for field, kind in fields.items()
+        for said in (
+            *hostile_paths,
+            *list_shapes(field, hostile_paths[2])[: 1 if kind == "Textbox" else None],
+        )
+    ]
+    before = list_leftovers()
     for field, said in asked:
-        answer = raw.answer(endpoint, **{**beside, field: said})
+        answer = raw.call_endpoint(endpoint, **{**beside, field: said})
         assert_silent(answer, (endpoint, field, said))
         assert answer.startswith("refused: "), f"{endpoint} took {said!r} as {field}: {answer:.300}"
-    assert left_behind() == before
+    assert list_leftovers() == before
 
 
-ROUTES = ("gradio_api/file=", "file=", "gradio_api/file/", "assets/", "static/", "svelte/", "gradio_api/proxy=", "gradio_api/stream/", "theme.css/../")
+ROUTES = (
+    "gradio_api/file=",
+    "file=",
+    "gradio_api/file/",
+    "assets/",
+    "static/",
+    "svelte/",
+    "gradio_api/proxy=",
+    "gradio_api/stream/",
+    "theme.css/../",
+)
 
 
-def test_case_11_no_route_serves_a_path(studio: str, hostile: list[str]) -> None:
-    """As it stands and percent-encoded, by a client that normalises nothing."""
+def test_case_11_no_route_serves_a_path(studio: str, hostile_paths: list[str]) -> None:
+    """Each path is sent as it is and percent-encoded, by a client that normalises nothing."""
     at = urlsplit(studio)
     root = Path(__file__).resolve().parent.parent.parent
     more = [
-        f"{FILES}/x/../../../../../../../etc/passwd",
+        f"{FILES_FOLDER}/x/../../../../../../../etc/passwd",
         str(root / "app.py"),
         "/proc/self/environ",
-        *(str(runs.RUNS / Path(hostile[2]).parent.name / "events.jsonl"),),
+        *(str(runs.RUNS / Path(hostile_paths[2]).parent.name / "events.jsonl"),),
     ]
-    for path in (*hostile, *more):
+    for path in (*hostile_paths, *more):
         for route in ROUTES:
-            for said in (quote(path, safe="/:"), quote(path, safe=""), quote(path, safe="").replace("%2F", "%252F")):
+            for said in (
+                quote(path, safe="/:"),
+                quote(path, safe=""),
+                quote(path, safe="").replace("%2F", "%252F"),
+            ):
                 connection = http.client.HTTPConnection(at.hostname or "", at.port)
                 connection.request("GET", f"/{route}{said}")
                 answer = connection.getresponse()
@@ -89,17 +132,27 @@ def test_case_11_no_route_serves_a_path(studio: str, hostile: list[str]) -> None
                 connection.close()
 
 
-def test_case_11_an_uploads_name_is_no_path(raw: Raw) -> None:
-    for name in ("../../../../../tmp/evil.png", "/tmp/evil.png", "..\\..\\evil.png", "evil.png/../../evil.png"):
+def test_case_11_an_uploads_name_is_no_path(raw: RawClient) -> None:
+    for name in (
+        "../../../../../tmp/evil.png",
+        "/tmp/evil.png",
+        "..\\..\\evil.png",
+        "evil.png/../../evil.png",
+    ):
         file = Path(raw.upload(name, SECRET.encode())["path"])
-        assert file.is_relative_to(FILES)
+        assert file.is_relative_to(FILES_FOLDER)
         assert file.read_text() == SECRET
     assert not (Path("/tmp") / "evil.png").exists()
-    assert not (FILES / "evil.png").exists()
+    assert not (FILES_FOLDER / "evil.png").exists()
 
 
-def test_case_11_the_pages_own_functions_open_no_path(client: Client, raw: Raw, hostile: list[str]) -> None:
-    """Whoever looks at the page's source can call these; those that need no place in the queue answer at once."""
+def test_case_11_the_pages_own_functions_open_no_path(
+    client: Client, raw: RawClient, hostile_paths: list[str]
+) -> None:
+    """Anyone who reads the page's source can call these functions.
+
+    Those that need no place in the queue answer at once.
+    """
     config: Any = client.config
     components = {each["id"]: each for each in config["components"]}
     tried = 0
@@ -110,11 +163,15 @@ def test_case_11_the_pages_own_functions_open_no_path(client: Client, raw: Raw, 
         for place, kind in enumerate(kinds):
             if kind not in ("file", "dropdown", "textbox"):
                 continue
-            for path in (hostile[0], hostile[2], hostile[5]):
+            for path in (hostile_paths[0], hostile_paths[2], hostile_paths[5]):
                 data = [components[number]["props"].get("value") for number in function["inputs"]]
                 data[place] = {"path": path, "meta": {"_type": "gradio.FileData"}} if kind == "file" else path
-                answer = raw.post("run/predict", {"data": data, "fn_index": function["id"], "session_hash": "hostile"})
+                answer = raw.post(
+                    "run/predict", {"data": data, "fn_index": function["id"], "session_hash": "hostile"}
+                )
                 assert_silent(answer.text, (function["api_name"], place))
-                assert kind != "file" or answer.status_code == 400, f"{function['api_name']} took {path}: {answer.text:.300}"
+                assert kind != "file" or answer.status_code == 400, (
+                    f"{function['api_name']} took {path}: {answer.text:.300}"
+                )
                 tried += 1
     assert tried > 50

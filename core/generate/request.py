@@ -1,0 +1,334 @@
+"""Turn the form of Generate into the cells of a job.
+
+The preset fills in what the form leaves open, and each picture gets a seed.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from typing import Annotated, Any
+
+from core.generate.stages.details import ANIMEFACE
+from core.generate.stages.hires import LANCZOS, LATENT
+from core.generate.tag_expander import Expansion, check_expand_settings, expand
+from core.hub import client as hub
+from core.hub.preflight import NeedsJob
+from core.models import bases, from_hub, lora_library, tools
+from core.prompts.grammar import EXTRA_NETWORK, extract_lora_tags
+from core.schema import limits, presets
+from core.schema.bounds import OneOf, Real, Text, Whole, format_value
+from core.schema.errors import UserError
+from core.schema.records import find_problems, read_form, record
+from core.schema.samplers import SAMPLERS
+from core.schema.types import (
+    Cell,
+    Detail,
+    Expand,
+    Grain,
+    Hires,
+    LoraUse,
+    PromptPreset,
+    Request,
+    check_picture_size,
+)
+
+RANDOM_SEED = -1
+"""The seed that stands for any seed."""
+STAGE_RECORDS = {"hires": Hires, "detail": Detail, "grain": Grain, "expand": Expand}
+STAGE_TOOLS = {
+    "hires": ("upscaler", (LANCZOS, LATENT)),
+    "detail": ("detector", (ANIMEFACE,)),
+    "expand": ("expander", ()),
+}
+"""Stage -> the field that names its model, and the names it takes that are not of models."""
+
+
+@record
+class PictureForm:
+    """What a person asks of Generate. `None` stands for the preset's value.
+
+    `hires`, `detail`, `expand` and `grain` are each given as true, false, or a table of the settings
+    that differ from the preset's. Once the form is made, they are records, or `None` for a stage
+    that is off.
+    """
+
+    prompt: Annotated[str, Text(limits.PROMPT_LENGTH, allow_empty=False)]
+    preset: str = "nano"
+    negative: Annotated[str | None, Text(limits.PROMPT_LENGTH)] = None
+    sampler: Annotated[str | None, OneOf(tuple(SAMPLERS))] = None
+    width: Annotated[int | None, Whole(*limits.SIDE, step=limits.SIDE_STEP)] = None
+    """Pixels."""
+    height: Annotated[int | None, Whole(*limits.SIDE, step=limits.SIDE_STEP)] = None
+    """Pixels."""
+    steps: Annotated[int | None, Whole(*limits.STEPS)] = None
+    cfg: Annotated[float | None, Real(*limits.CFG)] = None
+    seed: Annotated[int | None, Whole(*limits.SEED, also=RANDOM_SEED)] = None
+    """-1 and `None` stand for any."""
+    count: Annotated[int | None, Whole(*limits.PICTURE_COUNT)] = None
+    """Pictures, whose seeds count up from `seed`; `None` for 1."""
+    clip_skip: Annotated[int | None, Whole(1, 2)] = None
+    """`None` for 2."""
+    loras: Any = None
+    """LoRAs of the library or the Hub, as `core.models.lora_library.parse_lora_list` takes them."""
+    lora_file: str | None = None
+    """The path of a LoRA."""
+    lora_strength: Annotated[float | None, Real(*limits.STRENGTH)] = None
+    """Strength of `lora_file`; `None` for 1."""
+    hires: Any = None
+    detail: Any = None
+    expand: Any = None
+    grain: Any = None
+
+    def __post_init__(self) -> None:
+        for name in STAGE_RECORDS:
+            object.__setattr__(self, name, build_stage(name, getattr(self, name), self.prompt_preset))
+
+    @property
+    def prompt_preset(self) -> PromptPreset:
+        """The record of the chosen preset. Raises `UserError` if it is unknown."""
+        return presets.get_prompt_preset(self.preset)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureOrder:
+    """A form with the preset's values filled in."""
+
+    request: Request
+    """The request of the first picture; its prompt names every LoRA."""
+    count: int
+    expand: Expand | None
+
+
+def build_stage(name: str, value: Any, preset: PromptPreset) -> Any:
+    """Build the record of a stage from what a form says about it.
+
+    `value` is true, false, a table of settings, or `None` for what the preset advises. Returns
+    `None` for a stage that is off. Raises `UserError` for a setting that does not exist or is not
+    allowed.
+    """
+    kind = STAGE_RECORDS[name]
+    if isinstance(value, kind) or value is False or (value is None and name not in preset.on):
+        return value or None
+    if not (value is None or value is True or isinstance(value, Mapping)):
+        raise UserError(
+            name, f"{format_value(value)} is not valid. Use true, false or a table of its settings."
+        )
+    settings = value if isinstance(value, Mapping) else {}
+    known = [field.name for field in fields(kind)]
+    if unknown := [str(key) for key in settings if key not in known]:
+        message = f"{format_value(unknown[0])} is not a setting; the settings are {', '.join(known)}."
+        raise UserError(name, message)
+    normal = {key: tuple(each) if isinstance(each, list) else each for key, each in settings.items()}
+    values = {**vars(getattr(preset, name)), **normal}
+    for field, sentence in find_problems(kind, values).items():
+        raise UserError(f"{name}.{field}", sentence)
+    stage = kind(**values)
+    field = STAGE_TOOLS[name][0] if name in STAGE_TOOLS else None
+    if field in from_hub.TOOL_SUFFIXES and hub.is_hub_id(hub_id := getattr(stage, field)):
+        try:
+            return replace(stage, **{field: from_hub.pin_tool(field, hub_id)})
+        except NeedsJob:
+            return stage
+        except UserError as error:
+            raise UserError(f"{name}.{field}", error.sentence) from error
+    return stage
+
+
+def list_stage_models(name: str) -> list[str]:
+    """Return the names of the models that a stage takes."""
+    field, others = STAGE_TOOLS[name]
+    return [*tools.list_tools(field), *others]
+
+
+def find_form_problems(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return field -> message for everything that is not allowed; empty where `fill_form` has an order.
+
+    Values of `None` are left to the preset, except the prompt, which a picture needs.
+    """
+    said = {name: value for name, value in values.items() if value is not None or name == "prompt"}
+    problems = find_problems(PictureForm, said)
+    form = None if problems else read_form(PictureForm, said)
+    if form:
+        problems = find_problems(Request, _fill_values(form)) | _find_unknown_models(form)
+    messages = {field: f"{field}: {sentence}" for field, sentence in problems.items()}
+    return messages | (_find_lora_problems(form) | _find_combination_problems(form) if form else {})
+
+
+def _find_lora_problems(form: PictureForm) -> dict[str, str]:
+    try:
+        with suppress(NeedsJob):
+            collect_loras(form)
+    except UserError as error:
+        given = (name for name in ("lora_file", "loras") if getattr(form, name) is not None)
+        return {next(given, "prompt"): str(error)}
+    return {}
+
+
+def _find_combination_problems(form: PictureForm) -> dict[str, str]:
+    """Return the problems of values that belong together, such as a picture's sides and its factor."""
+    try:
+        if form.expand:
+            check_expand_settings(form.expand)
+        if not find_problems(Request, values := _fill_values(form)):
+            _check_together(Request(**values))
+    except UserError as error:
+        return {str(error.field): str(error)}
+    return {}
+
+
+def _check_together(request: Request) -> None:
+    """Raise `UserError` for values that are allowed by themselves, but not with each other."""
+    check_picture_size(request)
+    bases.check_prompt_length(request)
+    if request.detail:
+        try:
+            for part in request.detail.prompt.split("[SEP]"):
+                bases.check_prompt_length(replace(request, prompt=part, negative=request.detail.negative))
+        except UserError as error:
+            raise UserError(f"detail.{error.field}", error.sentence) from error
+
+
+def _find_unknown_models(form: PictureForm) -> dict[str, str]:
+    problems = {}
+    for name, (field, _) in STAGE_TOOLS.items():
+        stage, known = getattr(form, name), list_stage_models(name)
+        if stage is None or (model := getattr(stage, field)) in known:
+            continue
+        suffix = from_hub.TOOL_SUFFIXES.get(field)
+        if suffix and hub.is_hub_id(model):
+            continue
+        allowed = ", ".join(known) + (f", or a Hub id owner/name:file{suffix}" if suffix else "")
+        problems[f"{name}.{field}"] = f"{str(model)[:40]!r} is unknown. Use one of: {allowed}."
+    return problems
+
+
+def fill_form(form: PictureForm) -> PictureOrder:
+    """Fill in what the form leaves to the preset, and collect its LoRAs.
+
+    Raises `UserError` for the first value that is not allowed, and for LoRAs that `collect_loras`
+    refuses.
+    """
+    for field, sentence in _find_unknown_models(form).items():
+        raise UserError(field, sentence)
+    if form.expand:
+        check_expand_settings(form.expand)
+    applied = collect_loras(form)
+    from_prompt = lora_library.parse_lora_tags(form.prompt)
+    # Only the LoRAs that the prompt does not name yet.
+    tags = " ".join(map(lora_library.format_lora_tag, applied[: len(applied) - len(from_prompt)]))
+    values = _fill_values(form)
+    values["prompt"] = f"{form.prompt.strip()} {tags}".strip().replace("\r\n", "\n")
+    request = Request(**values, loras=applied)
+    _check_together(request)
+    return PictureOrder(request=request, count=form.count or 1, expand=form.expand)
+
+
+def _fill_values(form: PictureForm) -> dict[str, Any]:
+    """Return the fields of a `Request` except its LoRAs, unchecked.
+
+    They come from the form, or else from the preset.
+    """
+    preset = form.prompt_preset
+    shared = ("negative", "sampler", "width", "height", "steps", "cfg")
+    chosen = {name: getattr(preset if getattr(form, name) is None else form, name) for name in shared}
+    seed = secrets.randbelow(limits.SEED[1] + 1) if form.seed in (None, RANDOM_SEED) else form.seed
+    return {
+        **chosen,
+        "model": preset.model,
+        "prompt": form.prompt,
+        "negative": chosen["negative"].replace("\r\n", "\n").strip(),
+        "cfg": float(chosen["cfg"]),
+        "seed": seed,
+        "clip_skip": form.clip_skip or 2,
+        **{name: getattr(form, name) for name in ("hires", "detail", "grain")},
+    }
+
+
+def list_warnings(form: PictureForm) -> list[str]:
+    """Return a sentence for each value that is allowed, but not advised by the preset's author."""
+    preset, values = form.prompt_preset, _fill_values(form)
+    (low, high), (shortest, longest) = preset.cfg_range, preset.size_range
+    warnings = []
+    if not low <= values["cfg"] <= high:
+        warnings.append(
+            f"cfg: {values['cfg']:g} is outside the range of {low:g} to {high:g} recommended for "
+            f"{preset.title}."
+        )
+    for side in ("width", "height"):
+        if not shortest <= values[side] <= longest:
+            warnings.append(
+                f"{side}: {values[side]} is outside the range of {shortest} to {longest} pixels "
+                f"recommended for {preset.title}."
+            )
+    width, height, beyond = values["width"], values["height"], preset.ultrawide_beyond
+    if beyond and max(width, height) > beyond and width < 2 * height:
+        warnings.append(f"{width} x {height}: sides beyond {beyond} are for ultrawide images only.")
+    if ignored := [tag[:60] for tag in extract_lora_tags(form.prompt)[2][:10]]:
+        warnings.append(f"prompt: ignored {', '.join(ignored)}; of such tags, only <lora:…> applies.")
+    if ignored := [match[0][:60] for match in EXTRA_NETWORK.finditer(values["negative"])][:10]:
+        warnings.append(f"negative: ignored {', '.join(ignored)}; LoRAs belong in the prompt.")
+    return warnings
+
+
+def collect_loras(form: PictureForm) -> tuple[LoraUse, ...]:
+    """Return the LoRAs of a form.
+
+    They come from `lora_file` with `lora_strength`, the list `loras`, and the `<lora:...>` tags of
+    the prompt. Raises `UserError` for a file that cannot be used, a name that is not in the LoRA
+    library, and a strength or blocks that are not allowed.
+    """
+    found = () if form.loras is None else lora_library.parse_lora_list(form.loras)
+    if form.lora_file:
+        strength = 1.0 if form.lora_strength is None else form.lora_strength
+        found = (LoraUse(path=form.lora_file, strength=strength), *found)
+    return lora_library.check_loras([*found, *lora_library.parse_lora_tags(form.prompt)])
+
+
+def resolve_seed(form: PictureForm) -> PictureForm:
+    """Return the form with a random seed drawn if it asks for any.
+
+    Then every stage of a job has the same seed.
+    """
+    return replace(form, seed=_fill_values(form)["seed"], **_keep_stages(form))
+
+
+def _keep_stages(form: PictureForm) -> dict[str, Any]:
+    """Return the stages as `replace` needs them.
+
+    A stage that is off becomes `False`, since `None` would be the preset's advice.
+    """
+    return {name: getattr(form, name) or False for name in STAGE_RECORDS}
+
+
+def replace_prompt(form: PictureForm, prompt: str) -> PictureForm:
+    """Return the form with another prompt."""
+    return replace(form, prompt=prompt, **_keep_stages(form))
+
+
+def expand_request(form: PictureForm) -> Expansion | None:
+    """Add DanTagGen's tags to the prompt, with the picture's seed.
+
+    Returns `None` if the form does not ask for it.
+    """
+    if form.expand is None:
+        return None
+    settings, values = form.expand, _fill_values(form)
+    tags = lora_library.collect_lora_tags(collect_loras(form))
+    if settings.lora_tags == "ban":
+        settings, tags = replace(settings, ban=(*settings.ban, *map(re.escape, tags))), ()
+    size = {"width": values["width"], "height": values["height"]}
+    return expand(form.prompt, settings, **size, seed=values["seed"], known_tags=tags)
+
+
+def build_cells(form: PictureForm, unexpanded_prompt: str | None = None) -> list[Cell]:
+    """Return one cell for each picture, with seeds that count up from the first.
+
+    `unexpanded_prompt` is the prompt before tags were added to it. Raises `UserError` if `fill_form`
+    refuses the form.
+    """
+    order = fill_form(form)
+    first = replace(order.request, expanded=unexpanded_prompt)
+    seeds = [(first.seed + i) % (limits.SEED[1] + 1) for i in range(order.count)]
+    return [Cell(label=f"seed {seed}", request=replace(first, seed=seed)) for seed in seeds]

@@ -1,0 +1,322 @@
+"""Read a LoRA file's header and check it before anything is loaded.
+
+Formats: kohya (`lora_unet_`, `lora_te1_`, `lora_te2_` with SAI or diffusers block names, LoCon's
+convolutions), LyCORIS' kinds in that layout, diffusers and PEFT (dotted names; alpha in
+`lora_adapter_metadata`, or in the `adapter_config.json` beside the file), and ComfyUI
+(`diffusion_model.`, `text_encoders.`).
+"""
+
+import json
+import math
+import re
+import struct
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from core.lora.keys import LoraModule, parse_modules
+from core.schema.bounds import FORBIDDEN_CHARACTERS
+from core.schema.errors import UserError
+from core.system.memory import is_out_of_memory, translate_out_of_memory
+from core.system.tensor_files import FileIdentity, identify_file
+
+MAX_FILE_BYTES = 2 * 2**30  # bytes
+MAX_METADATA_LENGTH = 2_000_000  # characters of one value; a longer one is ignored
+MAX_HEADER_BYTES = 16_000_000  # bytes; safetensors allows 100 MB, but headers are kept in memory
+
+COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
+UNSUPPORTED_KINDS = {
+    "oft_": "OFT",
+    ".on_input": "IA3",
+    ".a1.": "GLoRA",
+    "bundle_emb": "a LoRA with embeddings",
+}
+ADAPTER_CONFIG = "adapter_config.json"
+"""Where PEFT's `save_pretrained` writes alpha, in the folder of `adapter_model.safetensors`."""
+MAX_ADAPTER_CONFIG_BYTES = 1_000_000
+FAMILY_BY_WIDTH = {2048: "SDXL", 768: "SD 1.5", 1024: "SD 2", 160: "nano"}
+"""Width of the text embeddings that attn2's keys read -> family of base models."""
+OTHER_ARCHITECTURES = {
+    "double_blocks": "Flux",
+    "single_blocks": "Flux",
+    "single_transformer_blocks": "Flux",
+    "joint_blocks": "SD 3",
+    "diffusion_model.blocks": "Wan",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraFile:
+    """The contents of a LoRA file. Its tensors are only read by `load_tensors`."""
+
+    path: Path
+    format: str
+    """`kohya`, `diffusers`, `PEFT` or `ComfyUI`."""
+    modules: tuple[LoraModule, ...]
+    notes: tuple[str, ...] = ()
+    """What a person should know of its alphas, each a sentence."""
+    metadata: Mapping[str, str] = field(repr=False)
+    state: FileIdentity = field(repr=False)
+    """The file's identity when it was read and checked."""
+
+    @property
+    def family(self) -> str:
+        """The family of base models that it is made for, by the text width that its keys read.
+
+        `unknown` if the file changes no such layer, or layers of several widths.
+        """
+        widths = {
+            module.shape[1]
+            for module in self.modules
+            if module.component == "unet" and re.search(r"attn2_to_[kv]$", module.name)
+        }
+        return FAMILY_BY_WIDTH.get(widths.pop(), "unknown") if len(widths) == 1 else "unknown"
+
+    @property
+    def kind(self) -> str:
+        """The kinds of its modules (`LoraModule.kind`), the most common first, joined by `and`."""
+        return " and ".join(kind for kind, _ in Counter(module.kind for module in self.modules).most_common())
+
+    @property
+    def rank(self) -> int:
+        """The most common rank among the modules that have one; 0 if none has."""
+        ranks = Counter(module.rank for module in self.modules if module.has_alpha)
+        return ranks.most_common(1)[0][0] if ranks else 0
+
+    @property
+    def scale(self) -> float:
+        """The most common alpha / rank among the modules that have one; 1 if none has."""
+        scales = Counter(module.scale for module in self.modules if module.has_alpha)
+        return scales.most_common(1)[0][0] if scales else 1.0
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """The components that the file changes: `unet`, `text_encoder`, `text_encoder_2`."""
+        return tuple(name for name in COMPONENTS if any(module.component == name for module in self.modules))
+
+    @property
+    def trigger(self) -> str | None:
+        """The trigger words: modelspec's, else the folder name that kohya trained from."""
+        if said := self.metadata.get("modelspec.trigger_phrase"):
+            return _clean_text(said, 1000)
+        folders = _parse_json_object(self.metadata.get("ss_dataset_dirs"))
+        names = [name.partition("_")[2] for name in folders if name.partition("_")[0].isdigit()]
+        return _clean_text(names[0]) if names else None
+
+    @property
+    def tags(self) -> dict[str, int]:
+        """How often each tag occurs in the training captions, the most frequent first."""
+        counts: Counter[str] = Counter()
+        for folder in _parse_json_object(self.metadata.get("ss_tag_frequency")).values():
+            if isinstance(folder, dict):
+                counts.update(
+                    {_clean_text(tag): n for tag, n in folder.items() if isinstance(n, int) and 0 < n < 10**9}
+                )
+        return {tag: n for tag, n in counts.most_common() if tag}
+
+    def load_tensors(self) -> dict[str, torch.Tensor]:
+        """Read all matrices in the precision of the file.
+
+        They are read again on every call, so that nothing large stays in memory.
+        Raises `UserError` if the file changed since it was checked, and if memory runs out.
+        """
+        name = self.path.name
+        with translate_out_of_memory(
+            "lora", f"{name} does not fit into this machine's memory; use one of a lower rank."
+        ):
+            try:
+                with safe_open(self.path, framework="pt") as file:
+                    tensors = {
+                        key: widen_float8(file.get_tensor(key))
+                        for module in self.modules
+                        for key in module.keys.values()
+                    }
+                if identify_file(self.path) == self.state:
+                    return tensors
+            except (SafetensorError, OSError) as error:
+                if is_out_of_memory(error):
+                    raise
+        raise UserError("lora", f"{name} was changed or removed while it was in use; choose it again.")
+
+
+def read_lora_file(path: Path) -> LoraFile:
+    """Read and check a LoRA file.
+
+    Raises `UserError` with the reason if the file cannot be used, before any model is touched.
+    """
+    name = path.name
+    with translate_out_of_memory(
+        "lora", f"{name} does not fit into this machine's memory; use one of a lower rank."
+    ):
+        return _parse_file(path, name)
+
+
+def _parse_file(path: Path, name: str) -> LoraFile:
+    _check_header_length(path, name)
+    state = identify_file(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+            alphas = {
+                key: file.get_tensor(key)
+                for key in shapes
+                if key.endswith(".alpha") and math.prod(shapes[key]) == 1
+            }
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            "lora", f"{name} is not a complete safetensors file ({type(error).__name__})."
+        ) from error
+    check_lora_kind(shapes, name)
+    adapter = _parse_json_object(metadata.get("lora_adapter_metadata"))
+    if not adapter and any(key.startswith("base_model.") for key in shapes):
+        adapter = _read_adapter_config(path)
+    changes = tuple(parse_modules(shapes, alphas, adapter, name))
+    if not changes:
+        raise UserError(
+            "lora", f"{name} contains no known LoRA format. Use kohya's, diffusers' or PEFT's for SDXL."
+        )
+    read_keys = {key for module in changes for key in module.keys.values()} | alphas.keys()
+    if unread := shapes.keys() - read_keys:
+        raise UserError(
+            "lora",
+            f"{name} contains {min(unread)[:80]!r}, which is not supported; without it, it would be a "
+            "different LoRA.",
+        )
+    layout = _find_layout(changes[0].stem)
+    notes = _describe_alphas(changes, alphas, layout == "PEFT" and not adapter)
+    found = LoraFile(path=path, format=layout, modules=changes, notes=notes, metadata=metadata, state=state)
+    if found.family in ("SD 1.5", "SD 2"):
+        raise UserError("lora", f"{name} is made for {found.family}. Use a LoRA for SDXL.")
+    _check_values(found, name)
+    if identify_file(path) != state:
+        raise UserError("lora", f"{name} was changed while it was read; choose it again.")
+    return found
+
+
+def _find_layout(stem: str) -> str:
+    """Return whose layout a file has, by the beginning of a module's keys."""
+    if stem.startswith(("lora_", "lycoris_")):
+        return "kohya"
+    if stem.startswith("base_model."):
+        return "PEFT"
+    return "ComfyUI" if "diffusion_model." in stem or stem.startswith("text_encoders.") else "diffusers"
+
+
+def _read_adapter_config(path: Path) -> dict[str, Any]:
+    """Return PEFT's settings from the `adapter_config.json` beside a file; empty without one.
+
+    A folder of several LoRAs has none that is surely this file's.
+    """
+    config = path.with_name(ADAPTER_CONFIG)
+    others = [file for file in path.parent.glob("*.safetensors") if file.name != path.name]
+    if (others and path.stem != "adapter_model") or not config.is_file():
+        return {}
+    with config.open("rb") as opened:
+        text = opened.read(MAX_ADAPTER_CONFIG_BYTES + 1)
+    if len(text) > MAX_ADAPTER_CONFIG_BYTES:
+        raise UserError("lora", f"{config.name} beside {path.name} is too long.")
+    return _parse_json_object(text.decode("utf-8", errors="replace"))
+
+
+def _describe_alphas(
+    modules: Iterable[LoraModule], alphas: Mapping[str, torch.Tensor], unknown: bool
+) -> tuple[str, ...]:
+    """Return what a person should know of a file's alphas, each a sentence.
+
+    `unknown` is whether alpha should stand in an `adapter_config.json` that is not there.
+    """
+    zero = sum(
+        module.has_alpha and f"{module.stem}.alpha" in alphas and float(alphas[f"{module.stem}.alpha"]) == 0
+        for module in modules
+    )
+    negative = sum(module.alpha < 0 for module in modules)
+    said = {
+        f"alpha is 0 in {zero} layers; the rank is taken for it, as in kohya's and LyCORIS' code.": zero,
+        f"alpha is negative in {negative} layers, which work against their training.": negative,
+        "alpha stands in an adapter_config.json that is not beside the file; alpha = rank is taken, so the "
+        "strength may be off by a factor.": unknown,
+    }
+    return tuple(sentence for sentence, applies in said.items() if applies)
+
+
+def widen_float8(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor of 8-bit floats in float16, which holds each of their values; others as they are."""
+    return tensor.half() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
+
+
+def check_lora_kind(keys: Iterable[str], name: str) -> None:
+    """Check by the tensors' names alone that they belong to a supported kind of LoRA.
+
+    Raises `UserError` for another kind of file; `where` begins its sentence.
+    """
+    for key in keys:
+        for mark, kind in {**UNSUPPORTED_KINDS, **OTHER_ARCHITECTURES}.items():
+            if mark in key:
+                raise UserError(
+                    "lora",
+                    f"{name} is {'made for ' + kind if mark in OTHER_ARCHITECTURES else kind}. "
+                    "Use LoRA, LoCon, LoHa, LoKr, DoRA or a full difference for SDXL.",
+                )
+
+
+def _check_header_length(path: Path, name: str) -> None:
+    """Check the header's length against the file's, before anything allocates that many bytes."""
+    if not path.is_file():
+        raise UserError("lora", f"{name} does not exist.")
+    size = path.stat().st_size
+    if size > MAX_FILE_BYTES:
+        raise UserError("lora", f"{name} has {size:,} bytes; the limit for a LoRA is {MAX_FILE_BYTES:,}.")
+    with path.open("rb") as file:
+        start = file.read(8)
+    header = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+    if not 2 <= header <= min(size - 8, MAX_HEADER_BYTES):
+        if start[:2] in (b"\x80\x02", b"\x80\x04", b"PK"):  # a valid length may begin so, too
+            raise UserError("lora", f"{name} is a pickle, which can contain code. Use safetensors.")
+        raise UserError(
+            "lora",
+            f"{name} is not a complete safetensors file: its header would be {header:,} bytes long, "
+            f"the file has {size:,}.",
+        )
+
+
+def _check_values(lora_file: LoraFile, name: str) -> None:
+    """Check that all values are finite and that the file changes something.
+
+    Only one tensor at a time is in memory.
+    """
+    filled: set[str] = set()
+    with safe_open(lora_file.path, framework="pt") as file:
+        for key in (key for module in lora_file.modules for key in module.keys.values()):
+            tensor = widen_float8(file.get_tensor(key))
+            if not torch.isfinite(tensor).all():
+                raise UserError(
+                    "lora", f"{name}: {key[:80]!r} contains NaN or infinite numbers; the file is broken."
+                )
+            filled |= {key} if bool(tensor.any()) else set()
+    # What magnitudes change can only be told with a model.
+    if not any(module.magnitudes or filled.issuperset(module.keys.values()) for module in lora_file.modules):
+        raise UserError(
+            "lora", f"{name} changes nothing: in every layer a matrix is all zeros, as before training."
+        )
+
+
+def _clean_text(text: object, max_length: int = 60) -> str:
+    """Return metadata text as it may be shown: short, on one line, without forbidden characters."""
+    return " ".join(FORBIDDEN_CHARACTERS.sub("", str(text)[:max_length]).split())
+
+
+def _parse_json_object(text: str | None) -> dict[str, Any]:
+    """Parse a metadata value as a JSON object; return an empty one if it is anything else."""
+    if text and len(text) > MAX_METADATA_LENGTH:
+        return {}
+    try:
+        found = json.loads(text or "{}")
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,294 @@
+"""Parse the keys of a LoRA file: which layers they change and how.
+
+Names and shapes alone decide it, before anything is loaded. Kinds: LoRA and LoCon (`lora_down`,
+`lora_up`), LoHa (`hada_w1_a` ...), LoKr (`lokr_w1`, `lokr_w2`, each whole or in two factors), the
+core of a Tucker decomposition in any of them, DoRA, which adds magnitudes (`dora_scale`), full
+differences of a weight or a bias (`diff`, `diff_b`), and norms (`w_norm`, `b_norm`).
+"""
+
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from core.lora.blocks import from_sai
+from core.lora.shapes import Shape, infer_magnitudes, infer_shape
+from core.schema.errors import UserError
+
+MAX_ALPHA = 1e6
+COMPONENT_BY_PREFIX = {
+    "lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lycoris_": "unet",
+    "unet.": "unet", "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder",
+    "base_model.model.unet.": "unet", "base_model.model.text_encoder_2.": "text_encoder_2",
+    "base_model.model.text_encoder.": "text_encoder", "base_model.model.": "unet",
+    "model.diffusion_model.": "unet", "diffusion_model.": "unet",
+    "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_l.": "text_encoder",
+    "text_encoders.clip_g.transformer.": "text_encoder_2", "text_encoders.clip_g.": "text_encoder_2",
+}  # fmt: skip
+"""The start of a key -> the component; of two that fit, the first. The last six are ComfyUI's."""
+BARE_UNET_NAME = re.compile(
+    r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|time_embed\w*|add_embedding"
+    r"|label_emb|conv_in|conv_out|out)\."
+)
+"""The start of a key that names a layer of the U-Net, and no component."""
+PART_BY_SUFFIX = {
+    **{
+        f".{name}.weight": "down"
+        for name in ("lora_down", "lora_A", "lora_A.default", "lora.down", "lora_linear_layer.down")
+    },
+    **{
+        f".{name}.weight": "up"
+        for name in ("lora_up", "lora_B", "lora_B.default", "lora.up", "lora_linear_layer.up")
+    },
+    ".lora_mid.weight": "mid",
+    **{f".lokr_{part}": part for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
+    **{
+        f".{part}": part
+        for part in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")
+    },
+    **{f".{part}": part for part in ("diff", "diff_b", "w_norm", "b_norm")},
+    ".dora_scale": "magnitude",
+    ".magnitude": "magnitude",
+    **{f".lora_magnitude_vector{end}": "magnitude" for end in ("", ".weight", ".default", ".default.weight")},
+}
+"""The end of a key -> the part of a change that it holds."""
+NAMED_ADAPTER = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")
+"""The end of a key in which PEFT names an adapter other than `default`."""
+LOHA_PARTS = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+ADDED_PARTS = {"magnitude", "diff_b"}
+"""Parts that go with any kind."""
+COMPLETE_PARTS = (
+    {"down", "up"},
+    {"down", "up", "mid"},
+    LOHA_PARTS,
+    LOHA_PARTS | {"hada_t1", "hada_t2"},
+    {"w1", "w2"},
+    {"w1_a", "w1_b", "w2"},
+    {"w1", "w2_a", "w2_b"},
+    {"w1_a", "w1_b", "w2_a", "w2_b"},
+    {"w1", "w2_a", "w2_b", "t2"},
+    {"w1_a", "w1_b", "w2_a", "w2_b", "t2"},
+    {"diff"},
+    {"w_norm"},
+    {"b_norm"},
+    {"w_norm", "b_norm"},
+)
+
+MARKS = {
+    "LoHa": "hada_w1",
+    "LoKr": "w2",
+    "full difference": "diff",
+    "bias": "diff_b",
+}
+"""Kind -> a part, or its beginning, that no other kind before it has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraModule:
+    """One layer that a LoRA file changes."""
+
+    component: str
+    """`unet`, `text_encoder` or `text_encoder_2`."""
+    name: str
+    """The layer's flat name: its path in diffusers' (or transformers') model with `_` for `.`."""
+    stem: str
+    """The beginning that all of the module's keys in the file share."""
+    keys: Mapping[str, str]
+    """Part -> its key in the file.
+
+    `down` (rank, in) or (rank, in, k, k) and `up` (out, rank) or (out, rank, 1, 1), with a core
+    `mid` (rank, rank, k, k) `down` (rank, in, 1, 1); LoHa's four matrices; `w1` and `w2`, each whole
+    or as `_a` and `_b`; `diff`, as the layer's weight; `w_norm` and `b_norm`, as a norm's. Any of
+    them also with `diff_b`, as the layer's bias, and all but the last two with `magnitude`.
+    """
+    rank: int
+    """For a LoKr without factors, the largest rank that its `w2` can have; 0 for what has no rank."""
+    alpha: float
+    scale: float
+    """Factor of the product at strength 1: alpha / rank; alpha / sqrt(rank) if rank-stabilised."""
+    shape: tuple[int, int]
+    """Features out and in; for a LoKr or LoHa of unknown kernel, in times the kernel's area.
+
+    In is 0 for a norm, and for a bias alone.
+    """
+    kernel: tuple[int, ...]
+    """A convolution's height and width; empty for a linear layer, or if the file does not tell."""
+    groups: tuple[int, int] = (1, 1)
+    """Rows and columns of LoKr's `w1`: out and in are that many times those of `w2`."""
+    magnitudes: tuple[int, int] | None = None
+    """A DoRA's number of magnitudes and their dimension: 0 is one per output, 1 one per input."""
+
+    @property
+    def down(self) -> str:
+        """The file's key of the matrix (rank, in) of a LoRA or DoRA."""
+        return self.keys["down"]
+
+    @property
+    def up(self) -> str:
+        """The file's key of the matrix (out, rank) of a LoRA or DoRA."""
+        return self.keys["up"]
+
+    @property
+    def kind(self) -> str:
+        """`LoRA`, `LoHa`, `LoKr`, `full difference` or `norm`; `DoRA`, or another one ` with DoRA`."""
+        if "down" in self.keys:
+            return "LoRA" if self.magnitudes is None else "DoRA"
+        plain = next(
+            (kind for kind, part in MARKS.items() if part in self.keys or f"{part}_a" in self.keys), "norm"
+        )
+        return plain if self.magnitudes is None else f"{plain} with DoRA"
+
+    @property
+    def has_alpha(self) -> bool:
+        """Whether alpha says how strong the change is; a difference is added as it is."""
+        return self.rank > 0
+
+    @property
+    def is_full_lokr(self) -> bool:
+        """Whether this is a LoKr without factors, whose alpha no program reads."""
+        return {"w1", "w2"} <= self.keys.keys()
+
+    def can_change(self, weight_shape: Shape) -> bool:
+        """Whether this module fits a layer's weight of shape (out, in) or (out, in, k, k)."""
+        kernel, area = weight_shape[2:], math.prod(weight_shape[2:])
+        if self.shape[1] == 0:
+            return self.shape[0] == weight_shape[0] and ("diff_b" in self.keys or len(weight_shape) == 1)
+        if self.rank and "down" not in self.keys and not self.kernel:  # a convolution's may be flat, too
+            same = (
+                self.shape == (weight_shape[0], weight_shape[1] * area)
+                and weight_shape[1] % self.groups[1] == 0
+            )
+        else:
+            same = self.shape == weight_shape[:2] and (
+                kernel == self.kernel or not set(kernel + self.kernel) - {1}
+            )
+        return same and (self.magnitudes is None or self.magnitudes[0] == weight_shape[self.magnitudes[1]])
+
+
+def parse_modules(
+    shapes: Mapping[str, Shape], alphas: Mapping[str, torch.Tensor], adapter: Mapping[str, Any], name: str
+) -> Iterator[LoraModule]:
+    """Yield the modules that a file's keys describe.
+
+    Raises `UserError`, beginning with `where`, for a module that is incomplete or impossible.
+    """
+    stems: dict[str, dict[str, str]] = {}
+    for key in shapes:
+        if (found := _split_key(key)) is not None:
+            stem, part = found
+            stems.setdefault(stem, {})[part] = key
+    for stem, keys in stems.items():
+        yield _parse_module(stem, keys, shapes, alphas, adapter, f"{name}: {stem[:80]!r}")
+
+
+def _split_key(key: str) -> tuple[str, str] | None:
+    """Return the stem of a key and the part that it holds; `None` for a key that holds no part."""
+    if end := next((end for end in PART_BY_SUFFIX if key.endswith(end)), None):
+        return key.removesuffix(end), PART_BY_SUFFIX[end]
+    if match := NAMED_ADAPTER.search(key):
+        return key[: match.start()], "down" if match[1] == "A" else "up"
+    return None
+
+
+def _parse_module(
+    stem: str,
+    keys: Mapping[str, str],
+    shapes: Mapping[str, Shape],
+    alphas: Mapping[str, torch.Tensor],
+    adapter: Mapping[str, Any],
+    where: str,
+) -> LoraModule:
+    prefix = next((prefix for prefix in COMPONENT_BY_PREFIX if stem.startswith(prefix)), None)
+    if prefix is None and BARE_UNET_NAME.match(f"{stem}."):
+        prefix = ""
+    if prefix is None:
+        raise UserError(
+            "lora",
+            f"{where} belongs to no part of SDXL. The known prefixes are lora_unet_, lora_te1_, lora_te2_, "
+            "unet., text_encoder., text_encoder_2., diffusion_model. and text_encoders.",
+        )
+    kind = keys.keys() - ADDED_PARTS
+    if kind not in COMPLETE_PARTS and not (kind == set() and "diff_b" in keys):
+        held = ", ".join(key.removeprefix(f"{stem}.")[:40] for key in sorted(keys.values()))
+        raise UserError("lora", f"{where} is incomplete: it only has {held}.")
+    component, name = COMPONENT_BY_PREFIX.get(prefix, "unet"), stem.removeprefix(prefix)
+    told = {
+        k.removeprefix(f"{component}."): v for k, v in adapter.items() if k.startswith(f"{component}.")
+    } or adapter
+    if "down" not in keys and kind & {*LOHA_PARTS, "w1", "w1_a"} and prefix.startswith("base_") and not told:
+        raise UserError(
+            "lora",
+            f"{where} is in PEFT's own layout, which stores alpha in adapter_config.json. Use LyCORIS' or "
+            "kohya's, or the folder with that file.",
+        )
+    parts = {part: shapes[key] for part, key in keys.items()}
+    rank, shape, kernel, groups = infer_shape(parts, where)
+    alpha, scale = _find_scale(keys, rank, alphas, f"{stem}.alpha", told, name, where)
+    flat = name.replace(".", "_")
+    return LoraModule(
+        component=component,
+        # transformers 5 has `text_model` for the second encoder only.
+        name=from_sai(flat) if component == "unet" else flat.removeprefix("text_model_"),
+        stem=stem,
+        keys=keys,
+        rank=rank,
+        alpha=alpha,
+        scale=scale,
+        shape=shape,
+        kernel=kernel,
+        groups=groups,
+        magnitudes=infer_magnitudes(parts["magnitude"], shape, keys, where) if "magnitude" in parts else None,
+    )
+
+
+def _find_scale(
+    keys: Mapping[str, str],
+    rank: int,
+    alphas: Mapping[str, torch.Tensor],
+    own: str,
+    told: Mapping[str, Any],
+    name: str,
+    where: str,
+) -> tuple[float, float]:
+    """Return a module's alpha and its scale; `own` is the key of its alpha, `told` an adapter's settings."""
+    if own in alphas and not abs(float(alphas[own])) <= MAX_ALPHA:  # true for NaN
+        raise UserError("lora", f"{where} has an invalid alpha.")
+    if not rank or {"w1", "w2"} <= keys.keys():
+        # A difference is added as it is. And where nothing of a LoKr has a rank, LyCORIS and all that
+        # read its files take 1, whatever alpha says.
+        return float(rank), 1.0
+    alpha = float(alphas[own]) if own in alphas else _read_alpha(told, name, rank)
+    if not abs(alpha) <= MAX_ALPHA:
+        raise UserError("lora", f"{where} has an invalid alpha.")
+    if alpha == 0 and own in alphas:
+        alpha = float(rank)  # as kohya's and LyCORIS' code reads it
+    return alpha, alpha / (math.sqrt(rank) if told.get("use_rslora") is True else rank)
+
+
+def _read_alpha(adapter: Mapping[str, Any], name: str, rank: int) -> float:
+    """Return the alpha in diffusers' or PEFT's settings of an adapter; the rank if there is none.
+
+    Raises `UserError` for a pattern of layers' names that is more than a name.
+    """
+    patterns = adapter.get("alpha_pattern")
+    said = adapter.get("lora_alpha", adapter.get("alpha", rank))
+    if isinstance(patterns, dict):
+        said = next((value for pattern, value in patterns.items() if _fits_pattern(pattern, name)), said)
+    # Checked before the conversion, which fails for an integer of 400 digits.
+    plain = isinstance(said, int | float) and abs(said) <= MAX_ALPHA
+    return float(said) if plain else math.nan
+
+
+def _fits_pattern(pattern: str, name: str) -> bool:
+    """Whether a key of PEFT's `alpha_pattern` means a layer: its whole name, or the end of it.
+
+    PEFT takes any regular expression. Only `^`, `$` and escaped dots around a name are read: a
+    stranger's expression could take any time.
+    """
+    plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
+    if re.search(r"[\\*+?()\[\]{}|^$]", plain):
+        raise UserError("lora", f"alpha_pattern has {pattern[:60]!r}; only names of layers are read.")
+    return name == plain or (not pattern.startswith("^") and name.endswith(f".{plain}"))

@@ -1,0 +1,353 @@
+"""What a LoRA changes in one layer: a delta that is added to its weight in place, or to its output.
+
+A delta is only formed as a whole matrix where that is the smallest way to hold it.
+
+At strength s the weight W becomes W + s * D, so that strengths mean the same for every kind:
+
+- LoRA: D = scale * up @ down, scale being alpha / rank (Hu et al. 2021, arXiv 2106.09685).
+- LoHa: D = scale * (w1_a @ w1_b) * (w2_a @ w2_b), place by place, and LoKr: D = scale * kron(w1, w2)
+  (Yeh et al. 2023, arXiv 2309.14859).
+- In each, a convolution's matrices may have a core between them (Tucker's decomposition).
+- A full difference, of a weight, a bias or a norm: D as it is.
+- DoRA, on either: D = V - W, where V = magnitude * (W + D') / |W + D'| with the D' of the kind
+  beneath, and the norm is taken over each row, or each column, of W + D' (Liu et al. 2024, arXiv
+  2402.09353). At strength 1 the weight is V, as in training. Alpha stands inside the norm: twice
+  the alpha is not twice the strength.
+
+Several changes of a layer, of whatever kinds, add up. Each is measured from the pristine W, so
+their order makes no difference.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+
+Layer = torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm | torch.nn.LayerNorm
+
+
+class LowRankProduct:
+    """The product up @ down, kept as two matrices where the rank makes them smaller than it."""
+
+    def __init__(self, parts: Mapping[str, torch.Tensor], weight: torch.Tensor):
+        # (rank, in * area) and (out, rank). Copies, because the file's tensors lie in its memory
+        # map, and the file may change.
+        self.down, self.up = (
+            parts[name].flatten(1).to(weight.device, weight.dtype, copy=True) for name in ("down", "up")
+        )
+
+    def norm(self) -> float:
+        """Frobenius norm, without forming the product: |up down|^2 = <up' up, down down'>."""
+        down, up = self.down.float(), self.up.float()
+        return float(((up.T @ up) * (down @ down.T)).sum().clamp(min=0).sqrt())
+
+    def add_to(self, flat: torch.Tensor, factor: float, gain: torch.Tensor | None = None) -> None:
+        """Add factor * product to a weight (out, in * area).
+
+        `gain` multiplies each row, (out, 1), or each column, (1, in * area), of the product.
+        """
+        down, up = self.down.to(flat), self.up.to(flat)
+        if gain is not None:
+            down, up = (down * gain, up) if len(gain) == 1 else (down, up * gain)
+        flat.addmm_(up, down, alpha=factor)
+
+    def compute_output(self, layer: Layer, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """Apply the product to the layer's input x, times a factor for each sample."""
+        down, up = self.down.to(x), self.up.to(x)
+        if isinstance(layer, torch.nn.Linear):
+            return ((x @ down.T) * factor) @ up.T
+        return F.conv2d(
+            _forward_weight(layer, x, down.view(-1, *layer.weight.shape[1:])) * factor,
+            up[:, :, None, None],
+        )
+
+
+class DenseProduct:
+    """A change that is kept as one matrix, (out, in * area).
+
+    It is a difference as the file has it, or the product up @ down where the rank makes one matrix
+    smaller than two; the product is in float32, so that it is rounded only once, when it is added.
+    """
+
+    def __init__(self, parts: Mapping[str, torch.Tensor], weight: torch.Tensor):
+        if "down" in parts:
+            down, up = (parts[name].flatten(1).to(weight.device).float() for name in ("down", "up"))
+            self.matrix = up @ down
+        else:
+            whole = parts["diff"] if "diff" in parts else parts["w_norm"]
+            self.matrix = _flatten_weight(whole).to(weight.device, copy=True)
+
+    def norm(self) -> float:
+        """Return the Frobenius norm of the product."""
+        return float(self.matrix.float().norm())
+
+    def add_to(self, flat: torch.Tensor, factor: float, gain: torch.Tensor | None = None) -> None:
+        """Add factor * product to a weight (out, in * area).
+
+        `gain` multiplies each row, (out, 1), or each column, (1, in * area), of the product.
+        """
+        product = self.matrix.to(flat.device)
+        flat.add_(product if gain is None else product * gain, alpha=factor)
+
+    def compute_output(self, layer: Layer, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """Apply the product to the layer's input x, times a factor for each sample."""
+        return _forward_weight(layer, x, self.matrix.to(x).view_as(layer.weight)) * factor
+
+
+class HadamardProduct:
+    """The product, place by place, of two low-rank products, each (out, rank) and (rank, in * area).
+
+    It is formed for each use: as a whole, it is as large as the layer's weight.
+    """
+
+    def __init__(self, parts: Mapping[str, torch.Tensor], weight: torch.Tensor):
+        self.a1, self.b1, self.a2, self.b2 = (
+            parts[f"hada_{name}"].flatten(1).to(weight.device, weight.dtype, copy=True)
+            for name in ("w1_a", "w1_b", "w2_a", "w2_b")
+        )
+
+    def _form_matrix(self) -> torch.Tensor:
+        return (self.a1.float() @ self.b1.float()).mul_(self.a2.float() @ self.b2.float())
+
+    def norm(self) -> float:
+        """Return the Frobenius norm of the product."""
+        return float(self._form_matrix().norm())
+
+    def add_to(self, flat: torch.Tensor, factor: float, gain: torch.Tensor | None = None) -> None:
+        """Add factor * product to a weight (out, in * area).
+
+        `gain` multiplies each row, (out, 1), or each column, (1, in * area), of the product.
+        """
+        product = self._form_matrix().to(flat.device)
+        flat.add_(product if gain is None else product * gain, alpha=factor)
+
+    def compute_output(self, layer: Layer, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """Apply the product to the layer's input x, times a factor for each sample."""
+        return _forward_weight(layer, x, self._form_matrix().to(x).view_as(layer.weight)) * factor
+
+
+class KroneckerProduct:
+    """The Kronecker product of w1, (a, b), and w2, (c, d * area).
+
+    The layer has a * c outputs and b * d inputs.
+    """
+
+    def __init__(self, parts: Mapping[str, torch.Tensor], weight: torch.Tensor):
+        whole = (
+            parts[name] if name in parts else parts[f"{name}_a"].float() @ parts[f"{name}_b"].float()
+            for name in ("w1", "w2")
+        )
+        self.w1, self.w2 = (each.flatten(1).to(weight.device, weight.dtype, copy=True) for each in whole)
+
+    def norm(self) -> float:
+        """Return the Frobenius norm of the product, which is that of w1 times that of w2."""
+        return float(self.w1.float().norm() * self.w2.float().norm())
+
+    def add_to(self, flat: torch.Tensor, factor: float, gain: torch.Tensor | None = None) -> None:
+        """Add factor * product to a weight (out, in * area), in place, by rows and columns of w1.
+
+        `gain` multiplies each row, (out, 1), or each column, (1, in * area), of the product.
+        """
+        # (a, 1, b, 1) and (1, c, 1, d * area)
+        w1, w2 = self.w1.to(flat)[:, None, :, None], self.w2.to(flat)[None, :, None, :]
+        there = flat.view(w1.shape[0], w2.shape[1], w1.shape[2], w2.shape[3])
+        if gain is not None:
+            w1, w2 = (
+                (w1, w2 * gain.view(1, 1, *there.shape[2:]))
+                if len(gain) == 1
+                else (w1 * gain.view(*there.shape[:2], 1, 1), w2)
+            )
+        there.addcmul_(w1, w2, value=factor)
+
+    def compute_output(self, layer: Layer, x: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+        """Apply the product to the layer's input x, times a factor for each sample.
+
+        w2 acts on each group of inputs, then w1 between the groups.
+        """
+        w1, w2 = self.w1.to(x), self.w2.to(x)
+        if isinstance(layer, torch.nn.Linear):
+            return (w1 @ (x.unflatten(-1, (w1.shape[1], -1)) @ w2.T)).flatten(-2) * factor
+        groups = x.reshape(len(x) * w1.shape[1], -1, *x.shape[2:])
+        # (batch * b, c, height, width)
+        made = _forward_weight(layer, groups, w2.view(len(w2), -1, *layer.weight.shape[2:]))
+        return (w1 @ made.reshape(len(x), w1.shape[1], -1)).view(len(x), -1, *made.shape[2:]) * factor
+
+
+class LayerDelta:
+    """The change that a module of a file makes to its layer.
+
+    The layer's weight must be pristine while this object is created.
+    """
+
+    def __init__(
+        self, layer: Layer, parts: Mapping[str, torch.Tensor], scale: float, magnitude_dim: int | None = None
+    ):
+        """Prepare the change from tensors named as in `LoraModule.keys`.
+
+        `magnitude_dim` is the weight's dimension, 0 or 1, along which a DoRA's magnitudes lie.
+        """
+        weight, parts = layer.weight.detach(), _fold_cores(parts)
+        has_weight = bool(parts.keys() - {"diff_b", "b_norm"})
+        self.product = _choose_product(parts)(parts, weight) if has_weight else None
+        bias = parts.get("diff_b", parts.get("b_norm"))
+        self.bias = None if bias is None else bias.flatten().to(weight.device, weight.dtype, copy=True)
+        """What is added to the layer's bias at strength 1, (out,); `None` for nothing."""
+        self.scale, self.magnitude_dim = scale, magnitude_dim
+        self.gain_minus_one: torch.Tensor | None = None
+        """For a DoRA, magnitude / norm - 1: the share of W itself that is added.
+
+        float32, (out, 1, ...) or (1, in, ...).
+        """
+        if magnitude_dim is not None and self.product is not None:
+            trained = _flatten_weight(weight).float().clone()
+            self.product.add_to(trained, scale)
+            norm = torch.linalg.vector_norm(
+                trained.view(weight.shape),
+                dim=[i for i in range(weight.ndim) if i != magnitude_dim],
+                keepdim=True,
+            )
+            gain = parts["magnitude"].to(norm).view_as(norm) / norm
+            self.gain_minus_one = torch.where(norm > 0, gain - 1, 0)  # zeros stay zeros
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices that this object holds."""
+        held = (*(vars(self.product).values() if self.product else ()), self.gain_minus_one, self.bias)
+        return sum(value.nbytes for value in held if value is not None)
+
+    def norm(self, weight: torch.Tensor) -> float:
+        """Frobenius norm of the change at strength 1 of this pristine weight; biases do not count."""
+        if self.product is None:
+            return 0.0
+        if self.gain_minus_one is None:
+            return abs(self.scale) * self.product.norm()
+        changed = torch.zeros_like(_flatten_weight(weight), dtype=torch.float32)
+        self.add_to(changed, weight, 1.0)
+        return float(changed.norm())
+
+    def add_to(self, flat: torch.Tensor, pristine: torch.Tensor, strength: float) -> None:
+        """Add the change at this strength to a weight (out, in * area).
+
+        `pristine` is the layer's weight without any change.
+        """
+        if self.product is None:
+            return
+        if self.gain_minus_one is None:
+            self.product.add_to(flat, strength * self.scale)
+            return
+        extra = self.gain_minus_one.to(flat.device)
+        extra = (
+            extra.flatten(1) if self.magnitude_dim == 0 else extra.expand(1, *pristine.shape[1:]).flatten(1)
+        )
+        self.product.add_to(flat, strength * self.scale, (1 + extra).to(flat.dtype))
+        flat.addcmul_(_flatten_weight(pristine).to(flat), extra.to(flat.dtype), value=strength)
+
+    def compute_output_delta(
+        self, layer: Layer, x: torch.Tensor, out: torch.Tensor, strength: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what the change adds to `out`, the pristine layer's output for x.
+
+        `strength` is one number for each sample, (batch, 1, ...).
+        """
+        factor, strength = (strength * self.scale).to(x.dtype), strength.to(x.dtype)
+        if self.bias is not None:
+            rest = x.ndim - 2 if isinstance(layer, torch.nn.Conv2d | torch.nn.GroupNorm) else 0
+            added = self.bias.to(x).view(-1, *[1] * rest) * strength
+            return (
+                added
+                if self.product is None
+                else added + self._compute_product(layer, x, out, factor, strength)
+            )
+        return self._compute_product(layer, x, out, factor, strength)
+
+    def _compute_product(
+        self,
+        layer: Layer,
+        x: torch.Tensor,
+        out: torch.Tensor,
+        factor: torch.Tensor,
+        strength: torch.Tensor,
+    ) -> torch.Tensor:
+        """Return what the change of the weight adds to the output."""
+        assert self.product is not None
+        if self.gain_minus_one is None:
+            return self.product.compute_output(layer, x, factor)
+        # (channels,) or (channels, 1, 1)
+        extra = self.gain_minus_one.to(x).view(-1, *[1] * (layer.weight.ndim - 2))
+        if self.magnitude_dim == 0:
+            plain = out if layer.bias is None else out - layer.bias.view_as(extra)
+            return self.product.compute_output(layer, x, factor) * (1 + extra) + plain * (extra * strength)
+        return (
+            self.product.compute_output(layer, x * (1 + extra), factor)
+            + _forward_weight(layer, x * extra, layer.weight) * strength
+        )
+
+
+def _fold_cores(parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """Return the parts with the core of a Tucker decomposition folded into the matrix beside it.
+
+    With a core c (r, r, k, k) and a matrix b (r, in), the product a c b is a @ b', where b' is
+    (r, in, k, k) with b'[p, i] = sum over q of c[p, q] b[q, i].
+    """
+
+    def fold(core: torch.Tensor, inner: torch.Tensor) -> torch.Tensor:
+        return torch.einsum("pqkl,qi->pikl", core.float(), inner.flatten(1).float())
+
+    folded = dict(parts)
+    if "mid" in folded:
+        folded["down"] = fold(folded.pop("mid"), folded["down"])
+    for core, name in (("hada_t1", "hada_w1"), ("hada_t2", "hada_w2"), ("t2", "w2")):
+        if core in folded:
+            folded[f"{name}_b"] = fold(folded.pop(core), folded[f"{name}_b"]).flatten(1)
+            folded[f"{name}_a"] = folded[f"{name}_a"].T
+    return folded
+
+
+def _choose_product(
+    parts: Mapping[str, torch.Tensor],
+) -> type[LowRankProduct | DenseProduct | KroneckerProduct | HadamardProduct]:
+    """Return the class that holds a module's product in the least memory."""
+    if "diff" in parts or "w_norm" in parts:
+        return DenseProduct
+    if "hada_w1_a" in parts:
+        return HadamardProduct
+    if "down" not in parts:
+        return KroneckerProduct
+    (rank, *others), out = parts["down"].shape, len(parts["up"])
+    width = math.prod(others)
+    return LowRankProduct if rank * (width + out) < out * width else DenseProduct
+
+
+def make_delta_hook(
+    layer: Layer, deltas: Sequence[tuple[LayerDelta, torch.Tensor]]
+) -> Callable[..., torch.Tensor]:
+    """Return a forward hook that adds each change, at each sample's strength, to a layer's output.
+
+    Guidance repeats the samples in a batch, so the strengths are repeated, too.
+    """
+
+    def add_deltas(_: torch.nn.Module, inputs: tuple[torch.Tensor], out: torch.Tensor) -> torch.Tensor:
+        (x,), added = inputs, out
+        for change, strengths in deltas:
+            strength = strengths.to(x.device).repeat(len(x) // len(strengths)).view(-1, *[1] * (x.ndim - 1))
+            added = added + change.compute_output_delta(layer, x, out, strength)
+        return added
+
+    return add_deltas
+
+
+def _forward_weight(layer: Layer, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Apply the layer to x with another weight and without its bias."""
+    if isinstance(layer, torch.nn.Linear):
+        return F.linear(x, weight)
+    if isinstance(layer, torch.nn.GroupNorm):
+        return F.group_norm(x, layer.num_groups, weight, None, layer.eps)
+    if isinstance(layer, torch.nn.LayerNorm):
+        return F.layer_norm(x, layer.normalized_shape, weight, None, layer.eps)
+    return F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+
+
+def _flatten_weight(weight: torch.Tensor) -> torch.Tensor:
+    """Return the weight as (out, in * area), also if it lies in memory with its channels last."""
+    return weight.reshape(len(weight), -1)

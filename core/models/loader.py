@@ -1,0 +1,276 @@
+"""Opens a base model's files as a pipeline in CPU memory.
+
+The pipeline is complete, or the model is refused in one sentence; opening can be stopped on the
+way. Parts that the loaded model has from the same weights are reused: most of SDXL's descendants
+differ in the U-Net alone.
+"""
+
+import logging
+from collections.abc import Collection, Generator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers.loaders.single_file_utils import SingleFileComponentError
+from safetensors import SafetensorError, safe_open
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+from core.models import config_limits
+from core.models.files import (
+    SHARED_PARTS,
+    WEIGHT_FILES,
+    Prediction,
+    check_configs,
+    check_weights,
+    count_bytes,
+    fetch_model_files,
+    find_configs,
+    find_custom_code,
+    find_prediction,
+    list_part,
+    locate_source,
+)
+from core.schema import presets
+from core.schema.errors import UserError
+from core.schema.events import LoadProgress
+from core.schema.types import Model
+from core.system import tensor_files
+from core.system.device import detect_machine
+from core.system.memory import is_out_of_memory
+
+TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+UNET_PREFIX = "model.diffusion_model."
+"""How the names of the U-Net's weights begin in a checkpoint."""
+PROGRESS_BYTES = 2**26
+"""Bytes from one `LoadProgress` to the next: a fraction of a second from memory, about one second
+from a slow disk."""
+DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
+PipelineParts = Mapping[str, torch.nn.Module]
+
+log = logging.getLogger(__name__)
+
+
+def open_pipeline(
+    model: Model, source: Path, parts: PipelineParts
+) -> Generator[LoadProgress, None, StableDiffusionXLPipeline]:
+    """Open the complete pipeline in CPU memory, from the files at `source`.
+
+    Takes the modules in `parts`, of another model, instead of loading them. Yields a `LoadProgress`
+    for each part and each `PROGRESS_BYTES`. Raises `UserError` for whatever is missing or is not
+    SDXL.
+    """
+    pipeline = yield from _map_pipeline(model, source, parts)
+    pipeline.set_progress_bar_config(disable=True)
+    yield from _copy_weights(pipeline, model, [part for part in WEIGHT_FILES if part not in parts])
+    return pipeline
+
+
+def _copy_weights(
+    pipeline: StableDiffusionXLPipeline, model: Model, parts: Collection[str]
+) -> Generator[LoadProgress, None, None]:
+    """Copy the parts' weights from their mapped files into memory, in this machine's precision.
+
+    While they stay mapped, BLAS adds up in another order at another alignment: once copied, the
+    same weights give the same picture. And a file that is changed meanwhile would change the model.
+    """
+    total = sum(weight.nbytes for part in parts for weight in getattr(pipeline, part).parameters())
+    done = shown = 0
+    for part in parts:
+        for weight in getattr(pipeline, part).parameters():
+            done += weight.nbytes
+            weight.data = weight.data.to(
+                detect_machine().dtype, copy=True, memory_format=torch.contiguous_format
+            )
+            if done - shown >= PROGRESS_BYTES:
+                shown = done
+                yield LoadProgress(title=model.title, bytes_done=done, bytes_total=total)
+
+
+def _map_pipeline(
+    model: Model, source: Path, parts: PipelineParts
+) -> Generator[LoadProgress, None, StableDiffusionXLPipeline]:
+    """Open the pipeline with weights in their files' precision.
+
+    Where the libraries leave them so, the weights are still in the mapped files.
+    """
+    config = find_configs(model, source)
+    options: dict[str, Any] = {"dtype": detect_machine().dtype, "local_files_only": True}
+    _refuse_unsafe_files(model, source, config)
+    try:
+        check_configs(config, model)
+        if source.is_dir():
+            check_weights(source, model)
+        prediction = find_prediction(model, source)
+        begun = LoadProgress(title=model.title, bytes_done=0, bytes_total=count_bytes(model, source))
+        taken: dict[str, Any] = {**parts, "unet": _load_unet(model, source, config)}
+        yield begun
+        unfilled = []  # weights that no file has and that would stay random
+        if source.is_dir():
+            options |= {"variant": model.variant, "use_safetensors": True}
+            for part, kind in TEXT_ENCODERS.items():
+                if part not in taken:
+                    its = {**options, "dtype": _find_dtype(list_part(source, part, model))}
+                    taken[part], told = kind.from_pretrained(source / part, output_loading_info=True, **its)
+                    yield begun
+                    unfilled += [f"{part}.{key}" for key in told["missing_keys"]]
+            pipeline = StableDiffusionXLPipeline.from_pretrained(source, **taken, **options)
+        else:
+            options["dtype"] = _find_dtype([source])
+            pipeline = StableDiffusionXLPipeline.from_single_file(
+                str(source), config=str(config), **taken, **options
+            )
+        unfilled += _list_unfilled_weights(pipeline)
+        if unfilled:
+            raise UserError("model", f"{model.title} is missing the weight {unfilled[0]}")
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        RuntimeError,
+        SafetensorError,
+        SingleFileComponentError,
+    ) as error:
+        # Logs no name: a visitor may have given it.
+        log.warning("a model cannot be opened (%s; commit %s)", type(error).__name__, model.revision)
+        raise UserError(
+            "model", f"{model.title} cannot be opened as an SDXL model ({type(error).__name__})"
+        ) from error
+    _set_prediction(pipeline, prediction)
+    return pipeline
+
+
+def _refuse_unsafe_files(model: Model, source: Path, config: Path) -> None:
+    """Raise `UserError` for a model with code, or with configurations beyond the limits."""
+    for place in {config, source} if source.is_dir() else {config}:
+        if named := find_custom_code(place):
+            raise UserError("model", f"{model.title} contains code ({named}), which is never run here")
+    for place in (config, source):
+        if said := config_limits.find_excess(place):
+            raise UserError("model", f"{model.title} has {said}")
+
+
+def _list_unfilled_weights(pipeline: StableDiffusionXLPipeline) -> list[str]:
+    """List the weights that opening left without numbers."""
+    return [
+        f"{part}.{key}"
+        for part in WEIGHT_FILES
+        for key, value in getattr(pipeline, part).state_dict().items()
+        if value.is_meta
+    ]
+
+
+def _set_prediction(pipeline: StableDiffusionXLPipeline, prediction: Prediction) -> None:
+    """Set what the model predicts in the scheduler, whose config is SDXL's own for a single file."""
+    config = pipeline.scheduler.config
+    if (config.prediction_type, config.get("rescale_betas_zero_snr", False)) != prediction:
+        pipeline.scheduler = pipeline.scheduler.from_config(
+            config, prediction_type=prediction.type, rescale_betas_zero_snr=prediction.zero_snr
+        )
+
+
+def _load_unet(model: Model, source: Path, config: Path) -> UNet2DConditionModel:
+    """Load a model's U-Net alone, in its file's precision.
+
+    For a merge, it is the mean of the merged models, tensor by tensor.
+    """
+    if not model.merge:
+        if model.unet:
+            place = locate_source(model.unet)
+            return UNet2DConditionModel.from_pretrained(
+                place,
+                torch_dtype=_find_dtype([*place.glob("*.safetensors")]),
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        if source.is_dir():
+            dtype = _find_dtype(list_part(source, "unet", model))
+            return UNet2DConditionModel.from_pretrained(
+                source,
+                subfolder="unet",
+                variant=model.variant,
+                torch_dtype=dtype,
+                local_files_only=True,
+                use_safetensors=True,
+            )
+        return UNet2DConditionModel.from_single_file(
+            str(source),
+            config=str(config),
+            subfolder="unet",
+            torch_dtype=_find_dtype([source], UNET_PREFIX),
+            local_files_only=True,
+        )
+    unets = (
+        _load_unet(each, place := fetch_model_files(each), find_configs(each, place))
+        for each in map(presets.get_models().__getitem__, model.merge)
+    )
+    merged = next(unets)
+    merged.to(dtype=detect_machine().dtype)  # type: ignore[call-arg]  (its decorator hides `self`)
+    for number, other in enumerate(unets, 2):
+        theirs = other.state_dict()
+        with torch.no_grad():
+            for key, value in merged.state_dict().items():
+                value.lerp_(theirs[key].to(value), 1 / number)
+    return merged
+
+
+def _find_dtype(files: Collection[Path], prefix: str = "") -> torch.dtype:
+    """Return the dtype of all weights, so that they need not be read yet.
+
+    If they are mixed, it is this machine's.
+    """
+    kept: set[str] = set()
+    for file in files:
+        with safe_open(file, framework="pt") as opened:
+            kept |= {
+                opened.get_slice(key).get_dtype()
+                for key in opened.keys()  # noqa: SIM118  (not a mapping)
+                if key.startswith(prefix)
+            }
+    kept = {kind for kind in kept if "F" in kind}  # counters are whole numbers
+    return DTYPES.get(kept.pop(), detect_machine().dtype) if len(kept) == 1 else detect_machine().dtype
+
+
+def hash_parts(model: Model, source: Path) -> Generator[LoadProgress, None, dict[str, str]]:
+    """Return part -> the sha256 of its weights, for each part that models may share.
+
+    Leaves out the parts of a file that cannot be read.
+    """
+    if not source.is_dir():
+        try:
+            found = yield from _report_hashing(
+                model, source, tensor_files.hash_tensors(source, tuple(SHARED_PARTS.items()))
+            )
+        except SafetensorError as error:
+            if is_out_of_memory(error):
+                raise
+            return {}
+        return {part: f"{model.config}:{sha256}" for part, sha256 in found.items()}
+    files = {part: [source / part / "config.json", *list_part(source, part, model)] for part in SHARED_PARTS}
+    told: dict[str, str] = {}
+    for part, (config, *weights) in files.items():
+        if weights and config.exists():
+            hashes = []
+            for file in (config, *weights):
+                hashes.append((yield from _report_hashing(model, source, tensor_files.hash_file(file))))
+            told[part] = " ".join(hashes)
+    return told
+
+
+Result = TypeVar("Result")
+
+
+def _report_hashing(
+    model: Model, source: Path, blocks: Generator[int, None, Result]
+) -> Generator[LoadProgress, None, Result]:
+    """Report hashing as steps of a load that has not read any weights yet."""
+    read, shown, total = 0, 0, count_bytes(model, source)
+    while True:
+        try:
+            read += next(blocks)
+        except StopIteration as end:
+            return end.value
+        if read - shown >= PROGRESS_BYTES:
+            shown = read
+            yield LoadProgress(title=model.title, bytes_done=0, bytes_total=total)

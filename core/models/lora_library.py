@@ -1,0 +1,167 @@
+"""Finds the LoRAs that are chosen: by name in the library, on the Hub, or in a prompt's tags."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from core.hub import client as hub
+from core.lora import apply as lora
+from core.lora.blocks import parse_block_weights
+from core.models import from_hub
+from core.prompts.grammar import LoraTag, extract_lora_tags
+from core.schema.errors import UserError
+from core.schema.limits import STRENGTH
+from core.schema.presets import PRESETS_FOLDER
+from core.schema.types import LoraUse
+from core.system import paths
+from core.system.tensor_files import calculate_payload_sha256
+
+LIBRARY_FOLDERS = (paths.MODELS / "loras", PRESETS_FOLDER / "loras")
+"""The owner's files, and the examples that come with the studio."""
+MAX_LORAS = 16
+"""LoRAs on one picture."""
+
+
+def list_loras() -> list[str]:
+    """List the names of the LoRAs in the library."""
+    return sorted({file.stem for folder in LIBRARY_FOLDERS for file in folder.glob("*.safetensors")})
+
+
+def locate_lora(name: str) -> Path:
+    """Return the file of a LoRA in the library. Raises `UserError` listing the names there are."""
+    for own in list_loras():  # only a listed name becomes a path
+        if name in (own, slugify(own)):
+            return next(
+                file for folder in LIBRARY_FOLDERS if (file := folder / f"{own}.safetensors").exists()
+            )
+    raise UserError(
+        "lora", f"{name[:60]!r} is not in the LoRA library, which has {', '.join(list_loras()) or 'none'}."
+    )
+
+
+def find_lora(name: str) -> Path:
+    """Return the file of a LoRA in the library or on the Hub.
+
+    A Hub id is `owner/name` or `owner/name:file.safetensors`. Raises `UserError` if it is not found
+    or not allowed.
+    """
+    return from_hub.fetch_lora(name) if hub.is_hub_id(name) else locate_lora(name)
+
+
+def slugify(name: str) -> str:
+    """Return the name as Civitai reads it in a tag."""
+    return re.sub(r"[^\w.\-]", "_", name)
+
+
+def parse_lora_tags(prompt: str) -> tuple[LoraUse, ...]:
+    """Parse the `<lora:name:1.5>` tags of a prompt.
+
+    Raises `UserError` for a tag that cannot be read, and for a name, a strength or a block list that
+    is not allowed.
+    """
+    _, tags, unread = extract_lora_tags(prompt)
+    if wrong := next((tag for tag in unread if tag[:6].lower() == "<lora:"), None):
+        raise UserError(
+            "prompt", f"{wrong[:60]!r} is not valid. Use <lora:name:strength>, with lbw= for block weights."
+        )
+    return check_loras([_make_use(str(locate_lora(tag.name)), tag) for tag in tags])
+
+
+def _make_use(file: str, tag: LoraTag) -> LoraUse:
+    return LoraUse(
+        path=file,
+        strength=tag.strength,
+        text_strength=None if tag.text_strength == tag.strength else tag.text_strength,
+        blocks=tag.blocks,
+    )
+
+
+def parse_lora_list(entries: Any) -> tuple[LoraUse, ...]:
+    """Parse a JSON list of `{"lora", "strength", "text_strength", "blocks"}` tables.
+
+    Raises `UserError` for a name, a setting, a strength or a block list that is not allowed.
+    """
+    if not isinstance(entries, list) or not all(isinstance(one, dict) for one in entries):
+        raise UserError("loras", 'use a list of tables, such as [{"lora": "name", "strength": 1.5}].')
+    wanted: list[LoraUse] = []
+    for number, one in enumerate(entries, 1):
+        if unknown := set(one) - {"lora", "strength", "text_strength", "blocks"}:
+            raise UserError(
+                "loras",
+                f"{sorted(unknown)[0][:40]!r} is not a setting; "
+                "the settings are lora, strength, text_strength and blocks.",
+            )
+        try:
+            file = find_lora(str(one.get("lora", "")))
+            settings = {"strength": 1.0, **{k: v for k, v in one.items() if k != "lora"}}
+            wanted += check_loras([LoraUse(**settings, path=str(file))])
+        except UserError as error:
+            raise UserError("loras", f"entry {number}, {error}") from error
+    return check_loras(wanted)
+
+
+def check_loras(uses: Sequence[LoraUse]) -> tuple[LoraUse, ...]:
+    """Return the uses if strengths, blocks and files are allowed. Raises `UserError` otherwise."""
+    low, high = STRENGTH
+    if len(uses) > MAX_LORAS:
+        raise UserError("lora", f"{len(uses)} are too many; the limit is {MAX_LORAS} per image.")
+    for use in uses:
+        for strength in (use.strength, use.strength if use.text_strength is None else use.text_strength):
+            if (
+                isinstance(strength, bool)
+                or not isinstance(strength, int | float)
+                or not low <= strength <= high
+            ):
+                raise UserError(
+                    "strength",
+                    f"{str(strength)[:40]} is not valid for {Path(use.path).stem}. "
+                    f"Use a number from {low:g} to {high:g}.",
+                )
+        if use.blocks is not None:
+            try:
+                parse_block_weights(str(use.blocks))
+            except ValueError as error:
+                raise UserError("blocks", f"{str(use.blocks)[:60]!r} is not valid: {error}.") from error
+        lora.get_lora_file(use.path)
+    return tuple(uses)
+
+
+def format_lora_tag(use: LoraUse) -> str:
+    """Return the use as a tag of a prompt."""
+    both = (use.strength,) if use.text_strength is None else (use.text_strength, use.strength)
+    strengths = ":".join(repr(float(strength)).removesuffix(".0") for strength in both)
+    return f"<lora:{slugify(Path(use.path).stem)}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
+
+
+def collect_lora_tags(uses: Sequence[LoraUse]) -> tuple[str, ...]:
+    """Return the LoRAs' triggers and the main tags that they were trained on.
+
+    Main tags are in at least half as many captions as the most frequent one.
+    """
+    said: list[str] = []
+    for use in uses:
+        file = lora.get_lora_file(use.path)
+        said += [part.strip() for part in (file.trigger or "").split(",") if part.strip()]
+        counts = file.tags
+        most = max(counts.values(), default=0)
+        said += [tag.replace("_", " ") for tag, count in counts.items() if 2 * count >= most][:20]
+    return tuple(dict.fromkeys(tag[:60] for tag in said))[:30]
+
+
+def hash_loras(uses: Sequence[LoraUse]) -> dict[str, str]:
+    """Return infotext's `Lora hashes`, and `Lora origins` with where on the Hub they are from.
+
+    A hash is the first 12 digits of the sha256 of what follows the file's header.
+    """
+    if not uses:
+        return {}
+    parts = [
+        f"{Path(use.path).stem.translate({58: None, 44: None})}: "
+        f"{calculate_payload_sha256(Path(use.path))[:12]}"
+        for use in uses
+    ]
+    origins = {Path(use.path).stem: named for use in uses if (named := hub.find_origin(Path(use.path)))}
+    return {"Lora hashes": ", ".join(parts)} | (
+        {"Lora origins": ", ".join(f"{stem}: {named}" for stem, named in origins.items())} if origins else {}
+    )

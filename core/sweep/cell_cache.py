@@ -1,0 +1,109 @@
+"""Finished cells on disk, keyed by the hash of their request.
+
+A sweep that was stopped continues from them, and another sweep reuses the cells that both share.
+"""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+
+from core.hub import client as hub
+from core.models import bases
+from core.schema.events import Features, LevelStatistics
+from core.schema.types import Request
+from core.system import paths
+from core.system.atomic_files import replace_file
+from core.system.device import detect_machine
+from core.system.tensor_files import calculate_sha256
+
+FOLDER = paths.CELL_CACHE
+ENGINE_VERSION = 1
+"""Goes up when a request gives another picture or its features are extracted differently."""
+CELLS_GONE = (
+    "images of this study were deleted before it ended because the disk was full. "
+    "Start again; the images that remain are reused."
+)
+
+
+def hash_request(request: Request) -> str:
+    """Return the SHA-256 (hex) of all that a cell's picture, infotext and features depend on.
+
+    A LoRA contributes the hash of its content, and the name and origin that are written into the
+    infotext.
+
+    The prompt counts as it is written: a tag that never reaches the model would otherwise put
+    somebody else's words into a picture that others reuse.
+    """
+    told = asdict(request)
+    told["loras"] = [
+        {**asdict(use), "path": _describe_lora(Path(use.path))}
+        for use in request.loras
+        if use.strength or use.text_strength
+    ]
+    made = {
+        "engine": ENGINE_VERSION,
+        "precision": str(detect_machine().dtype),
+        "device": detect_machine().device,
+        "model": bases.fingerprint_model(request.model),
+        **told,
+    }
+    return hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+
+
+def picture_path(key: str) -> Path:
+    """Return the file of a cell's picture, whether or not it exists yet."""
+    return FOLDER / key[:2] / f"{key}.png"
+
+
+def load_features(key: str, feature_extractor: str) -> Features | None:
+    """Return the features of a finished cell; `None` if they are missing or cannot be read."""
+    try:
+        with np.load(_features_path(key, feature_extractor), allow_pickle=False) as kept:
+            levels, echo = (_unpack_levels(kept, prefix) for prefix in ("level", "echo"))
+            found = Features(levels=levels, vae_roundtrip=echo or None, latents=kept.get("latents"))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile):  # missing or torn: made again
+        return None
+    if not picture_path(key).exists():
+        return None
+    touch_cell(key, feature_extractor)
+    return found
+
+
+def touch_cell(key: str, feature_extractor: str) -> None:
+    """Mark a cell as in use: cells that nobody has used for a long time are deleted."""
+    with suppress(OSError):  # deleted meanwhile, or a read-only disk
+        for file in (picture_path(key), _features_path(key, feature_extractor)):
+            os.utime(file)
+
+
+def save_features(key: str, feature_extractor: str, features: Features) -> None:
+    """Write features beside their picture; from then on the cell counts as finished."""
+    kept: dict[str, np.ndarray] = {}
+    for prefix, levels in (("level", features.levels), ("echo", features.vae_roundtrip or ())):
+        for i, (mean, deviation) in enumerate(levels):
+            kept |= {f"{prefix}_{i}_mean": mean, f"{prefix}_{i}_deviation": deviation}
+    if features.latents is not None:
+        kept["latents"] = features.latents
+    file = _features_path(key, feature_extractor)
+    with replace_file(file) as unfinished, unfinished.open("xb") as out:
+        np.savez(out, **kept)  # type: ignore[arg-type]
+
+
+def _describe_lora(lora: Path) -> list[str | None]:
+    """Return what an infotext depends on in a LoRA file: its SHA-256, name and origin."""
+    return [calculate_sha256(lora), lora.stem, hub.find_origin(lora)]
+
+
+def _features_path(key: str, feature_extractor: str) -> Path:
+    return FOLDER / key[:2] / f"{key}-{feature_extractor.replace(' ', '-')}.npz"
+
+
+def _unpack_levels(archive: np.lib.npyio.NpzFile, prefix: str) -> tuple[LevelStatistics, ...]:
+    many = sum(name.startswith(f"{prefix}_") for name in archive) // 2
+    return tuple((archive[f"{prefix}_{i}_mean"], archive[f"{prefix}_{i}_deviation"]) for i in range(many))

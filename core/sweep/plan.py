@@ -1,0 +1,275 @@
+"""Turn the form of a sweep into its plan, and parse the lists of numbers in it.
+
+Whatever is not allowed becomes a `UserError` with one sentence.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Annotated, Any
+
+from PIL import Image
+
+from core.generate.features import VAE
+from core.hub.preflight import is_job
+from core.lora import apply as lora
+from core.models import bases, tools
+from core.prompts.grammar import extract_lora_tags
+from core.prompts.neutral import compose_neutral_prompts
+from core.prompts.png_metadata import MAX_PIXELS
+from core.schema import limits, presets
+from core.schema.bounds import Switch, format_value, is_number
+from core.schema.errors import UserError
+from core.schema.records import record
+from core.schema.types import LoraUse, PromptPreset, Request
+
+_NUMBER = r"-?[0-9]{1,12}(?:\.[0-9]{1,6})?"
+RANGE_PATTERN = re.compile(
+    rf"({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*\+\s*({_NUMBER})\s*\)|\[\s*([0-9]{{1,4}})\s*\])?"
+)
+STRENGTH_DECIMALS = 3  # strengths that are equal to this many decimals count as one
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepPlan:
+    """One LoRA over strengths, prompts and seeds."""
+
+    lora: LoraUse
+    """The LoRA to sweep; its strength is ignored."""
+    settings: Request
+    """What all pictures share; its prompt, seed and LoRAs are ignored."""
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    strengths: tuple[float, ...]
+    """In rising order, including 0."""
+    feature_extractor: str = "VAE"
+    """Network whose activations are measured: the model's own `VAE`, or a `Tool` of kind `eye`."""
+    references: tuple[str, ...] = ()
+    """Files of pictures in the target style."""
+    refine: bool = False
+    """Whether to measure once more afterwards, between the strengths where something changes."""
+
+
+DEFAULT_STRENGTHS = "0-3.5 (+0.25)"
+DEFAULT_SEEDS = "1-4"
+
+
+@record
+class SweepForm:
+    """What a person asks of a sweep; `None` stands for the default or the preset's value."""
+
+    lora: Any
+    """The path of the LoRA."""
+    preset: str = "nano"
+    prompts: Any = None
+    """Text with one prompt per line, or a list; `None` for the preset's neutral ones."""
+    seeds: Any = DEFAULT_SEEDS
+    """A list of numbers as text, such as `1-4`."""
+    strengths: Any = DEFAULT_STRENGTHS
+    """A list of numbers as text, such as `0-3.5 (+0.25)`."""
+    references: Any = None
+    """Files of images in the target style."""
+    refine: Annotated[bool, Switch()] = False
+    feature_extractor: str = VAE
+    """`VAE` or the name of a `Tool` of kind `eye`."""
+
+
+def plan_sweep(form: SweepForm) -> SweepPlan:
+    """Plan the sweep that a form asks for. Raises `UserError` for whatever is not allowed."""
+    preset = presets.get_prompt_preset(form.preset)
+    if not form.lora:
+        raise UserError("lora", "choose a LoRA to sweep.")
+    use = LoraUse(path=str(form.lora))
+    family = lora.get_lora_file(use.path).family
+    if not bases.find_model(preset.model).fits(family):
+        raise UserError(
+            "lora",
+            f"{Path(use.path).name} is made for {family}, but {preset.title} is not of that family; "
+            "choose another preset.",
+        )
+    prompts = _parse_prompts(form.prompts, preset)
+    seeds = parse_seeds(read_numbers(form.seeds, DEFAULT_SEEDS))
+    strengths = parse_strengths(read_numbers(form.strengths, DEFAULT_STRENGTHS))
+    cells = len(prompts) * len(seeds) * len(strengths)
+    if cells > limits.SWEEP_CELLS:
+        raise UserError(
+            "strengths",
+            f"{len(strengths)} strengths x {len(prompts)} prompts x {len(seeds)} seeds are {cells} images; "
+            f"the limit is {limits.SWEEP_CELLS}.",
+        )
+    shared = {
+        name: getattr(preset, name) for name in ("model", "negative", "width", "height", "steps", "cfg")
+    }
+    settings = [
+        {**shared, "prompt": prompt, "sampler": preset.sampler, "seed": seeds[0]} for prompt in prompts
+    ]
+    for values in settings:
+        try:
+            bases.check_prompt_length(Request(**values))
+        except UserError as error:
+            raise UserError("prompts" if error.field == "prompt" else error.field, error.sentence) from error
+    if form.feature_extractor not in list_feature_extractors():
+        raise UserError(
+            "feature_extractor",
+            f"{form.feature_extractor[:40]!r} is unknown. "
+            f"Use one of: {', '.join(list_feature_extractors())}.",
+        )
+    return SweepPlan(
+        lora=use,
+        settings=Request(**settings[0]),
+        feature_extractor=form.feature_extractor,
+        references=tuple(check_reference(Path(str(file))) for file in _list_references(form.references)),
+        refine=form.refine,
+        prompts=prompts,
+        seeds=tuple(seeds),
+        strengths=tuple(strengths),
+    )
+
+
+def list_feature_extractors() -> list[str]:
+    """Return the names of the networks whose activations can be measured."""
+    return [VAE, *tools.list_tools("eye")]
+
+
+def check_reference(file: Path) -> str:
+    """Return the path of a reference picture after checking that it can be opened.
+
+    Before the job, the picture is not decoded. Raises `UserError` if it is too large, or cannot be
+    read as a PNG, JPEG or WebP image.
+    """
+    try:
+        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as picture:
+            if picture.width * picture.height > MAX_PIXELS:
+                raise UserError(
+                    "references", f"{file.name} is too large; the limit is {MAX_PIXELS // 10**6} megapixels."
+                )
+            if is_job():
+                picture.load()
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError("references", f"{file.name} cannot be read as a PNG, JPEG or WebP image.") from error
+    return str(file)
+
+
+def _parse_prompts(value: Any, recipe: PromptPreset) -> tuple[str, ...]:
+    lines = value if isinstance(value, list | tuple) else ["" if value is None else value]
+    if wrong := [line for line in lines if not isinstance(line, str)]:
+        raise UserError(
+            "prompts", f"{format_value(wrong[0])} is not text; use one prompt per line, or a list."
+        )
+    text = "\n".join(lines)
+    if len(text) > limits.PROMPT_LENGTH:
+        raise UserError(
+            "prompts", f"{len(text):,} characters are too many; the limit is {limits.PROMPT_LENGTH:,}."
+        )
+    prompts = tuple(
+        dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
+    ) or compose_neutral_prompts(recipe)
+    if tagged := next((prompt for prompt in prompts if extract_lora_tags(prompt)[0] != prompt), None):
+        raise UserError(
+            "prompts",
+            f"{tagged[:60]!r} contains a LoRA, or another <tag:...>; "
+            "a sweep applies only the LoRA that is swept.",
+        )
+    if len(prompts) > limits.PROMPTS:
+        raise UserError(
+            "prompts", f"{len(prompts)} are too many; the limit is {limits.PROMPTS}, one per line."
+        )
+    return prompts
+
+
+def read_numbers(value: Any, default: str) -> Any:
+    """Return a list of numbers as text, as `parse_numbers` takes it; a number is a list of one.
+
+    `None` and a blank text stand for the default.
+    """
+    if value is None or (isinstance(value, str) and not value.strip()):
+        return default
+    return f"{value}" if is_number(value) else value
+
+
+def _list_references(value: Any) -> Sequence[Any]:
+    files = value if isinstance(value, list | tuple) else [value] if value else []
+    if len(files) > limits.REFERENCES:
+        raise UserError("references", f"{len(files)} images are too many; the limit is {limits.REFERENCES}.")
+    return files
+
+
+def parse_numbers(text: Any, field: str, max_count: int) -> list[float]:
+    """Parse a list of numbers such as `0, 0.5, 1`, `0-3.5 (+0.25)`, `0-3.5 [15]` or `1-4`.
+
+    Returns each number once, in the order of the text; no range goes beyond its end. Raises
+    `UserError` if `text` is not such a list, or has more than `max_count` numbers.
+    """
+    if not isinstance(text, str) or len(text) > limits.PROMPT_LENGTH:
+        raise UserError(field, "use a list such as '0, 0.5, 1', '0-3.5 (+0.25)' or '0-3.5 [15]'.")
+    found: list[Decimal] = []
+    for part in filter(None, (part.strip() for part in text.replace("\n", ",").split(","))):
+        if re.fullmatch(_NUMBER, part):
+            found.append(Decimal(part))
+        elif match := RANGE_PATTERN.fullmatch(part):
+            found += _parse_range(match, field, part, max_count)
+        else:
+            raise UserError(
+                field,
+                f"{part[:40]!r} is neither a number nor a range; "
+                "use a list such as '0, 0.5, 1', '0-3.5 (+0.25)' or '0-3.5 [15]'.",
+            )
+        if len(found) > max_count:
+            raise UserError(field, f"{part[:40]!r} makes more than {max_count} numbers, the limit.")
+    if not found:
+        raise UserError(
+            field, "it is empty; use a list such as '0, 0.5, 1', '0-3.5 (+0.25)' or '0-3.5 [15]'."
+        )
+    return list(dict.fromkeys(map(float, found)))
+
+
+def _parse_range(match: re.Match[str], field: str, part: str, max_count: int) -> list[Decimal]:
+    first, last = Decimal(match[1]), Decimal(match[2])
+    if last < first:
+        raise UserError(field, f"{part[:40]!r} ends before it begins.")
+    if match[4]:
+        many = int(match[4])
+        if not 2 <= many <= max_count:
+            raise UserError(
+                field, f"{part[:40]!r} asks for {many} numbers; a range has from 2 to {max_count}."
+            )
+        return [first + (last - first) * i / (many - 1) for i in range(many)]
+    step = Decimal(match[3] or 1)
+    if step <= 0:
+        raise UserError(field, f"{part[:40]!r} has no valid step; the number after + must be above 0.")
+    many = int((last - first) / step) + 1
+    if many > max_count:
+        raise UserError(field, f"{part[:40]!r} makes {many} numbers; the limit is {max_count}.")
+    return [first + step * i for i in range(many)]
+
+
+def parse_strengths(text: Any, field: str = "strengths") -> list[float]:
+    """Parse the strengths of a LoRA; return them in rising order, including 0.
+
+    Raises `UserError` if `parse_numbers` refuses the text, or a strength is out of range.
+    """
+    given = parse_numbers(text, field, limits.STRENGTHS)
+    low, high = limits.STRENGTH
+    for strength in given:
+        if not low <= strength <= high:
+            raise UserError(field, f"{strength:.6g} is not valid. Use strengths from {low:g} to {high:g}.")
+    found = sorted({0.0, *(round(strength, STRENGTH_DECIMALS) for strength in given)})
+    if found == [0.0]:
+        raise UserError(field, "0 alone shows nothing; use at least one other strength.")
+    return found
+
+
+def parse_seeds(text: Any, field: str = "seeds") -> list[int]:
+    """Parse seeds; return them in the order of the text.
+
+    Raises `UserError` if `parse_numbers` refuses the text, or a seed is not whole or is out of
+    range.
+    """
+    found = parse_numbers(text, field, limits.SEEDS)
+    low, high = limits.SEED
+    for seed in found:
+        if seed != int(seed) or not low <= seed <= high:
+            raise UserError(field, f"{seed:.12g} is not valid. Use whole numbers from {low} to {high}.")
+    return [int(seed) for seed in found]

@@ -1,0 +1,350 @@
+"""Run a sweep: one LoRA over strengths, prompts and seeds.
+
+Cells are made or taken from the cache, measured as they come, and decided upon.
+"""
+
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
+from functools import cache, cached_property
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from core.generate.features import PARTS_PER_SIDE
+from core.generate.picture_file import save_picture
+from core.generate.stages import details
+from core.models import bases, lora_library, tools
+from core.models.tagger import Tagger
+from core.prompts.conditioning import resolve_prompt
+from core.prompts.grammar import Span
+from core.prompts.neutral import find_preset
+from core.schema import limits
+from core.schema.errors import UserError
+from core.schema.events import Event, Failed, Features, Picture, ReferenceFeatures, Step
+from core.schema.types import Cell, Request
+from core.sweep import cell_cache, measure
+from core.sweep.decide import HELD_RANGES, Verdict, decide_verdict
+from core.sweep.plan import SweepPlan
+from core.system import disk
+from core.system.tensor_files import calculate_sha256
+
+MEASURES = (
+    "effect",
+    "style",
+    "composition",
+    "prompt",
+    "detail",
+    "saturation",
+    "effect_face",
+    "effect_background",
+)
+TOUCH_SECONDS = limits.HOUR / 6
+"""Seconds between two times that a study marks its cells as in use."""
+Item = tuple[str, int]
+"""A prompt and a seed."""
+Make = Callable[..., Iterator[Event]]
+"""Makes pictures, as `core.runtime.gpu.generate_on_gpu`: (cells, extractor, pictures) -> events."""
+
+
+class SweepStudy:
+    """A sweep under way: its results at any time, whether it is finished or stopped."""
+
+    def __init__(self, plan: SweepPlan):
+        self.plan = plan
+        self.sha256 = calculate_sha256(Path(plan.lora.path))
+        """Hash of the LoRA's file, so that the measurements stay with it."""
+        self.items: list[Item] = [(prompt, seed) for prompt in plan.prompts for seed in plan.seeds]
+        self.strengths = list(plan.strengths)
+        self.pictures: dict[tuple[float, Item], Path] = {}
+        self.features: dict[tuple[float, Item], Features] = {}
+        self.measurements: dict[float, dict[str, np.ndarray]] = {}
+        """Strength -> measure -> a number for each item, NaN where there is none.
+
+        Only strengths whose pictures are complete.
+        """
+        self.verdict: Verdict | None = None
+        self.unmeasured: dict[str, str] = {}
+        """Measure -> why it is missing."""
+        self.unet_calls = 0
+        self.cells_found = 0
+        """Cells that were in the cache already."""
+        self.seconds = 0.0
+        self._last_touch = time.monotonic()
+        self.reference_features: list[Features] = []
+        """Features of the reference pictures."""
+
+    def run(self, make: Make) -> Generator[Event, None, None]:
+        """Make the missing cells, yielding `Step`s and `Picture`s as they come.
+
+        Ends with `Failed` when a job fails. Closing the generator stops the work.
+
+        Raises `UserError` if the disk has no room, or had so little that cells were deleted
+        meanwhile.
+        """
+        disk.check_free_disk(cell_cache.FOLDER)
+        begin = time.monotonic()
+        try:
+            yield from self._run_columns(make, _order_coarse_first(self.strengths))
+            if self._is_complete():
+                self.verdict = self._decide()
+                if self.plan.refine and (between := self._find_midpoints()):
+                    self.strengths = sorted({*self.strengths, *between})
+                    yield from self._run_columns(make, between)
+                    self.verdict = self._decide() if self._is_complete() else None
+        except FileNotFoundError as error:
+            if not Path(str(error.filename)).is_relative_to(cell_cache.FOLDER):
+                raise
+            raise UserError("disk", cell_cache.CELLS_GONE) from error
+        finally:
+            self.seconds += time.monotonic() - begin
+
+    def build_request(self, strength: float, item: Item) -> Request:
+        """Return the request that makes a cell.
+
+        At strength 0 it does not mention the LoRA, so that every sweep shares the cell.
+        """
+        use = replace(self.plan.lora, strength=strength)
+        worn = (
+            {"prompt": f"{item[0]} {lora_library.format_lora_tag(use)}", "loras": (use,)}
+            if strength
+            else {"prompt": item[0]}
+        )
+        return replace(self.plan.settings, seed=item[1], **worn)
+
+    def touch_cells(self) -> None:
+        """Mark the study's cells as in use, at most once per `TOUCH_SECONDS`.
+
+        Otherwise cells would expire in a study that takes longer than they are kept.
+        """
+        if time.monotonic() - self._last_touch >= TOUCH_SECONDS:
+            self._last_touch = time.monotonic()
+            for file in self.pictures.values():
+                cell_cache.touch_cell(file.stem, self.plan.feature_extractor)
+
+    def _is_complete(self) -> bool:
+        return all((strength, item) in self.pictures for strength in self.strengths for item in self.items)
+
+    def _run_columns(self, make: Make, strengths: Sequence[float]) -> Iterator[Event]:
+        asked = [(strength, item) for strength in strengths for item in self.items]
+        names = {place: cell_cache.hash_request(self.build_request(*place)) for place in asked}
+        missing = []
+        for place in asked:
+            if (seen := cell_cache.load_features(names[place], self.plan.feature_extractor)) is None:
+                missing.append(place)
+            else:
+                self._add_cell(place, cell_cache.picture_path(names[place]), seen)
+        self.cells_found += len(asked) - len(missing)
+        self._measure_columns()
+        wanted = (
+            [self._open_reference(file) for file in self.plan.references]
+            if not self.reference_features
+            else []
+        )
+        if not missing and wanted:
+            missing = asked[:1]  # only a job gives reference features: make one cell again
+        if not missing:
+            return
+        jobs = [
+            Cell(label=f"strength {strength:g}, seed {item[1]}", request=self.build_request(strength, item))
+            for strength, item in missing
+        ]
+        for event in make(jobs, feature_extractor=self.plan.feature_extractor, pictures=wanted):
+            match event:
+                case ReferenceFeatures():
+                    self.reference_features.append(event.features)
+                case Step():
+                    self.unet_calls += 1
+                case Picture(features=Features() as seen):
+                    place = missing[event.index]
+                    self._add_cell(place, self._save_cell(names[place], event), seen)
+                    self._measure_columns()
+            self.touch_cells()
+            yield event
+            if isinstance(event, Failed):
+                return
+        self._measure_columns()
+
+    def _add_cell(self, place: tuple[float, Item], file: Path, features: Features) -> None:
+        self.pictures[place], self.features[place] = file, features
+
+    def _save_cell(self, name: str, event: Picture) -> Path:
+        request, file = event.cell.request, cell_cache.picture_path(name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        save_picture(event.image, request, file)
+        assert event.features is not None
+        cell_cache.save_features(name, self.plan.feature_extractor, event.features)
+        return file
+
+    def _open_reference(self, file: str) -> Image.Image:
+        with Image.open(file) as picture:
+            return ImageOps.fit(
+                ImageOps.exif_transpose(picture).convert("RGB"),
+                (self.plan.settings.width, self.plan.settings.height),
+            )
+
+    # --- measuring -----------------------------------------------------------------------------
+
+    def _measure_columns(self) -> None:
+        """Measure the strengths whose pictures are complete.
+
+        This starts once those of strength 0 are complete and the features of the references are
+        known.
+        """
+        if len(self.reference_features) < len(self.plan.references):
+            return
+        for strength in [0.0, *self.strengths]:
+            whole = all((strength, item) in self.features for item in self.items)
+            if (
+                whole
+                and strength not in self.measurements
+                and len(self.plan.seeds) > 1
+                and (strength == 0 or 0.0 in self.measurements)
+            ):
+                self.measurements[strength] = self._measure_column(strength)
+                if strength:  # once measured, the levels need not stay in memory
+                    for item in self.items:
+                        self.features[strength, item] = replace(
+                            self.features[strength, item], levels=(), vae_roundtrip=None
+                        )
+
+    def _measure_column(self, strength: float) -> dict[str, np.ndarray]:
+        yard, read_at_zero, read, boxes = (
+            self.yardstick,
+            self._tags_at_zero,
+            self._read_tags(strength),
+            self._faces,
+        )
+        column: dict[str, list[float]] = {name: [] for name in MEASURES}
+        for i, item in enumerate(self.items):
+            look, base = self.features[strength, item], self.features[0.0, item]
+            with (
+                Image.open(self.pictures[strength, item]) as picture,
+                Image.open(self.pictures[0.0, item]) as at_zero,
+            ):
+                column["detail"].append(measure.detail(picture, at_zero))
+            column["effect"].append(measure.effect(look, base, yard))
+            column["style"].append(
+                measure.style(look, self.reference_features, yard) if self.reference_features else np.nan
+            )
+            column["composition"].append(measure.composition(look, base))
+            share = (
+                measure.prompt(read[i], read_at_zero[i], self._extract_tags(item[0]))
+                if read and read_at_zero
+                else None
+            )
+            column["prompt"].append(np.nan if share is None else share)
+            column["saturation"].append(measure.saturation(look, yard))
+            face = boxes[i]
+            column["effect_face"].append(
+                measure.effect(look, base, yard, face) if face is not None else np.nan
+            )
+            column["effect_background"].append(
+                measure.effect(look, base, yard, 1 - face) if face is not None else np.nan
+            )
+        return {name: np.array(values, float) for name, values in column.items()}
+
+    @cached_property
+    def yardstick(self) -> measure.Yardstick:
+        """The yardstick of the measures, from the features at strength 0."""
+        return measure.build_yardstick({item: self.features[0.0, item] for item in self.items})
+
+    @cached_property
+    def _tags_at_zero(self) -> list[dict[str, float]] | None:
+        return self._read_tags(0.0)
+
+    def _read_tags(self, strength: float) -> list[dict[str, float]] | None:
+        """Return the tags of each picture of a column, or `None` if the model has no tagger."""
+        name = bases.find_model(self.plan.settings.model).tagger
+        try:
+            if name is None:
+                raise UserError(
+                    None,
+                    f"No tagger is available for {self.plan.settings.model}, "
+                    "so prompt following was not measured.",
+                )
+            tagger = _load_tagger(tools.fetch_tool("tagger", name))
+        except UserError as error:
+            self.unmeasured["prompt"] = str(error)
+            return None
+        return tagger.read_tags(
+            [Image.open(self.pictures[strength, item]).convert("RGB") for item in self.items]
+        )
+
+    @cached_property
+    def _faces(self) -> list[np.ndarray | None]:
+        """Return for each item how much of each part of its strength-0 picture is face.
+
+        `None` where no face is found.
+        """
+        found: list[np.ndarray | None] = []
+        try:
+            finder, _ = details.find_detector(find_preset(self.plan.settings.model).detail.detector)
+        except UserError as error:
+            self.unmeasured["effect_face"] = self.unmeasured["effect_background"] = str(error)
+            return [None] * len(self.items)
+        for item in self.items:
+            with Image.open(self.pictures[0.0, item]) as picture:
+                boxes = [each.box for each in finder.find(picture.convert("RGB"), 0.3)]
+                found.append(measure.box_coverage(boxes, picture.size, PARTS_PER_SIDE) if boxes else None)
+        return found
+
+    def _extract_tags(self, prompt: str) -> list[str]:
+        text = "".join(part.text for part in resolve_prompt(prompt) if isinstance(part, Span))
+        return [tag.strip().replace("_", " ") for tag in text.split(",") if tag.strip()]
+
+    # --- deciding ------------------------------------------------------------------------------
+
+    def _decide(self) -> Verdict:
+        if len(self.plan.seeds) < 2:
+            return decide_verdict(
+                self.strengths,
+                {"effect": np.zeros((len(self.strengths), len(self.items)))},
+                0.0,
+                seed_count=1,
+            )
+        used = ["effect", *HELD_RANGES, *(["style"] if self.reference_features else [])]
+        curves = {
+            name: np.stack([self.measurements[strength][name] for strength in self.strengths])
+            for name in used
+        }
+        return decide_verdict(
+            self.strengths,
+            {name: curve for name, curve in curves.items() if not np.isnan(curve).all()},
+            self.yardstick.noise_floor,
+            len(self.plan.seeds),
+        )
+
+    def _find_midpoints(self) -> list[float]:
+        """Return midpoints next to onset, both ends of the sweet spot and breakdown."""
+        assert self.verdict is not None
+        knees = [
+            knee
+            for knee in (self.verdict.onset, *(self.verdict.sweet_spot or ()), self.verdict.breakdown)
+            if knee is not None
+        ]
+        steps = [
+            (a, b)
+            for a, b in zip(self.strengths, self.strengths[1:], strict=False)
+            if a in knees or b in knees
+        ]
+        found = {round((a + b) / 2, 4) for a, b in steps}
+        room = max(0, limits.SWEEP_CELLS // len(self.items) - len(self.strengths))
+        return sorted(found)[:room]
+
+
+def _order_coarse_first(strengths: Sequence[float]) -> list[float]:
+    """Order the strengths as 0, the end, then halves, quarters and so on.
+
+    So the curve spans the range early and fills up.
+    """
+    order, step = [0.0, strengths[-1], strengths[0]], 1 << max(0, len(strengths) - 1).bit_length()
+    while step := step // 2:
+        order += strengths[::step]
+    return list(dict.fromkeys(order))
+
+
+@cache
+def _load_tagger(folder: Path) -> Tagger:
+    return Tagger(folder)

@@ -1,0 +1,77 @@
+"""The named endpoint that sweeps a LoRA over strengths."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from core.runtime import gpu
+from core.schema.errors import UserError
+from core.schema.events import Failed
+from core.schema.records import read_form
+from core.sweep.plan import DEFAULT_SEEDS, DEFAULT_STRENGTHS, SweepForm, plan_sweep
+from core.sweep.report import export_sweep
+from core.sweep.study import SweepStudy
+from tabs.api.inputs import build_input
+from tabs.server.page_files import create_folder, resolve_lora, resolve_uploads
+from tabs.shared.checks import make_plan_validator, translate_errors
+from tabs.shared.forms import takes
+
+
+@takes(SweepForm)
+def sweep(form: SweepForm) -> Iterator[tuple[Any, ...]]:
+    """Measure at which strengths a LoRA works.
+
+    `prompts` are one per line; `references` are images of the target style.
+
+    Returns the contact sheet, the curve as rows, a zip of all cells with the report, and the
+    report: onset, sweet_spot, breakdown and recommended, each null where it was not seen, and why.
+    """
+    with translate_errors():
+        study = SweepStudy(plan_sweep(resolve_files(form)))
+        for event in study.run(gpu.generate_on_gpu):
+            if isinstance(event, Failed):
+                raise UserError(None, event.message)
+            yield tuple(gr.skip() for _ in range(4))
+        done = export_sweep(study, create_folder())
+    yield str(done.sheet), done.report["curve"], str(done.archive), done.report
+
+
+def resolve_files(form: SweepForm) -> SweepForm:
+    """Return the form with paths for the LoRA and the references that a client named.
+
+    Raises `UserError` if one of them cannot be found.
+    """
+    references = () if form.references is None else resolve_uploads(form.references, "references")
+    return replace(form, lora=None if form.lora is None else resolve_lora(form.lora), references=references)
+
+
+def register_endpoints() -> None:
+    """Wire the endpoint, on components that no page shows."""
+    call, report = gr.Button(visible=False), gr.JSON(visible=False)
+    measured: dict[str, Any] = {
+        "lora": build_input(gr.JSON),
+        "preset": build_input(gr.Textbox, "nano"),
+        "prompts": build_input(gr.Textbox),
+        "seeds": build_input(gr.Textbox, DEFAULT_SEEDS),
+        "strengths": build_input(gr.Textbox, DEFAULT_STRENGTHS),
+        "references": build_input(gr.JSON),
+        "refine": build_input(gr.Checkbox, False),
+    }
+    call.click(
+        sweep,
+        inputs_kwargs=measured,
+        outputs=[
+            gr.Image(visible=False, format="png", type="filepath"),
+            gr.JSON(visible=False),
+            gr.File(visible=False),
+            report,
+        ],
+        validator=make_plan_validator(
+            tuple(measured), lambda values: plan_sweep(resolve_files(read_form(SweepForm, values))), {}
+        ),
+        concurrency_id="gpu",
+        concurrency_limit=1,
+        api_name="sweep",
+    )

@@ -1,0 +1,145 @@
+"""Load settings into the Generate tab, and save them.
+
+They come from a preset of a person's own, or from what a picture says of itself.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from core.generate import request
+from core.models import bases
+from core.prompts import png_metadata
+from core.prompts.grammar import compose_prompt
+from core.schema import presets
+from core.schema.errors import UserError
+from core.schema.toml import read_toml
+from core.schema.types import PromptPreset
+from core.system.markdown import escape_markdown
+from tabs.generate import stages
+from tabs.server.call_wrapper import show_refusal
+from tabs.server.page_files import create_folder
+
+PICTURE_SUFFIXES = [".png", ".jpg", ".jpeg", ".webp"]
+PRESET_SUFFIX = ".toml"
+OWN_PRESET_NAME = "your preset"
+
+
+def save_preset(title: str, **values: Any) -> tuple[Any, str]:
+    """Save the page's settings as a preset file; return the file, and what to say."""
+    if problems := request.find_form_problems({**stages.build_form_values(values), "prompt": "-"}):
+        field, message = next(iter(problems.items()))
+        return gr.skip(), show_refusal(UserError(field, message.removeprefix(f"{field}: ")))
+    base = presets.get_prompt_presets()[values["preset"]]
+    texts = {name: values[name] for name in ("negative", "sampler")}
+    numbers = {name: int(values[name]) for name in ("steps", "width", "height")}
+    cfg = float(values["cfg"])
+    sides = (*base.size_range, numbers["width"], numbers["height"])
+    parts = {part: values[part] for part in presets.PROMPT_PARTS}
+    if compose_prompt(base, **parts) != values["prompt"]:  # edited by hand: kept as it is
+        parts = {**dict.fromkeys(presets.PROMPT_PARTS, ""), "general": values["prompt"]}
+    recipe = replace(
+        base,
+        **parts,
+        title=title.strip()[:80] or f"{base.title}, my settings",
+        **texts,
+        **numbers,
+        cfg=cfg,
+        cfg_range=(min(base.cfg_range[0], cfg), max(base.cfg_range[1], cfg)),
+        size_range=(min(sides), max(sides)),
+        on=tuple(stage for stage in presets.STAGE_NAMES if values[stage]),
+        **{stage: stages.build_stage_record(stage, values, base) for stage in presets.STAGE_NAMES},
+    )
+    file = create_folder() / f"preset{PRESET_SUFFIX}"
+    file.write_text(presets.format_prompt_preset(recipe), encoding="utf-8")
+    return gr.update(
+        value=str(file), visible=True
+    ), f"Saved: {escape_markdown(recipe.title)}. Drop the file above to load these settings again."
+
+
+def load_settings(
+    file: str, preset: str, fill: Callable[[PromptPreset], dict[str, Any]]
+) -> tuple[dict[str, Any], str]:
+    """Return what a dropped file puts into the controls, by name, and what to say.
+
+    Nothing changes if the file cannot be read. `fill` gives what a preset puts there; `preset` is
+    the one chosen so far.
+    """
+    try:
+        values, said = (
+            _load_preset(Path(file), fill)
+            if file.endswith(PRESET_SUFFIX)
+            else _load_picture_settings(Path(file), preset, fill)
+        )
+    except UserError as error:
+        return {}, show_refusal(error)
+    return values, escape_markdown(said)
+
+
+def _load_preset(file: Path, fill: Callable[[PromptPreset], dict[str, Any]]) -> tuple[dict[str, Any], str]:
+    recipe = presets.parse_prompt_preset(read_toml(file, "preset"), OWN_PRESET_NAME)
+    base = next((r.name for r in presets.get_prompt_presets().values() if r.model == recipe.model), None)
+    if base is None:
+        raise UserError("preset", f"no preset here uses the model {recipe.model!r}.")
+    return {**fill(recipe), "preset": base}, f"Loaded: {recipe.title}."
+
+
+def _load_picture_settings(
+    file: Path, preset: str, fill: Callable[[PromptPreset], dict[str, Any]]
+) -> tuple[dict[str, Any], str]:
+    reading = png_metadata.read_infotext(file)
+    said: dict[str, Any] = dict(reading.fields)
+    notes, recipes = [], presets.get_prompt_presets()
+    model = said.pop("model", None)
+    recipe = recipes[preset]
+    if model != recipe.model:
+        recipe = next((r for r in recipes.values() if r.model == model), recipe)
+        notes += (
+            [f"Its model, {str(model)[:60]}, has no preset here; {recipe.title} is kept."]
+            if recipe.model != model
+            else []
+        )
+    weights = bases.hash_weights(model) if model == recipe.model else None
+    if weights and (made_with := reading.unused.pop("Model hash", None)) != weights:
+        other = "other" if made_with else "unknown"
+        notes.append(
+            f"Made with {other} weights of {recipe.model}; the same settings may give another image."
+        )
+    said.pop("expanded", None)  # the prompt holds the added tags
+    for stage in stages.STAGE_FIELDS:
+        said[stage] = said.get(stage, False)
+    while problems := request.find_form_problems({**stages.select_form_values(said), "preset": recipe.name}):
+        for field, sentence in problems.items():
+            if field == "prompt":  # a LoRA that is not here; the text stays
+                notes.append(sentence)
+                continue
+            notes.append(f"Not changed: {sentence}")
+            stage, _, part = field.partition(".")
+            said[stage].pop(part, None) if part and said[stage] else said.pop(stage)
+        if list(problems) == ["prompt"]:
+            break
+    values = {**fill(recipe), "preset": recipe.name, "ratio": None}
+    values |= dict.fromkeys(presets.PROMPT_PARTS, "")  # the prompt is whole already
+    for name, value in said.items():
+        if name in stages.STAGE_FIELDS:
+            values[name] = value is not False
+            values |= {
+                f"{name}_{part}": stages.format_control_value(f"{name}_{part}", v)
+                for part, v in (value or {}).items()
+            }
+        elif isinstance(ranged := values[name], dict) and "minimum" in ranged:
+            # The slider goes as far as the preset's author advises; this value may lie beyond.
+            values[name] = {
+                **ranged,
+                "value": value,
+                "minimum": min(ranged["minimum"], value),
+                "maximum": max(ranged["maximum"], value),
+            }
+        else:
+            values[name] = value
+    if unused := [key for key in reading.unused if key != "Sweetspot"]:
+        notes.append(f"Ignored: {', '.join(unused[:30])}.")
+    return values, " ".join(["Settings loaded.", *notes])

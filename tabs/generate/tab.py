@@ -1,0 +1,423 @@
+"""The Generate tab: the controls of a preset, and pictures as they come."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+
+from core.generate import request
+from core.generate.tag_expander import append_tags
+from core.models import bases, lora_library
+from core.runtime import gpu, torch_thread
+from core.schema import limits, presets
+from core.schema.errors import UserError
+from core.schema.events import DownloadProgress, Failed, LoadProgress, Picture, Step
+from core.schema.records import read_form
+from core.schema.samplers import SAMPLERS
+from core.schema.types import PromptPreset
+from core.system.markdown import escape_markdown
+from tabs.generate import prompt, settings, stages
+from tabs.server.call_wrapper import show_refusal
+from tabs.server.page_files import create_folder, save_result
+from tabs.shared import hub_fetch
+from tabs.shared.checks import QUIET_OPTIONS, READ_OPTIONS, make_request_validator, translate_errors
+from tabs.shared.handoff import GenerateHandoff
+from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
+from tabs.shared.updates import answer_by_name
+
+PROMPT_PARTS = presets.PROMPT_PARTS
+ASPECT_RATIOS = {
+    "1:1": (1, 1),
+    "2:3": (2, 3),
+    "3:2": (3, 2),
+    "3:4": (3, 4),
+    "4:3": (4, 3),
+    "9:16": (9, 16),
+    "16:9": (16, 9),
+}
+INPUT_NAMES = (
+    "preset",
+    "prompt",
+    "negative",
+    "sampler",
+    "steps",
+    "cfg",
+    "width",
+    "height",
+    "seed",
+    "count",
+    "clip_skip",
+    "lora_file",
+    "lora_strength",
+    *stages.CONTROL_NAMES,
+)
+"""What a job is made from: the fields of `PictureForm`, a stage's settings in pieces."""
+OUTPUT_NAMES = ("gallery", "made", "status", "settings", "last_seed", "added", "compare")
+"""The components that show a job.
+
+`made` holds the gallery's pictures without previews: what stays after a Stop or an error.
+"""
+# While a person types, the last state counts.
+LATEST_OPTIONS: dict[str, Any] = {**QUIET_OPTIONS, "trigger_mode": "always_last"}
+CLEAR_TAGS_JS = "() => [{__type__: 'update', choices: [], value: []}]"
+PROGRESS_LABELS = {"base": "Step", "hires": "Hires: step", "detail": "Details: step"}
+
+
+def build_tab() -> GenerateHandoff:
+    """Lay out the tab and connect it; call this inside a `gr.Tab`."""
+    first = next(iter(presets.get_prompt_presets().values()))
+    with gr.Row():
+        with gr.Column(scale=5, min_width=320):
+            shown = _build_controls(first)
+        with gr.Column(scale=6, min_width=320):
+            shown |= _build_results()
+    filled = {name: shown[name] for name in _get_preset_values(first) if name in shown}
+    _wire_settings(shown, filled)
+    _wire_prompt(shown)
+    _wire_picture_controls(shown)
+    _wire_jobs(shown)
+    return GenerateHandoff(
+        lambda file, name: settings.load_settings(file, name, _get_preset_values),
+        {name: shown[name] for name in (*filled, "lora_file", "lora_strength")},
+        shown["preset"],
+        shown["settings_message"],
+    )
+
+
+def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
+    """Connect presets and files of settings; `filled` is what they fill."""
+
+    def choose_preset(preset: str, start: dict[str, str], **texts: str) -> dict[str, Any]:
+        values, said = prompt.keep_texts(
+            _get_preset_values(presets.get_prompt_presets()[preset]), start, texts
+        )
+        return {"kept_texts": said, **{name: values[name] for name in filled}}
+
+    def load_settings(file: str, name: str) -> dict[str, Any]:
+        values, said = settings.load_settings(file, name, _get_preset_values)
+        return {"settings_message": said, **{name: values[name] for name in filled if name in values}}
+
+    c["preset"].input(
+        inputs_kwargs={name: c[name] for name in ("preset", "start", *prompt.TEXT_LABELS)},
+        **answer_by_name(choose_preset, {"kept_texts": c["kept_texts"], **filled}),
+        **QUIET_OPTIONS,
+    )
+    c["load"].upload(
+        inputs=[c["load"], c["preset"]],
+        **answer_by_name(load_settings, {"settings_message": c["settings_message"], **filled}),
+        **READ_OPTIONS,
+    )
+    c["save_preset"].click(
+        settings.save_preset,
+        inputs_kwargs={name: c[name] for name in (*INPUT_NAMES, *PROMPT_PARTS, "title")},
+        outputs=[c["preset_file"], c["settings_message"]],
+        **QUIET_OPTIONS,
+    )
+
+
+def _wire_prompt(c: dict[str, Any]) -> None:
+    """Connect the prompt, its parts and the count of its tokens."""
+    c["insert"].click(
+        prompt.insert_parts,
+        inputs_kwargs={name: c[name] for name in ("preset", "prompt", "start", *PROMPT_PARTS)},
+        outputs=[c["prompt"], c["start"]],
+        **QUIET_OPTIONS,
+    )
+    # Suggested tags belong to the prompt that they were suggested for. The browser clears them: an
+    # answer of the server could come after the next suggestions.
+    gr.on(
+        [c["prompt"].change, c["other_tags"].click],
+        None,
+        None,
+        c["added"],
+        js=CLEAR_TAGS_JS,
+        **QUIET_OPTIONS,
+    )
+    c["prompt"].change(prompt.format_token_count, c["prompt"], c["tokens"], **LATEST_OPTIONS)
+
+
+def _wire_picture_controls(c: dict[str, Any]) -> None:
+    """Connect aspect ratio, seed and LoRA."""
+    c["ratio"].input(
+        _apply_aspect_ratio, [c["preset"], c["ratio"]], [c["width"], c["height"]], **LATEST_OPTIONS
+    )
+    c["reuse_seed"].click(lambda used: used, c["last_seed"], c["seed"], **QUIET_OPTIONS)
+    c["random_seed"].click(lambda: request.RANDOM_SEED, None, c["seed"], **QUIET_OPTIONS)
+    hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
+    c["shelf"].input(
+        lambda text, name: f"{text} <lora:{name}:1>",
+        [c["prompt"], c["shelf"]],
+        c["prompt"],
+        **QUIET_OPTIONS,
+    )
+
+
+def _wire_jobs(c: dict[str, Any]) -> None:
+    """Connect the buttons that suggest tags, make pictures and stop."""
+    c["add_tags"].click(
+        _suggest_tags,
+        inputs_kwargs={name: c[name] for name in INPUT_NAMES},
+        outputs=[c["added"], c["status"]],
+        validator=make_request_validator(INPUT_NAMES, stages.build_form_values),
+        **{**GPU_OPTIONS, "trigger_mode": "once"},
+    )
+    making = c["run"].click(
+        inputs_kwargs={name: c[name] for name in (*INPUT_NAMES, "added")},
+        **answer_by_name(_generate_pictures, {name: c[name] for name in OUTPUT_NAMES}),
+        validator=make_request_validator((*INPUT_NAMES, "added"), stages.build_form_values),
+        **GPU_OPTIONS,
+    )
+    making.failure(lambda made: made, c["made"], c["gallery"], **QUIET_OPTIONS)
+    wire_stop_button(
+        c["stop"],
+        [making],
+        lambda made: ("Stopped. Finished images are kept.", made),
+        c["made"],
+        [c["status"], c["gallery"]],
+    )
+
+
+def _build_controls(preset: PromptPreset) -> dict[str, Any]:
+    """Build the left side, filled from a preset: components by name."""
+    c = _build_preset_controls(preset)
+    c["missing_model"] = gr.Markdown(_describe_missing_model(preset), elem_id="absent")
+    c |= prompt.build_controls(preset)
+    # Held in the page, which a restart of the app leaves as it is.
+    c["start"] = gr.JSON(_get_preset_values(preset)["start"], visible=False)
+    c |= _build_picture_controls(preset) | _build_lora_panel()
+    return c | stages.build_controls(preset)
+
+
+def _build_preset_controls(preset: PromptPreset) -> dict[str, Any]:
+    """Build the preset, and the panels to load and save settings: components by name."""
+    c: dict[str, Any] = {}
+    c["preset"] = gr.Dropdown(
+        [(r.title, r.name) for r in presets.get_prompt_presets().values()],
+        value=preset.name,
+        label="Preset",
+        elem_id="preset",
+    )
+    c["kept_texts"] = gr.Markdown(elem_id="kept-texts")
+    with gr.Accordion("About this preset", open=False):
+        c["note"] = gr.Markdown(_describe_preset(preset))
+    with gr.Accordion("Load or save settings", open=False):
+        c["load"] = gr.File(
+            label="Drop an image or preset to load its settings",
+            file_types=[*settings.PICTURE_SUFFIXES, settings.PRESET_SUFFIX],
+            height=110,
+            elem_id="load",
+        )
+        with gr.Row():
+            c["title"] = gr.Textbox(label="Preset name", placeholder="my recipe", min_width=140)
+            c["save_preset"] = gr.Button("Save as preset", size="sm", min_width=120, elem_id="keep")
+        c["preset_file"] = gr.File(label="Your preset", interactive=False, visible=False, elem_id="kept")
+        c["settings_message"] = gr.Markdown(elem_id="said")
+    return c
+
+
+def _build_picture_controls(preset: PromptPreset) -> dict[str, Any]:
+    """Build sampler, size, seed and count, filled from a preset: components by name."""
+    c: dict[str, Any] = {}
+    with gr.Row():
+        c["sampler"] = gr.Dropdown(list(SAMPLERS), value=preset.sampler, label="Sampler", min_width=140)
+        c["steps"] = gr.Slider(*limits.STEPS, preset.steps, step=1, label="Steps", min_width=140)
+    c["cfg"] = gr.Slider(*preset.cfg_range, preset.cfg, step=0.25, label="CFG scale")
+    c["ratio"] = gr.Radio(list(ASPECT_RATIOS), value="1:1", label="Aspect ratio", elem_id="ratio")
+    with gr.Row():
+        for side in ("width", "height"):
+            c[side] = gr.Slider(
+                *preset.size_range,
+                getattr(preset, side),
+                step=preset.size_step,
+                label=side.capitalize(),
+                min_width=140,
+                elem_id=side,
+            )
+    with gr.Row():
+        with gr.Column(min_width=140):
+            c["seed"] = gr.Number(
+                request.RANDOM_SEED, label="Seed", info="-1 = random", precision=0, elem_id="seed"
+            )
+            with gr.Row():
+                c["reuse_seed"] = gr.Button("Reuse seed", size="sm", min_width=60, elem_id="again")
+                c["random_seed"] = gr.Button("Random seed", size="sm", min_width=60)
+        c["count"] = gr.Slider(
+            *limits.PICTURE_COUNT, 1, step=1, label="Batch count", info="seed, seed+1, …", min_width=140
+        )
+    info = "2 is SDXL's default; 1 uses the last layer"
+    c["clip_skip"] = gr.Radio([2, 1], value=2, label="Clip skip", info=info)
+    return c
+
+
+def _build_lora_panel() -> dict[str, Any]:
+    """Build the panel of the LoRA: components by name."""
+    c: dict[str, Any] = {}
+    with gr.Accordion("LoRA", open=False):
+        info = f"{limits.STRENGTH[0]:g} to {limits.STRENGTH[1]:g} (alpha in the file is applied)"
+        c["lora_file"] = gr.File(
+            label="Upload a LoRA", file_types=[".safetensors"], height=110, elem_id="lora"
+        )
+        c["lora_strength"] = gr.Slider(*limits.STRENGTH, 1, step=0.05, label="Strength", info=info)
+        c["shelf"] = gr.Dropdown(
+            lora_library.list_loras(),
+            value=None,
+            label="LoRA library",
+            info="adds <lora:name:1> to the prompt",
+        )
+        c |= hub_fetch.build_lora_box("generate-hub")
+    return c
+
+
+def _build_results() -> dict[str, Any]:
+    """Build the right side: components by name."""
+    c = build_job_buttons("Generate", "generate", "stop")
+    with gr.Row():
+        info = "from DanTagGen; remove any you do not want"
+        c["added"] = gr.Dropdown(
+            [], value=[], multiselect=True, label="Suggested tags", info=info, scale=4, elem_id="added"
+        )
+        with gr.Column(min_width=100):
+            c["add_tags"] = gr.Button("Suggest tags", size="sm", elem_id="add-tags")
+            c["other_tags"] = gr.Button("Clear", size="sm")
+    c["status"] = gr.Markdown("Ready.", elem_id="status")
+    look = {
+        "columns": 2,
+        "height": "max-content",
+        "object_fit": "contain",
+        "format": "png",  # webp would drop the settings
+    }
+    c["gallery"] = gr.Gallery(
+        label="Images", buttons=["download", "download_all", "fullscreen"], elem_id="gallery", **look
+    )
+    c["compare"] = gr.ImageSlider(label="Before / after", visible=False, interactive=False, elem_id="compare")
+    c["settings"] = gr.Textbox(
+        label="Settings of the last image",
+        lines=3,
+        max_lines=8,
+        buttons=["copy"],
+        interactive=False,
+        elem_id="settings",
+    )
+    c["last_seed"] = gr.State(request.RANDOM_SEED)
+    c["made"] = gr.State([])
+    return c
+
+
+def _get_preset_values(preset: PromptPreset) -> dict[str, Any]:
+    """Return what choosing a preset changes: component name -> new value or update."""
+    low, high = preset.size_range
+    side: dict[str, Any] = {"minimum": low, "maximum": high, "step": preset.size_step}
+    plain = ("negative", "sampler", "steps", *PROMPT_PARTS)
+    values = {name: getattr(preset, name) for name in plain} | {
+        "cfg": gr.update(value=preset.cfg, minimum=preset.cfg_range[0], maximum=preset.cfg_range[1]),
+        "width": gr.update(value=preset.width, **side),
+        "height": gr.update(value=preset.height, **side),
+        "ratio": None if preset.width != preset.height else "1:1",
+        "seed": gr.skip(),
+        "clip_skip": 2,
+        "preset": gr.skip(),
+        "prompt": prompt.compose_start_prompt(preset),
+        "tokens": prompt.format_token_count(prompt.compose_start_prompt(preset)),
+        "note": _describe_preset(preset),
+        "missing_model": _describe_missing_model(preset),
+        **stages.get_stage_values(preset),
+    }
+    return values | {"start": {name: values[name] for name in prompt.TEXT_LABELS}}
+
+
+def _suggest_tags(**values: Any) -> tuple[Any, str]:
+    """Ask DanTagGen for tags, whether its switch is on or off.
+
+    Returns the tags, as an update to choose from, and the status.
+    """
+    fields = stages.build_form_values({**values, "expand": True})
+    return _suggest(read_form(request.PictureForm, fields))
+
+
+def _suggest(form: request.PictureForm) -> tuple[Any, str]:
+    """Return the tags that DanTagGen adds, as an update to choose from, and the status."""
+    with translate_errors():
+        expansion = torch_thread.run_on_torch_thread(request.expand_request, form)
+    added = list(expansion.added)
+    return gr.update(choices=added, value=added), f"{len(added)} tag{'s' * (len(added) != 1)} suggested."
+
+
+def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, Any]]:
+    """Run the job for the page, and yield after each event what changes of `OUTPUT_NAMES`.
+
+    Until there is a picture, those of the job before stay.
+    """
+    form = request.resolve_seed(read_form(request.PictureForm, stages.build_form_values(values)))
+    if form.expand and not added:
+        yield {"status": "Adding tags …"}
+        tags, _ = _suggest(form)
+        added = tags["value"]
+        yield {"status": f"Added: {escape_markdown(', '.join(added)) or 'nothing'}.", "added": tags}
+    full = request.replace_prompt(form, append_tags(form.prompt, added))
+    cells, folder = (
+        request.build_cells(full, unexpanded_prompt=form.prompt if added else None),
+        create_folder(),
+    )
+    done: list[str] = []
+    notes: list[str] = []
+    begin = time.monotonic()
+    yield {"status": "Loading the model …"}
+    with translate_errors():
+        for event in gpu.generate_on_gpu(cells, previews=True):
+            match event:
+                case DownloadProgress() | LoadProgress():
+                    yield {"status": hub_fetch.describe_progress(event)}
+                case Step():
+                    place = (
+                        f" · image {event.pictures_done + 1} of {event.pictures}"
+                        if event.pictures > 1
+                        else ""
+                    )
+                    said = (
+                        f"{PROGRESS_LABELS[event.stage]} {event.step} of {event.steps}{place}"
+                        f" · about {event.seconds_left:.0f} s left"
+                    )
+                    previews = {"gallery": [*done, *event.previews]} if event.previews else {}
+                    yield {"status": said, **previews}
+                case Picture():
+                    file, settings_text = save_result(event, folder)
+                    done.append(file)
+                    notes += [note for note in event.notes if note not in notes]
+                    pair = (event.before.resize(event.image.size), event.image) if event.before else None
+                    yield {
+                        "gallery": list(done),
+                        "made": list(done),
+                        "status": f"Image {len(done)} of {len(cells)} finished.",
+                        "settings": settings_text,
+                        "last_seed": cells[0].request.seed,
+                        "compare": gr.update(value=pair, visible=pair is not None),
+                    }
+                case Failed():
+                    yield {"status": show_refusal(UserError(None, event.message))}
+                    raise gr.Error(event.message)
+    hints = escape_markdown(" ".join(request.list_warnings(form) + notes))
+    images = f"{len(done)} image{'s' * (len(done) > 1)}"
+    yield {"status": f"Done: {images} in {time.monotonic() - begin:.1f} s. {hints}"}
+
+
+def _describe_preset(preset: PromptPreset) -> str:
+    """Return what a person should know of the preset and its model."""
+    model = bases.find_model(preset.model)
+    return f"{preset.help.strip()}\n\nLicence of the model: {model.licence}. {model.notice or ''}"
+
+
+def _describe_missing_model(preset: PromptPreset) -> str:
+    return bases.describe_absence(bases.find_model(preset.model)) or ""
+
+
+def _apply_aspect_ratio(name: str, ratio: str) -> tuple[int, int]:
+    """Return width and height in pixels: the preset's area in another shape.
+
+    They are in the preset's steps and within its range.
+    """
+    recipe = presets.get_prompt_presets()[name]
+    (across, down), (low, high), step = ASPECT_RATIOS[ratio], recipe.size_range, recipe.size_step
+    unit = (recipe.width * recipe.height / (across * down)) ** 0.5
+    width, height = (min(high, max(low, round(side * unit / step) * step)) for side in (across, down))
+    return width, height

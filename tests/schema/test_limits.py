@@ -1,0 +1,139 @@
+"""A person who enters bad input reads one sentence: the field, the value and what is allowed."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from core.generate import request as picture_request
+from core.schema.errors import UserError
+from core.schema.records import read_form
+
+VALID_VALUES = {
+    "prompt": "1girl",
+    "negative": "",
+    "width": 128,
+    "height": 128,
+    "steps": 25,
+    "cfg": 5.0,
+    "sampler": "Euler a",
+    "seed": 1,
+    "count": 1,
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("width", 1001, "1001"),
+        ("width", 0, "64 to 2048"),
+        ("height", 10**9, "64 to 2048"),
+        ("height", 128.5, "128.5"),
+        ("steps", 0, "1 to 150"),
+        ("steps", 10**6, "1 to 150"),
+        ("steps", 10**400, "1 to 150"),
+        ("cfg", 10**400, "1 to 30"),
+        ("cfg", math.nan, "nan"),
+        ("cfg", math.inf, "1 to 30"),
+        ("cfg", "5", "'5'"),
+        ("seed", 2**64, "0 to 4294967295"),
+        ("seed", -2, "-2"),
+        ("seed", True, "True"),
+        ("prompt", "", "empty"),
+        ("prompt", " \n ", "empty"),
+        ("prompt", "x" * 4_000_000, "4,000,000"),
+        ("prompt", "a\0b", "control character"),
+        ("prompt", "a\ud800", "control character"),
+        ("prompt", None, "None"),
+        ("negative", "x" * 20_000, "20,000"),
+        ("sampler", "Euler z", "Euler a, "),
+        ("count", 17, "1 to 16"),
+    ],
+)
+def test_names_field_value_and_bound(field: str, value: object, says: str) -> None:
+    found = picture_request.find_form_problems({**VALID_VALUES, field: value})
+    assert list(found) == [field]
+    assert says in found[field]
+    assert len(found[field]) < 300
+    assert "\n" not in found[field]
+
+
+def test_too_many_pixels_name_both_sides() -> None:
+    assert (
+        "2048 x 2048"
+        in picture_request.find_form_problems({**VALID_VALUES, "width": 2048, "height": 2048})["width"]
+    )
+
+
+def test_good_values_pass() -> None:
+    assert picture_request.find_form_problems(VALID_VALUES) == {}
+
+
+ANYTHING = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(),
+    st.lists(st.integers(), max_size=3),
+    st.dictionaries(st.text(), st.none(), max_size=2),
+)
+
+
+@given(st.dictionaries(st.sampled_from([*VALID_VALUES, "preset"]), ANYTHING))
+def test_anything_a_client_sends_is_a_sentence_or_a_request(values: dict) -> None:
+    found = picture_request.find_form_problems({**VALID_VALUES, **values})
+    if not found:
+        for cell in picture_request.build_cells(
+            read_form(picture_request.PictureForm, {**VALID_VALUES, **values})
+        ):
+            assert cell.request.prompt
+    assert all(isinstance(sentence, str) and sentence for sentence in found.values())
+
+
+def test_a_request_checks_itself() -> None:
+    """Whoever makes one: nothing that is not allowed reaches a model."""
+    request = picture_request.build_cells(read_form(picture_request.PictureForm, VALID_VALUES))[0].request
+    with pytest.raises(UserError, match=r"^steps: 0 is not valid. Use a whole number from 1 to 150\.$"):
+        replace(request, steps=0)
+
+
+def test_seeds_count_up_and_wrap() -> None:
+    seeds = [
+        cell.request.seed
+        for cell in picture_request.build_cells(
+            read_form(picture_request.PictureForm, {**VALID_VALUES, "seed": 2**32 - 2, "count": 3})
+        )
+    ]
+    assert seeds == [2**32 - 2, 2**32 - 1, 0]
+
+
+def test_what_is_not_said_is_the_presets() -> None:
+    request = picture_request.build_cells(
+        read_form(picture_request.PictureForm, {"prompt": "1girl", "preset": "nano"})
+    )[0].request
+    assert (request.width, request.steps, request.cfg, request.sampler) == (128, 25, 5.0, "Euler a")
+
+
+def test_a_seed_that_is_not_given_is_any() -> None:
+    seeds = {
+        picture_request.build_cells(
+            read_form(picture_request.PictureForm, {"prompt": "1girl", "seed": seed})
+        )[0].request.seed
+        for seed in (None, -1)
+        for _ in range(3)
+    }
+    assert len(seeds) == 6
+
+
+@pytest.mark.parametrize(
+    ("stage", "field"),
+    [({"hires": {"upscaler": "none"}}, "hires.upscaler"), ({"expand": {"length": "epic"}}, "expand.length")],
+)
+def test_a_job_refuses_what_a_check_was_not_asked(stage: dict, field: str) -> None:
+    """Somebody who goes around the check before the queue waits for no GPU either."""
+    form = read_form(picture_request.PictureForm, {"prompt": "1girl", **stage})
+    with pytest.raises(UserError, match=rf"^{field}: "):
+        picture_request.build_cells(form)

@@ -1,0 +1,205 @@
+"""Settings in and out of the Generate tab: own presets, own pictures and those of other tools."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from core.generate import picture_file
+from core.prompts import png_metadata
+from core.prompts.infotext import create_infotext, parse_infotext
+from core.schema import presets
+from core.schema.errors import UserError
+from core.schema.records import read_form
+from core.schema.types import Detail, Grain, Hires, Request
+from tabs.generate import settings, stages
+from tabs.generate import tab as generate_tab
+
+
+def fill_page(name: str = "nano", **changes: Any) -> dict[str, Any]:
+    """Return what the controls hold after a preset was chosen, with `changes`."""
+    values = {
+        **generate_tab._get_preset_values(presets.get_prompt_presets()[name]),
+        "preset": name,
+        "seed": -1,
+        "count": 1,
+    }
+    plain = {
+        key: value["value"] if isinstance(value, dict) and "value" in value else value
+        for key, value in values.items()
+    }
+    return {key: plain.get(key) for key in (*generate_tab.INPUT_NAMES, *generate_tab.PROMPT_PARTS)} | changes
+
+
+def load_settings(file: Path, name: str = "nano") -> tuple[dict[str, Any], str]:
+    return settings.load_settings(str(file), name, generate_tab._get_preset_values)
+
+
+@pytest.mark.parametrize("name", presets.get_prompt_presets())
+def test_every_recipe_is_written_and_read_back(name: str, tmp_path: Path) -> None:
+    recipe = presets.get_prompt_presets()[name]
+    (tmp_path / "r.toml").write_text(presets.format_prompt_preset(recipe), encoding="utf-8")
+    assert (
+        replace(presets.parse_prompt_preset(presets.read_preset_toml(tmp_path / "r.toml"), name), name=name)
+        == recipe
+    )
+
+
+def test_settings_are_saved_and_loaded_back() -> None:
+    changed = fill_page(
+        cfg=9.5,
+        steps=33,
+        negative='say "no"\\',
+        general="smile 🎯",
+        prompt="1girl, smile 🎯, masterpiece",
+        hires=True,
+        hires_factor=1.5,
+        hires_steps=9,
+        detail_prompt="a face",
+        expand_ban="*halo*\n.*sky.*",
+        expand_without=["hair"],
+    )
+    update, said = settings.save_preset("my own", **changed)
+    assert said.startswith("Saved: my own")
+    values, said = load_settings(Path(update["value"]), "baxl-v3")
+    assert said == "Loaded: my own."
+    assert values["preset"] == "nano"
+    for name in (
+        "steps",
+        "negative",
+        "general",
+        "hires",
+        "hires_factor",
+        "hires_steps",
+        "detail",
+        "detail_prompt",
+        "expand_ban",
+        "expand_without",
+    ):
+        assert values[name] == changed[name], name
+    assert values["cfg"]["value"] == 9.5
+
+
+def test_a_prompt_changed_by_hand_is_saved_as_it_stands() -> None:
+    update, _ = settings.save_preset(
+        "", **fill_page(prompt="{odd} (1girl:1.2)", grain=True, grain_amount=0.2)
+    )
+    values, _ = load_settings(Path(update["value"]))
+    assert values["prompt"] == "{odd} (1girl:1.2)"
+    assert (values["grain"], values["grain_amount"]) == (True, 0.2)
+
+
+def test_what_is_not_allowed_is_not_saved() -> None:
+    _, said = settings.save_preset("", **fill_page(width=1001))
+    assert "width: 1001 is not valid" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("title = ", "is not TOML"),
+        ("title = 'x'", "is missing"),
+        ("\x00", "is not TOML"),
+        ("a = 1\n" * 50_000, "it is too long; the limit is 100,000 bytes"),
+        ("a = " + "[" * 20_000, "is nested too deeply"),
+        ("a = " + "9" * 5_000, "is not TOML"),
+    ],
+)
+def test_a_bad_preset_changes_nothing(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "bad.toml").write_text(text)
+    values, said = load_settings(tmp_path / "bad.toml")
+    assert values == {}
+    assert says in said
+
+
+def test_a_picture_fills_what_it_speaks_of(tmp_path: Path) -> None:
+    request = Request(
+        model="nano",
+        prompt="1girl, (smile:1.2)",
+        negative="sketch",
+        width=192,
+        height=128,
+        steps=31,
+        cfg=12,
+        sampler="DDIM",
+        seed=99,
+        hires=Hires(upscaler="nano DAT x2", factor=1.5, steps=7),
+        detail=Detail(detector="nano face", prompt="face, smile", padding=8),
+        grain=Grain(amount=0.1),
+    )
+    picture_file.save_picture(Image.new("RGB", (8, 8)), request, tmp_path / "ours.png")
+    values, said = load_settings(tmp_path / "ours.png", "baxl-v3")
+    assert said == "Settings loaded."
+    assert values["preset"] == "nano"
+    for name in ("prompt", "negative", "steps", "sampler", "seed"):
+        assert values[name] == getattr(request, name)
+    assert (values["cfg"]["value"], values["cfg"]["maximum"]) == (12, 12), (
+        "the slider reaches as far as the picture went"
+    )
+    assert (values["hires"], values["hires_factor"], values["hires_steps"]) == (True, 1.5, 7)
+    assert (values["detail"], values["detail_prompt"], values["detail_steps"]) == (True, "face, smile", 0)
+    assert (values["grain"], values["grain_amount"], values["expand"]) == (True, 0.1, False)
+    held = {
+        name: value["value"] if isinstance(value, dict) and "value" in value else value
+        for name, value in values.items()
+    }
+    from core.generate import request as picture_request
+
+    page_values = {**fill_page(), **{name: held[name] for name in generate_tab.INPUT_NAMES if name in held}}
+    form = read_form(picture_request.PictureForm, stages.build_form_values(page_values))
+    (cell,) = picture_request.build_cells(form)
+    assert cell.request == request, "what was read makes the same request"
+
+
+@pytest.mark.parametrize(("hashes", "which"), [({}, "unknown"), ({"Model hash": "0123456789"}, "other")])
+def test_a_picture_of_other_weights_is_told(hashes: dict[str, str], which: str, tmp_path: Path) -> None:
+    """Nano is trained anew now and then: its old pictures cannot be made again as they were."""
+    request = Request(
+        model="nano",
+        prompt="1girl",
+        negative="",
+        width=128,
+        height=128,
+        steps=9,
+        cfg=5,
+        sampler="Euler a",
+        seed=1,
+    )
+    text = create_infotext(request, extra=hashes)
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "old.png", text)
+    values, said = load_settings(tmp_path / "old.png")
+    assert said == (
+        f"Settings loaded. Made with {which} weights of nano; the same settings may give another image."
+    )
+    assert values["steps"] == 9
+
+
+def test_another_tools_picture_says_what_was_left(tmp_path: Path) -> None:
+    text = (
+        "1girl\nNegative prompt: bad\nSteps: 20, Sampler: LCM, CFG scale: 7, Seed: 1, Size: 1000x1216, "
+        "Model: someXL, Clip skip: 2, Denoising strength: 0.45, Hires upscale: 2, "
+        "Hires upscaler: 4x-UltraSharp, ADetailer model: face_yolov8n.pt, Version: v1.10"
+    )
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
+    values, said = load_settings(tmp_path / "theirs.png")
+    assert values["preset"] == "nano"
+    assert "someXL, has no preset here" in said
+    assert "sampler: 'LCM' is unknown" in said
+    assert "width: 1000 is not valid" in said
+    assert "hires.upscaler: '4x-UltraSharp' is unknown" in said
+    assert "detail.detector: 'face_yolov8n.pt' is unknown" in said.replace("\\", ""), "what is theirs is text"
+    assert "Ignored: Clip skip, Version." in said
+    assert (values["hires"], values["hires_upscaler"], values["hires_denoise"]) == (True, "nano DAT x2", 0.45)
+    assert (values["detail"], values["detail_detector"], values["sampler"]) == (True, "nano face", "Euler a")
+
+
+def test_a_hostile_picture_fills_nothing(tmp_path: Path) -> None:
+    (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
+    info = "x\nSteps: 1e9, Sampler: y, Seed: -5, Size: 1x1"
+    with pytest.raises(UserError):
+        parse_infotext(info)
+    values, said = load_settings(tmp_path / "torn.png")
+    assert values == {}
+    assert "cannot be read" in said
