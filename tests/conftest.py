@@ -158,7 +158,9 @@ def chromium() -> Iterator[object]:
         if os.environ.get("CI") == "true":
             pytest.fail(message)
         pytest.skip(message)
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=30_000)  # as long as every other wait; beside other tests all is slow
 
     quiet = [
         "--no-sandbox",

@@ -9,11 +9,12 @@ import pytest
 from playwright.sync_api import expect
 
 from core.nano.lessons import make_airbrush_set
+from tests.browser.parts import open_part
 
 
 @pytest.fixture
 def page(page):
-    page.get_by_role("tab", name="Train").click()
+    open_part(page, "tab", "Train")
     page.locator("#captions button").first.click()
     return page
 
@@ -70,7 +71,7 @@ def test_what_was_written_stays_when_more_is_brought(page, folder: Path) -> None
     bring.set_input_files(folder / "2.png")
     page.locator("#train-data").get_by_text("3 images, 2 with a caption").wait_for()
     page.locator("#train-data").get_by_text("Existing captions kept: 2.").wait_for()
-    page.get_by_role("button", name="Regularisation images (optional)").click()
+    open_part(page, "button", "Regularisation images (optional)")
     page.locator("#train-others input[type=file]").set_input_files(folder / "torn.zip")
     page.locator("#train-data").get_by_text("The previous dataset was kept: 3 images").wait_for()
     expect_captions(page, "1girl", "1girl")

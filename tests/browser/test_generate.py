@@ -9,6 +9,7 @@ from playwright.sync_api import expect
 from core.prompts import png_metadata
 from core.prompts.infotext import create_infotext, parse_infotext
 from core.schema.types import Hires, Request
+from tests.browser.parts import open_part
 
 NANO_HIRES = Hires(upscaler="nano DAT x2", factor=1.5, steps=3)
 
@@ -35,7 +36,7 @@ def test_case_18_a_prompt_becomes_a_picture_whose_download_tells_it(
 
 
 def test_parts_are_inserted_and_ratios_make_the_size(page) -> None:
-    page.get_by_role("button", name="Build it from parts").click()
+    open_part(page, "button", "Build it from parts")
     page.get_by_label("Character").fill("arona")
     page.locator("#insert").click()
     expect(page.locator("#prompt textarea")).to_have_value(re.compile("^1girl, arona, "))
@@ -61,7 +62,7 @@ def test_what_was_written_is_not_overwritten_by_parts_or_a_preset(page, screensh
     expect(page.locator("#kept-texts")).to_have_text("")
     prompt.fill("a long prompt of my own")
     negative.fill("nothing bad")
-    page.get_by_role("button", name="Build it from parts").click()
+    open_part(page, "button", "Build it from parts")
     page.get_by_label("Subject").press_sequentially("s")
     page.wait_for_timeout(500)  # an answer would come in this time
     assert prompt.input_value() == "a long prompt of my own"

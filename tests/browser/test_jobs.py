@@ -11,14 +11,15 @@ from huggingface_hub import constants
 from playwright.sync_api import APIResponse, Route, expect
 
 from core.nano.lessons import make_airbrush_set
+from tests.browser.parts import open_part
 from tests.hub.server_jobs import JobService
 from tests.hub.server_state import Hub
 
 
 @pytest.fixture
 def page(hub_server: Hub, page):
-    page.get_by_role("tab", name="Train").click()
-    page.get_by_role("button", name="Train on Hugging Face Jobs").click()
+    open_part(page, "tab", "Train")
+    open_part(page, "button", "Train on Hugging Face Jobs")
     page.locator("#job-list").wait_for()
     return page
 

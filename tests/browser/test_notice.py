@@ -4,16 +4,18 @@ from pathlib import Path
 
 import httpx
 
+from tests.browser.parts import open_part
+
 
 def test_what_cannot_be_sent_to_another_tab_says_why(page, screenshots: Path) -> None:
-    page.get_by_role("tab", name="Train").click()
+    open_part(page, "tab", "Train")
     page.locator("#into-sweep").click()
     notice = page.get_by_role("alert").filter(has_text="Choose a LoRA first.")
     notice.wait_for()
     page.screenshot(path=screenshots / "notice-1280.png")
     notice.click()
     notice.wait_for(state="detached")
-    page.get_by_role("tab", name="Sweep").click()
+    open_part(page, "tab", "Sweep")
     page.locator("#sweep-publish").click()
     page.get_by_role("alert").filter(has_text="Run a sweep or a transfer study first.").wait_for()
 
@@ -21,7 +23,7 @@ def test_what_cannot_be_sent_to_another_tab_says_why(page, screenshots: Path) ->
 def test_a_lora_that_is_none_says_why(page, tmp_path: Path) -> None:
     torn = tmp_path / "torn.safetensors"
     torn.write_bytes(b"no LoRA")
-    page.get_by_role("tab", name="Sweep").click()
+    open_part(page, "tab", "Sweep")
     page.locator("#sweep-lora input[type=file]").set_input_files(torn)
     page.locator("#explained").get_by_text("⚠️").wait_for()
 

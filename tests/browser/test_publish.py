@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from huggingface_hub import HfApi
 
+from tests.browser.parts import open_part
 from tests.hub.server_state import Hub
 from tests.publish.test_card import EXAMPLE, REPORT
 
 
 @pytest.fixture
 def page(hub_server: Hub, page):
-    page.get_by_role("tab", name="Publish").click()
+    open_part(page, "tab", "Publish")
     page.locator("#publish-preview").wait_for()
     return page
 
@@ -82,7 +83,7 @@ def test_a_lora_of_the_hub_is_fetched_and_what_was_measured_is_taken_here(
     api = HfApi(token="hf_ann")
     api.create_repo("ann/soft")
     api.upload_file(path_or_fileobj=EXAMPLE, path_in_repo="soft.safetensors", repo_id="ann/soft")
-    page.get_by_role("tab", name="Sweep").click()
+    open_part(page, "tab", "Sweep")
     page.locator("#sweep-hub input, #sweep-hub textarea").first.fill("ann/gone")
     page.locator("#sweep-hub-fetch").click()
     page.locator("#sweep-hub-arrived").get_by_text(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from core.lora import file as lora_file
+from tests.browser.parts import open_part
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 PROMPTS = """1girl, blue hair, short hair, red eyes, smile, upper body, white background
@@ -18,7 +19,7 @@ PROMPTS = """1girl, blue hair, short hair, red eyes, smile, upper body, white ba
 
 @pytest.fixture
 def page(page):
-    page.get_by_role("tab", name="Sweep").click()
+    open_part(page, "tab", "Sweep")
     page.get_by_role("button", name="Sweep", exact=True).wait_for()
     return page
 
@@ -74,7 +75,7 @@ def test_a_study_stays_when_another_is_refused_and_so_do_prompts(page, screensho
     assert page.locator("#prompts textarea").input_value() == PROMPTS
     page.locator("#sweep-preset input").click()
     page.get_by_role("option", name="nano (built-in, 128 px)").click()
-    page.get_by_role("button", name="How it is measured").first.click()
+    open_part(page, "button", "How it is measured")
     page.get_by_label("Feature extractor").first.click()
     page.get_by_role("option", name="DINOv2 small").click()
     page.get_by_role("button", name="Sweep", exact=True).click()

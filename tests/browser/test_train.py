@@ -13,11 +13,12 @@ from core.lora import file as lora_file
 from core.nano.lessons import make_airbrush_set
 from core.runtime import torch_thread
 from core.system.device import is_zerogpu
+from tests.browser.parts import open_part
 
 
 @pytest.fixture
 def page(page):
-    page.get_by_role("tab", name="Train").click()
+    open_part(page, "tab", "Train")
     page.get_by_role("button", name="Train", exact=True).wait_for()
     return page
 
@@ -61,7 +62,7 @@ def test_case_22_fifteen_pictures_become_a_lora_while_the_page_is_away(
     status = page.locator("#train-status")
     status.get_by_text(re.compile(r"Step \d+ of 60 · loss [\d.]+")).wait_for(timeout=60_000)
     page.reload()
-    page.get_by_role("tab", name="Train").click()
+    open_part(page, "tab", "Train")
     # the page attached itself again
     status.get_by_text(re.compile(r"Step \d+ of 60")).wait_for(timeout=20_000)
     status.get_by_text("Done. Step 60 of 60").wait_for(timeout=240_000)
@@ -133,12 +134,12 @@ def test_another_run_is_chosen(page, soft_pictures: list[Path]) -> None:
     status.get_by_text("Done. Step 2 of 2").wait_for()
     # runs that are done by now are offered there
     for tab, box in (("Transfer", "#transfer-runs input"), ("Publish", "#publish-run input")):
-        page.get_by_role("tab", name=tab).click()
+        open_part(page, "tab", tab)
         page.locator(box).click()
         page.get_by_role("option", name="soft on nano").nth(1).wait_for()
         page.keyboard.press("Escape")
     page.reload()
-    page.get_by_role("tab", name="Train").click()
+    open_part(page, "tab", "Train")
     status.get_by_text("Done. Step 3 of 3").wait_for(timeout=20_000)  # the run that was begun last
 
 

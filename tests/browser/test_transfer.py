@@ -11,12 +11,13 @@ from playwright.sync_api import expect
 
 from core.lora import file as lora_file
 from core.nano.lessons import make_airbrush_set
+from tests.browser.parts import open_part
 from tests.transfer.conftest import EXAMPLE, PROMPTS
 
 
 @pytest.fixture
 def page(page):
-    page.get_by_role("tab", name="Transfer").click()
+    open_part(page, "tab", "Transfer")
     page.get_by_role("button", name="Transfer", exact=True).wait_for()
     return page
 
@@ -53,16 +54,16 @@ def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path:
 def test_one_training_set_on_two_bases_is_trained_and_crossed(page, tmp_path: Path) -> None:
     for i, (picture, _) in enumerate(make_airbrush_set(3)):
         picture.save(tmp_path / f"{i}.png")
-    page.get_by_role("tab", name="Train").click()
+    open_part(page, "tab", "Train")
     page.locator("#train-files input[type=file]").set_input_files(sorted(tmp_path.glob("*.png")))
     page.locator("#train-data").get_by_text("3 images").wait_for()
     page.locator("#trigger textarea, #trigger input").fill("soft")
     page.locator("#train-steps input").fill("3")
-    page.get_by_role("tab", name="Transfer").click()
+    open_part(page, "tab", "Transfer")
     page.locator("#transfer-strengths input, #transfer-strengths textarea").fill("1")
     page.locator("#transfer-seeds input, #transfer-seeds textarea").fill("1, 2")
     page.locator("#transfer-prompts textarea").fill(PROMPTS)
-    page.get_by_role("button", name="Train on several bases first").click()
+    open_part(page, "button", "Train on several bases first")
     page.locator("#across").click()
     page.locator("#transfer-status").get_by_text(re.compile(r"48 of 48 images in [\d.]+ s")).wait_for(
         timeout=200_000
@@ -76,7 +77,7 @@ def test_one_training_set_on_two_bases_is_trained_and_crossed(page, tmp_path: Pa
 
 
 def test_two_blocks_become_one_file(page, tmp_path: Path) -> None:
-    page.get_by_role("button", name="Merge style + content").click()
+    open_part(page, "button", "Merge style + content")
     page.locator("#style-from input[type=file]").set_input_files(EXAMPLE)
     page.locator("#content-from input[type=file]").set_input_files(EXAMPLE)
     page.locator("#content-from").get_by_text("nano-airbrush").wait_for()
