@@ -3,9 +3,9 @@
 Strength s applies s * alpha / rank * up @ down. With alpha multiplied by m, strength 1 is what
 strength m was, so that programs that stop at 1 or 2 reach a sweet spot at 2.75. The new file has
 kohya's layout, which all of them read with its alpha. Nobody reads the alpha of a LoKr without
-factors, so its w1 is multiplied instead, in float32. In a DoRA, alpha stands inside a norm and
-scales nothing: blocks can be left out, but nothing can be multiplied. A difference and a norm have
-no alpha, and are multiplied themselves, in float32.
+factors, so its w1 is multiplied instead, in float32. In a DoRA, alpha stands inside a norm, and in
+an OFT it limits an angle: blocks can be left out, but nothing can be multiplied. A difference, a
+norm and an IA3 have no alpha, and are multiplied themselves, in float32.
 """
 
 import json
@@ -33,6 +33,11 @@ PART_NAMES = {
     "magnitude": "dora_scale",
     **{f"w{part}": f"lokr_w{part}" for part in ("1", "1_a", "1_b", "2", "2_a", "2_b")},
     "t2": "lokr_t2",
+    **{part: f"{part}.weight" for part in ("a1", "a2", "b1", "b2", "bm")},
+    "rotation": "oft_blocks",
+    "butterfly": "oft_blocks",
+    "limit": "alpha",
+    "gain": "weight",
 }
 """kohya's and LyCORIS' names of a change's parts, where they differ from ours."""
 PREFIX_BY_COMPONENT = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
@@ -67,11 +72,12 @@ def rewrite_lora(
     """
     times = _parse_multiplier(multiply)
     shares = _parse_shares(blocks, keep)
-    if "DoRA" in lora_file.kind and (times != 1 or (shares and set(shares.by_block.values()) - {0, 1})):
+    fixed = [kind for kind in ("DoRA", "OFT") if kind in lora_file.kind]
+    if fixed and (times != 1 or (shares and set(shares.by_block.values()) - {0, 1})):
         field = "multiply" if times != 1 else "blocks"
         raise UserError(
             field,
-            f"{lora_file.path.name} is a DoRA, whose strength does not depend on alpha. "
+            f"{lora_file.path.name} has layers of {fixed[0]}, whose strength does not depend on alpha. "
             "Use multiply 1, and 0 or 1 for blocks.",
         )
     kept = _select_tensors(lora_file, shares, times)
@@ -183,11 +189,12 @@ def _scale_module(
             "diff_b",
             "w_norm",
             "b_norm",
+            "gain",
             *(["w1"] if module.is_full_lokr else []),
         }:
             parts[part] = parts[part].float() * factor
     factor = 1.0 if module.is_full_lokr else factor
-    if module.magnitudes:
+    if "magnitude" in parts and module.magnitudes:
         many, along = module.magnitudes
         dimensions = max(2, *(value.ndim for value in parts.values()))
         # The shape that LyCORIS uses.
@@ -195,6 +202,8 @@ def _scale_module(
             [many if i == along else 1 for i in range(dimensions)]
         )
     named = {PART_NAMES.get(part, part): value for part, value in parts.items()}
+    if "gain" in parts and module.magnitudes:
+        named["on_input"] = torch.tensor(module.magnitudes[1])
     if not module.has_alpha:
         return named
     # alpha / rank is the scale, also where it was alpha / sqrt(rank).

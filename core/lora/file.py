@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from core.lora.keys import LoraModule, parse_modules
+from core.lora.keys import GAIN_FLAG, LoraModule, parse_modules
 from core.schema.bounds import FORBIDDEN_CHARACTERS
 from core.schema.errors import UserError
 from core.system.memory import is_out_of_memory, translate_out_of_memory
@@ -31,9 +31,8 @@ MAX_HEADER_BYTES = 16_000_000  # bytes; safetensors allows 100 MB, but headers a
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 UNSUPPORTED_KINDS = {
-    "oft_": "OFT",
-    ".on_input": "IA3",
-    ".a1.": "GLoRA",
+    "oft_R": "PEFT's OFT",
+    ".rescale": "an OFT with `rescale`",
     "bundle_emb": "a LoRA with embeddings",
 }
 ADAPTER_CONFIG = "adapter_config.json"
@@ -59,7 +58,7 @@ class LoraFile:
     """`kohya`, `diffusers`, `PEFT` or `ComfyUI`."""
     modules: tuple[LoraModule, ...]
     notes: tuple[str, ...] = ()
-    """What a person should know of its alphas, each a sentence."""
+    """What a person should know of its alphas and its law of strength, each a sentence."""
     metadata: Mapping[str, str] = field(repr=False)
     state: FileIdentity = field(repr=False)
     """The file's identity when it was read and checked."""
@@ -163,10 +162,10 @@ def _parse_file(path: Path, name: str) -> LoraFile:
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-            alphas = {
+            scalars = {
                 key: file.get_tensor(key)
                 for key in shapes
-                if key.endswith(".alpha") and math.prod(shapes[key]) == 1
+                if key.endswith((".alpha", GAIN_FLAG)) and math.prod(shapes[key]) == 1
             }
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
@@ -176,12 +175,14 @@ def _parse_file(path: Path, name: str) -> LoraFile:
     adapter = _parse_json_object(metadata.get("lora_adapter_metadata"))
     if not adapter and any(key.startswith("base_model.") for key in shapes):
         adapter = _read_adapter_config(path)
-    changes = tuple(parse_modules(shapes, alphas, adapter, name))
+    changes = tuple(parse_modules(shapes, scalars, adapter, name))
     if not changes:
         raise UserError(
             "lora", f"{name} contains no known LoRA format. Use kohya's, diffusers' or PEFT's for SDXL."
         )
-    read_keys = {key for module in changes for key in module.keys.values()} | alphas.keys()
+    stems = {module.stem for module in changes}
+    read_keys = {key for module in changes for key in module.keys.values()}
+    read_keys |= {key for key in scalars if key.rpartition(".")[0] in stems}
     if unread := shapes.keys() - read_keys:
         raise UserError(
             "lora",
@@ -189,7 +190,7 @@ def _parse_file(path: Path, name: str) -> LoraFile:
             "different LoRA.",
         )
     layout = _find_layout(changes[0].stem)
-    notes = _describe_alphas(changes, alphas, layout == "PEFT" and not adapter)
+    notes = _describe_strength(changes, scalars, layout == "PEFT" and not adapter)
     found = LoraFile(path=path, format=layout, modules=changes, notes=notes, metadata=metadata, state=state)
     if found.family in ("SD 1.5", "SD 2"):
         raise UserError("lora", f"{name} is made for {found.family}. Use a LoRA for SDXL.")
@@ -224,10 +225,10 @@ def _read_adapter_config(path: Path) -> dict[str, Any]:
     return _parse_json_object(text.decode("utf-8", errors="replace"))
 
 
-def _describe_alphas(
-    modules: Iterable[LoraModule], alphas: Mapping[str, torch.Tensor], unknown: bool
+def _describe_strength(
+    modules: Sequence[LoraModule], alphas: Mapping[str, torch.Tensor], unknown: bool
 ) -> tuple[str, ...]:
-    """Return what a person should know of a file's alphas, each a sentence.
+    """Return what a person should know of a file's alphas and its law of strength, each a sentence.
 
     `unknown` is whether alpha should stand in an `adapter_config.json` that is not there.
     """
@@ -241,6 +242,9 @@ def _describe_alphas(
         f"alpha is negative in {negative} layers, which work against their training.": negative,
         "alpha stands in an adapter_config.json that is not beside the file; alpha = rank is taken, so the "
         "strength may be off by a factor.": unknown,
+        "A BOFT's change is not in proportion to its strength: each of its factors is.": any(
+            module.kind == "BOFT" for module in modules
+        ),
     }
     return tuple(sentence for sentence, applies in said.items() if applies)
 
@@ -261,7 +265,7 @@ def check_lora_kind(keys: Iterable[str], name: str) -> None:
                 raise UserError(
                     "lora",
                     f"{name} is {'made for ' + kind if mark in OTHER_ARCHITECTURES else kind}. "
-                    "Use LoRA, LoCon, LoHa, LoKr, DoRA or a full difference for SDXL.",
+                    "Use LoRA, LoCon, LoHa, LoKr, DoRA, GLoRA, OFT, BOFT, IA3 or a full difference.",
                 )
 
 
@@ -300,7 +304,11 @@ def _check_values(lora_file: LoraFile, name: str) -> None:
                 )
             filled |= {key} if bool(tensor.any()) else set()
     # What magnitudes change can only be told with a model.
-    if not any(module.magnitudes or filled.issuperset(module.keys.values()) for module in lora_file.modules):
+    if not any(
+        "magnitude" in module.keys
+        or all(key in filled for part, key in module.keys.items() if part != "limit")
+        for module in lora_file.modules
+    ):
         raise UserError(
             "lora", f"{name} changes nothing: in every layer a matrix is all zeros, as before training."
         )

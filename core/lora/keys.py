@@ -2,13 +2,14 @@
 
 Names and shapes alone decide it, before anything is loaded. Kinds: LoRA and LoCon (`lora_down`,
 `lora_up`), LoHa (`hada_w1_a` ...), LoKr (`lokr_w1`, `lokr_w2`, each whole or in two factors), the
-core of a Tucker decomposition in any of them, DoRA, which adds magnitudes (`dora_scale`), full
-differences of a weight or a bias (`diff`, `diff_b`), and norms (`w_norm`, `b_norm`).
+core of a Tucker decomposition in any of them, DoRA, which adds magnitudes (`dora_scale`), GLoRA
+(`a1`, `a2`, `b1`, `b2`), OFT and BOFT (`oft_blocks`), IA3 (`weight`, `on_input`), full differences of
+a weight or a bias (`diff`, `diff_b`), and norms (`w_norm`, `b_norm`).
 """
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from core.schema.errors import UserError
 MAX_ALPHA = 1e6
 COMPONENT_BY_PREFIX = {
     "lora_unet_": "unet", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2", "lycoris_": "unet",
+    "oft_unet_": "unet",
     "unet.": "unet", "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder",
     "base_model.model.unet.": "unet", "base_model.model.text_encoder_2.": "text_encoder_2",
     "base_model.model.text_encoder.": "text_encoder", "base_model.model.": "unet",
@@ -44,6 +46,8 @@ PART_BY_SUFFIX = {
         for name in ("lora_up", "lora_B", "lora_B.default", "lora.up", "lora_linear_layer.up")
     },
     ".lora_mid.weight": "mid",
+    **{f".{part}.weight": part for part in ("a1", "a2", "b1", "b2", "bm")},
+    ".oft_blocks": "rotation",
     **{f".lokr_{part}": part for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
     **{
         f".{part}": part
@@ -58,6 +62,10 @@ PART_BY_SUFFIX = {
 NAMED_ADAPTER = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")
 """The end of a key in which PEFT names an adapter other than `default`."""
 LOHA_PARTS = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
+GLORA_PARTS = {"a1", "a2", "b1", "b2"}
+ROTATION_PARTS = {"rotation", "butterfly"}
+GAIN_FLAG = ".on_input"
+"""The end of the key that says along which dimension an IA3's gains lie."""
 ADDED_PARTS = {"magnitude", "diff_b"}
 """Parts that go with any kind."""
 COMPLETE_PARTS = (
@@ -71,6 +79,11 @@ COMPLETE_PARTS = (
     {"w1_a", "w1_b", "w2_a", "w2_b"},
     {"w1", "w2_a", "w2_b", "t2"},
     {"w1_a", "w1_b", "w2_a", "w2_b", "t2"},
+    GLORA_PARTS,
+    GLORA_PARTS | {"bm"},
+    {"rotation"},
+    {"butterfly"},
+    {"gain"},
     {"diff"},
     {"w_norm"},
     {"b_norm"},
@@ -80,6 +93,10 @@ COMPLETE_PARTS = (
 MARKS = {
     "LoHa": "hada_w1",
     "LoKr": "w2",
+    "GLoRA": "b1",
+    "OFT": "rotation",
+    "BOFT": "butterfly",
+    "IA3": "gain",
     "full difference": "diff",
     "bias": "diff_b",
 }
@@ -101,8 +118,11 @@ class LoraModule:
 
     `down` (rank, in) or (rank, in, k, k) and `up` (out, rank) or (out, rank, 1, 1), with a core
     `mid` (rank, rank, k, k) `down` (rank, in, 1, 1); LoHa's four matrices; `w1` and `w2`, each whole
-    or as `_a` and `_b`; `diff`, as the layer's weight; `w_norm` and `b_norm`, as a norm's. Any of
-    them also with `diff_b`, as the layer's bias, and all but the last two with `magnitude`.
+    or as `_a` and `_b`; GLoRA's `a1` (in, rank), `a2` (rank, in), `b1` (out, rank) and `b2` (rank,
+    in), with a core `bm`; OFT's `rotation` (n, size, size), BOFT's `butterfly` (factors, n, size,
+    size), perhaps with a `limit`; IA3's `gain`, one per output or input; `diff`, as the layer's
+    weight; `w_norm` and `b_norm`, as a norm's. Any of them also with `diff_b`, as the layer's bias,
+    and those of LoRA, LoHa, LoKr and `diff` with `magnitude`.
     """
     rank: int
     """For a LoKr without factors, the largest rank that its `w2` can have; 0 for what has no rank."""
@@ -119,7 +139,10 @@ class LoraModule:
     groups: tuple[int, int] = (1, 1)
     """Rows and columns of LoKr's `w1`: out and in are that many times those of `w2`."""
     magnitudes: tuple[int, int] | None = None
-    """A DoRA's number of magnitudes and their dimension: 0 is one per output, 1 one per input."""
+    """How many magnitudes a DoRA has, or gains an IA3, and along which dimension of the weight.
+
+    0 is one per output, 1 one per input.
+    """
 
     @property
     def down(self) -> str:
@@ -133,13 +156,13 @@ class LoraModule:
 
     @property
     def kind(self) -> str:
-        """`LoRA`, `LoHa`, `LoKr`, `full difference` or `norm`; `DoRA`, or another one ` with DoRA`."""
+        """Its name, such as `LoRA`, `LoHa` or `norm`; `DoRA`, or another one ` with DoRA`."""
         if "down" in self.keys:
             return "LoRA" if self.magnitudes is None else "DoRA"
         plain = next(
             (kind for kind, part in MARKS.items() if part in self.keys or f"{part}_a" in self.keys), "norm"
         )
-        return plain if self.magnitudes is None else f"{plain} with DoRA"
+        return f"{plain} with DoRA" if "magnitude" in self.keys else plain
 
     @property
     def has_alpha(self) -> bool:
@@ -154,8 +177,12 @@ class LoraModule:
     def can_change(self, weight_shape: Shape) -> bool:
         """Whether this module fits a layer's weight of shape (out, in) or (out, in, k, k)."""
         kernel, area = weight_shape[2:], math.prod(weight_shape[2:])
+        if "gain" in self.keys and self.magnitudes is not None:
+            many, along = self.magnitudes
+            return len(weight_shape) > 1 and many == weight_shape[along]
         if self.shape[1] == 0:
-            return self.shape[0] == weight_shape[0] and ("diff_b" in self.keys or len(weight_shape) == 1)
+            is_norm = not {"diff_b", *ROTATION_PARTS} & self.keys.keys()
+            return self.shape[0] == weight_shape[0] and (len(weight_shape) == 1 or not is_norm)
         if self.rank and "down" not in self.keys and not self.kernel:  # a convolution's may be flat, too
             same = (
                 self.shape == (weight_shape[0], weight_shape[1] * area)
@@ -169,27 +196,33 @@ class LoraModule:
 
 
 def parse_modules(
-    shapes: Mapping[str, Shape], alphas: Mapping[str, torch.Tensor], adapter: Mapping[str, Any], name: str
+    shapes: Mapping[str, Shape], scalars: Mapping[str, torch.Tensor], adapter: Mapping[str, Any], name: str
 ) -> Iterator[LoraModule]:
-    """Yield the modules that a file's keys describe.
+    """Yield the modules that a file's keys describe; `scalars` are its alphas and flags by key.
 
     Raises `UserError`, beginning with `where`, for a module that is incomplete or impossible.
     """
     stems: dict[str, dict[str, str]] = {}
     for key in shapes:
-        if (found := _split_key(key)) is not None:
+        if (found := _split_key(key, shapes)) is not None:
             stem, part = found
+            part = "butterfly" if part == "rotation" and len(shapes[key]) == 4 else part
             stems.setdefault(stem, {})[part] = key
     for stem, keys in stems.items():
-        yield _parse_module(stem, keys, shapes, alphas, adapter, f"{name}: {stem[:80]!r}")
+        yield _parse_module(stem, keys, shapes, scalars, adapter, f"{name}: {stem[:80]!r}")
 
 
-def _split_key(key: str) -> tuple[str, str] | None:
-    """Return the stem of a key and the part that it holds; `None` for a key that holds no part."""
+def _split_key(key: str, others: Container[str]) -> tuple[str, str] | None:
+    """Return the stem of a key and the part that it holds; `None` for a key that holds no part.
+
+    `others` are all keys of the file: a `weight` is a gain if a flag says along which dimension.
+    """
     if end := next((end for end in PART_BY_SUFFIX if key.endswith(end)), None):
         return key.removesuffix(end), PART_BY_SUFFIX[end]
     if match := NAMED_ADAPTER.search(key):
         return key[: match.start()], "down" if match[1] == "A" else "up"
+    if key.endswith(".weight") and f"{key.removesuffix('.weight')}{GAIN_FLAG}" in others:
+        return key.removesuffix(".weight"), "gain"
     return None
 
 
@@ -197,7 +230,7 @@ def _parse_module(
     stem: str,
     keys: Mapping[str, str],
     shapes: Mapping[str, Shape],
-    alphas: Mapping[str, torch.Tensor],
+    scalars: Mapping[str, torch.Tensor],
     adapter: Mapping[str, Any],
     where: str,
 ) -> LoraModule:
@@ -226,8 +259,15 @@ def _parse_module(
         )
     parts = {part: shapes[key] for part, key in keys.items()}
     rank, shape, kernel, groups = infer_shape(parts, where)
-    alpha, scale = _find_scale(keys, rank, alphas, f"{stem}.alpha", told, name, where)
+    alpha, scale = _find_scale(keys, rank, scalars, f"{stem}.alpha", told, name, where)
     flat = name.replace(".", "_")
+    magnitudes = None
+    if "gain" in parts:
+        magnitudes = (shape[0], int(bool(scalars[f"{stem}{GAIN_FLAG}"])))
+    elif "magnitude" in parts:
+        magnitudes = infer_magnitudes(parts["magnitude"], shape, keys, where)
+    if ROTATION_PARTS & keys.keys() and f"{stem}.alpha" in scalars:
+        keys = {**keys, "limit": f"{stem}.alpha"}  # OFT's alpha limits the angle
     return LoraModule(
         component=component,
         # transformers 5 has `text_model` for the second encoder only.
@@ -240,7 +280,7 @@ def _parse_module(
         shape=shape,
         kernel=kernel,
         groups=groups,
-        magnitudes=infer_magnitudes(parts["magnitude"], shape, keys, where) if "magnitude" in parts else None,
+        magnitudes=magnitudes,
     )
 
 

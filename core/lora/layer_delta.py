@@ -9,6 +9,11 @@ At strength s the weight W becomes W + s * D, so that strengths mean the same fo
   (Yeh et al. 2023, arXiv 2309.14859).
 - In each, a convolution's matrices may have a core between them (Tucker's decomposition).
 - A full difference, of a weight, a bias or a norm: D as it is.
+- GLoRA: D = scale * (b1 @ b2 + W @ a1 @ a2) (Chavan et al. 2023, arXiv 2306.07967).
+- OFT: D = (R - I) @ W, block by block of outputs, where R turns them (Qiu et al. 2023, arXiv 2306.07280).
+- BOFT: as OFT with several R in a row, W + D = R2 @ R1 @ W (Liu et al. 2023, arXiv 2311.06243). Each
+  is I + s * (R - I) at strength s, as in LyCORIS: the one kind that is not proportional to strength.
+- IA3: D = gain * W, by output or by input (Liu et al. 2022, arXiv 2205.05638).
 - DoRA, on either: D = V - W, where V = magnitude * (W + D') / |W + D'| with the D' of the kind
   beneath, and the norm is taken over each row, or each column, of W + D' (Liu et al. 2024, arXiv
   2402.09353). At strength 1 the weight is V, as in training. Alpha stands inside the norm: twice
@@ -174,6 +179,45 @@ class KroneckerProduct:
         return (w1 @ made.reshape(len(x), w1.shape[1], -1)).view(len(x), -1, *made.shape[2:]) * factor
 
 
+class BlockRotation:
+    """Turns that OFT and BOFT apply to blocks of a layer's outputs.
+
+    A turn of a block is R = (I + Q) (I - Q)^-1 (Cayley), where Q is what the file has minus its
+    transpose. OFT applies the transpose of R, as kohya's and LyCORIS' code does.
+    """
+
+    def __init__(self, blocks: torch.Tensor, limit: torch.Tensor | None):
+        """Prepare blocks (n, size, size) of OFT, or (factors, n, size, size) of BOFT.
+
+        `limit` times the outputs is the largest norm of all Q together; without one, or 0, it is free.
+        """
+        free = blocks.float()
+        q = free - free.mT
+        self.is_butterfly, outputs = blocks.ndim == 4, q.shape[-3] * q.shape[-1]
+        most = 0.0 if limit is None else float(limit) * outputs
+        if most > 0:
+            q = q * (most / q.norm().clamp(min=1e-8)).clamp(max=1)
+        one = torch.eye(q.shape[-1], device=q.device)
+        turn = (one + q) @ torch.linalg.inv(one - q)
+        self.turns = (turn if self.is_butterfly else turn.mT[None]) - one
+        """R - I: float32, (factors, n, size, size)."""
+
+    def compute_change(
+        self, values: torch.Tensor, channels: int, strength: float | torch.Tensor
+    ) -> torch.Tensor:
+        """Return what the turns add to values whose dimension `channels` is the layer's outputs."""
+        start = turned = values.movedim(channels, -1)
+        size = self.turns.shape[-1]
+        for number, turn in enumerate(self.turns.to(values)):
+            # A factor of BOFT mixes outputs that are this far apart.
+            apart = 2**number * size // 2 if self.is_butterfly else 1
+            pair = 2 if self.is_butterfly else 1
+            blocks = turned.unflatten(-1, (-1, pair, apart)).mT.flatten(-3).unflatten(-1, (-1, size))
+            mixed = torch.einsum("kij,...kj->...ki", turn, blocks).flatten(-2)
+            turned = turned + mixed.unflatten(-1, (-1, apart, pair)).mT.flatten(-3) * strength
+        return (turned - start).movedim(-1, channels)
+
+
 class LayerDelta:
     """The change that a module of a file makes to its layer.
 
@@ -187,19 +231,27 @@ class LayerDelta:
 
         `magnitude_dim` is the weight's dimension, 0 or 1, along which a DoRA's magnitudes lie.
         """
-        weight, parts = layer.weight.detach(), _fold_cores(parts)
-        has_weight = bool(parts.keys() - {"diff_b", "b_norm"})
-        self.product = _choose_product(parts)(parts, weight) if has_weight else None
+        weight = layer.weight.detach()
+        parts = _fold_glora(_fold_cores(parts), weight)
+        has_product = bool(parts.keys() - {"diff_b", "b_norm", "rotation", "butterfly", "limit", "gain"})
+        self.product = _choose_product(parts)(parts, weight) if has_product else None
         bias = parts.get("diff_b", parts.get("b_norm"))
         self.bias = None if bias is None else bias.flatten().to(weight.device, weight.dtype, copy=True)
         """What is added to the layer's bias at strength 1, (out,); `None` for nothing."""
         self.scale, self.magnitude_dim = scale, magnitude_dim
         self.gain_minus_one: torch.Tensor | None = None
-        """For a DoRA, magnitude / norm - 1: the share of W itself that is added.
+        """The share of W itself that is added: an IA3's gain; for a DoRA, magnitude / norm - 1.
 
         float32, (out, 1, ...) or (1, in, ...).
         """
-        if magnitude_dim is not None and self.product is not None:
+        blocks = parts.get("rotation", parts.get("butterfly"))
+        self.rotation = (
+            None if blocks is None else BlockRotation(blocks.to(weight.device), parts.get("limit"))
+        )
+        if magnitude_dim is not None and "gain" in parts:
+            wanted = [len(weight) if magnitude_dim == 0 else 1, -1, *[1] * (weight.ndim - 2)]
+            self.gain_minus_one = parts["gain"].to(weight.device, torch.float32).reshape(wanted).clone()
+        elif magnitude_dim is not None and self.product is not None:
             trained = _flatten_weight(weight).float().clone()
             self.product.add_to(trained, scale)
             norm = torch.linalg.vector_norm(
@@ -213,15 +265,18 @@ class LayerDelta:
     @property
     def nbytes(self) -> int:
         """Bytes of the matrices that this object holds."""
-        held = (*(vars(self.product).values() if self.product else ()), self.gain_minus_one, self.bias)
+        held = (
+            *(vars(self.product).values() if self.product else ()),
+            self.gain_minus_one,
+            self.rotation and self.rotation.turns,
+            self.bias,
+        )
         return sum(value.nbytes for value in held if value is not None)
 
     def norm(self, weight: torch.Tensor) -> float:
         """Frobenius norm of the change at strength 1 of this pristine weight; biases do not count."""
-        if self.product is None:
-            return 0.0
-        if self.gain_minus_one is None:
-            return abs(self.scale) * self.product.norm()
+        if self.gain_minus_one is None and self.rotation is None:
+            return abs(self.scale) * self.product.norm() if self.product else 0.0
         changed = torch.zeros_like(_flatten_weight(weight), dtype=torch.float32)
         self.add_to(changed, weight, 1.0)
         return float(changed.norm())
@@ -231,17 +286,20 @@ class LayerDelta:
 
         `pristine` is the layer's weight without any change.
         """
-        if self.product is None:
-            return
-        if self.gain_minus_one is None:
-            self.product.add_to(flat, strength * self.scale)
-            return
-        extra = self.gain_minus_one.to(flat.device)
-        extra = (
-            extra.flatten(1) if self.magnitude_dim == 0 else extra.expand(1, *pristine.shape[1:]).flatten(1)
-        )
-        self.product.add_to(flat, strength * self.scale, (1 + extra).to(flat.dtype))
-        flat.addcmul_(_flatten_weight(pristine).to(flat), extra.to(flat.dtype), value=strength)
+        own, gain = _flatten_weight(pristine).to(flat), None
+        if self.rotation is not None:
+            flat.add_(self.rotation.compute_change(own, 0, strength))
+        if self.gain_minus_one is not None:
+            extra = self.gain_minus_one.to(flat.device)
+            extra = (
+                extra.flatten(1)
+                if self.magnitude_dim == 0
+                else extra.expand(1, *pristine.shape[1:]).flatten(1)
+            )
+            gain = (1 + extra).to(flat.dtype)
+            flat.addcmul_(own, extra.to(flat.dtype), value=strength)
+        if self.product is not None:
+            self.product.add_to(flat, strength * self.scale, gain)
 
     def compute_output_delta(
         self, layer: Layer, x: torch.Tensor, out: torch.Tensor, strength: torch.Tensor
@@ -251,37 +309,25 @@ class LayerDelta:
         `strength` is one number for each sample, (batch, 1, ...).
         """
         factor, strength = (strength * self.scale).to(x.dtype), strength.to(x.dtype)
+        # Channels are the last dimension of a linear layer's values, the second of the others'.
+        rest = [1] * (x.ndim - 2 if isinstance(layer, torch.nn.Conv2d | torch.nn.GroupNorm) else 0)
+        terms: list[torch.Tensor] = []
+        gain = None if self.gain_minus_one is None else self.gain_minus_one.to(x).view(-1, *rest)
         if self.bias is not None:
-            rest = x.ndim - 2 if isinstance(layer, torch.nn.Conv2d | torch.nn.GroupNorm) else 0
-            added = self.bias.to(x).view(-1, *[1] * rest) * strength
-            return (
-                added
-                if self.product is None
-                else added + self._compute_product(layer, x, out, factor, strength)
-            )
-        return self._compute_product(layer, x, out, factor, strength)
-
-    def _compute_product(
-        self,
-        layer: Layer,
-        x: torch.Tensor,
-        out: torch.Tensor,
-        factor: torch.Tensor,
-        strength: torch.Tensor,
-    ) -> torch.Tensor:
-        """Return what the change of the weight adds to the output."""
-        assert self.product is not None
-        if self.gain_minus_one is None:
-            return self.product.compute_output(layer, x, factor)
-        # (channels,) or (channels, 1, 1)
-        extra = self.gain_minus_one.to(x).view(-1, *[1] * (layer.weight.ndim - 2))
-        if self.magnitude_dim == 0:
-            plain = out if layer.bias is None else out - layer.bias.view_as(extra)
-            return self.product.compute_output(layer, x, factor) * (1 + extra) + plain * (extra * strength)
-        return (
-            self.product.compute_output(layer, x * (1 + extra), factor)
-            + _forward_weight(layer, x * extra, layer.weight) * strength
-        )
+            terms.append(self.bias.to(x).view(-1, *rest) * strength)
+        if self.rotation is not None or (gain is not None and self.magnitude_dim == 0):
+            plain = out if layer.bias is None else out - layer.bias.view(-1, *rest)
+            if self.rotation is not None:
+                terms.append(self.rotation.compute_change(plain, 1 if rest else -1, strength))
+            if gain is not None:
+                terms.append(plain * (gain * strength))
+        elif gain is not None:
+            terms.append(_forward_weight(layer, x * gain, layer.weight) * strength)
+        if self.product is not None:
+            by_input = gain is not None and self.magnitude_dim == 1
+            product = self.product.compute_output(layer, x * (1 + gain) if by_input else x, factor)
+            terms.append(product if gain is None or by_input else product * (1 + gain))
+        return sum(terms[1:], terms[0])
 
 
 def _fold_cores(parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -295,13 +341,30 @@ def _fold_cores(parts: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]
         return torch.einsum("pqkl,qi->pikl", core.float(), inner.flatten(1).float())
 
     folded = dict(parts)
-    if "mid" in folded:
-        folded["down"] = fold(folded.pop("mid"), folded["down"])
+    for core, inner in (("mid", "down"), ("bm", "b2")):
+        if core in folded:
+            folded[inner] = fold(folded.pop(core), folded[inner])
     for core, name in (("hada_t1", "hada_w1"), ("hada_t2", "hada_w2"), ("t2", "w2")):
         if core in folded:
             folded[f"{name}_b"] = fold(folded.pop(core), folded[f"{name}_b"]).flatten(1)
             folded[f"{name}_a"] = folded[f"{name}_a"].T
     return folded
+
+
+def _fold_glora(parts: Mapping[str, torch.Tensor], weight: torch.Tensor) -> Mapping[str, torch.Tensor]:
+    """Return GLoRA's four matrices as the product or the difference that they make of this weight.
+
+    b1 b2 + (W a1) a2 is one product of twice the rank; with a kernel, it is formed as a whole.
+    """
+    if "b1" not in parts:
+        return parts
+    rest = {part: value for part, value in parts.items() if part not in ("a1", "a2", "b1", "b2")}
+    a1, a2, b1, b2 = (parts[part].flatten(1).to(weight.device).float() for part in ("a1", "a2", "b1", "b2"))
+    if weight[0, 0].numel() == 1:
+        up = torch.cat([b1, weight.flatten(1).float() @ a1], dim=1)
+        return {**rest, "up": up, "down": torch.cat([b2, a2])}
+    own = torch.einsum("oi...,ij->oj...", weight.float(), a1 @ a2)
+    return {**rest, "diff": (b1 @ b2).view(weight.shape) + own}
 
 
 def _choose_product(

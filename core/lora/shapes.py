@@ -23,6 +23,17 @@ def infer_shape(
         return _infer_hadamard(parts, where)
     if "w1" in parts or "w1_a" in parts:
         return _infer_kronecker(parts, where)
+    if "b1" in parts:
+        return _infer_glora(parts, where)
+    if blocks := parts.get("rotation", parts.get("butterfly")):
+        return _infer_rotation(blocks, where)
+    if "gain" in parts:
+        many = math.prod(parts["gain"])
+        if many not in parts["gain"]:
+            raise UserError(
+                "lora", f"{where} has gains of {parts['gain']}; IA3 has one row or column of them."
+            )
+        return 0, (many, 0), (), (1, 1)
     whole = parts.get("diff", ())
     if len(whole) in (2, 4) and 0 not in whole:
         return 0, (whole[0], whole[1]), whole[2:], (1, 1)
@@ -56,6 +67,42 @@ def _infer_low_rank(
             f"{RANK_RANGE[1]} and the same in all.",
         )
     return rank, (second[0], first[1]), tuple(core[2:]), (1, 1)
+
+
+def _infer_glora(
+    parts: Mapping[str, Shape], where: str
+) -> tuple[int, tuple[int, int], Shape, tuple[int, int]]:
+    """Return rank, shape, kernel and groups of W @ a1 @ a2 + b1 @ b2, or of b1 @ bm @ b2 in its place."""
+    own = {part: shape for part, shape in parts.items() if part in ("a1", "a2", "b1", "b2", "bm")}
+    rank, inputs = parts["b2"][:2] if len(parts["b2"]) in (2, 4) else (0, 0)
+    core = parts.get("bm", (rank, rank, *parts["b2"][2:]))
+    wanted = {"a1": (inputs, rank), "a2": (rank, inputs), "b1": (*parts["b1"][:1], rank), "bm": (rank, rank)}
+    if (
+        any(shape[:2] != wanted.get(part, shape[:2]) or 0 in shape for part, shape in own.items())
+        or any(len(shape) != len(parts["b2"]) for shape in own.values())
+        or any(set(parts[part][2:]) - {1} for part in ("a1", "a2", "b1", *(["b2"] if "bm" in parts else [])))
+        or not RANK_RANGE[0] <= rank <= RANK_RANGE[1]
+    ):
+        shown = ", ".join(f"{part} {shape}" for part, shape in sorted(own.items()))
+        raise UserError("lora", f"{where} has matrices that make no GLoRA: {shown}.")
+    return rank, (parts["b1"][0], inputs), tuple(core[2:]), (1, 1)
+
+
+def _infer_rotation(blocks: Shape, where: str) -> tuple[int, tuple[int, int], Shape, tuple[int, int]]:
+    """Return rank, shape, kernel and groups of an OFT, (n, size, size), or BOFT, (factors, n, size, size)."""
+    count, size = blocks[-3:-1] if len(blocks) in (3, 4) else (0, 0)
+    # A factor of BOFT mixes outputs that are size / 2, size, 2 * size ... apart, two by two.
+    apart = 2 ** (blocks[0] - 1) * size if len(blocks) == 4 and blocks[0] <= 32 and size % 2 == 0 else 1
+    if (
+        0 in (count, *blocks)
+        or size != blocks[-1]
+        or count * size % apart
+        or (len(blocks) == 4 and apart == 1)
+    ):
+        raise UserError(
+            "lora", f"{where} has blocks of {blocks}; OFT's are square, (n, size, size), and so are BOFT's."
+        )
+    return 0, (count * size, 0), (), (1, 1)
 
 
 def _infer_hadamard(

@@ -36,6 +36,14 @@ KINDS: dict[str, dict[str, Any]] = {
     "LoKr in factors": {"algo": "lokr", "factor": 4, "decompose_both": True},
     "full difference": {"algo": "full"},
     "LoCon with norms": {"algo": "lora", "train_norm": True},
+    "GLoRA": {"algo": "glora"},
+    "GLoRA with cores": {"algo": "glora", "use_tucker": True},
+    "IA3": {"algo": "ia3"},
+    "IA3 of inputs": {"algo": "ia3", "train_on_input": True},
+    "OFT": {"algo": "diag-oft"},
+    "OFT with a limit": {"algo": "diag-oft", "constraint": 0.01},
+    "BOFT": {"algo": "boft", "linear_dim": 32, "conv_dim": 32},
+    "BOFT with a limit": {"algo": "boft", "linear_dim": 32, "conv_dim": 32, "constraint": 0.01},
 }
 SIZES = {"linear_dim": 4, "linear_alpha": 2, "conv_dim": 4, "conv_alpha": 2}
 STRENGTHS = (0.5, 1.0, 2.0)
@@ -47,7 +55,7 @@ def make_network(module: torch.nn.Module, options: dict[str, Any]) -> Any:
 
     layers = ["Linear", "Conv2d", *(["GroupNorm", "LayerNorm"] if "train_norm" in options else [])]
     LycorisNetwork.apply_preset({"target_module": layers})
-    network = create_lycoris(module, 1.0, **SIZES, **options)
+    network = create_lycoris(module, 1.0, **{**SIZES, **options})
     network.apply_to()
     return network
 
@@ -61,6 +69,9 @@ def add_reference(network: Any, strength: float, weights: dict[str, torch.Tensor
         if hasattr(module, "w_norm"):
             weights[f"{stem}.weight"] = base + strength * module.w_norm
             weights[f"{stem}.bias"] = weights[f"{stem}.bias"] + strength * module.b_norm
+            continue
+        if module.name in ("diag-oft", "boft"):  # not always in proportion to the strength
+            weights[f"{stem}.weight"] = base + module.get_diff_weight(strength)[0].view_as(base)
             continue
         if module.name in ("loha", "kron"):
             change = module.get_weight(module.shape) * module.scalar

@@ -177,7 +177,31 @@ REFUSED_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         make_broken(lambda s: {"lora_unet_a.hada_w1_a": torch.ones(2, 2)}),
         "is incomplete: it only has hada_w1_a",
     ),
-    "oft": (make_broken(lambda s: {"lora_unet_a.oft_blocks": torch.ones(2, 2, 2)}), "is OFT"),
+    "oft of PEFT": (make_broken(lambda s: {"unet.a.oft_R.weight": torch.ones(2, 6)}), "is PEFT's OFT"),
+    "oft": (
+        make_broken(lambda s: {"lora_unet_a.oft_blocks": torch.ones(2, 2, 3)}),
+        r"has blocks of \(2, 2, 3\); OFT's are square",
+    ),
+    "boft": (
+        make_broken(lambda s: {"lora_unet_a.oft_blocks": torch.ones(40, 2, 2, 2)}),
+        r"has blocks of \(40, 2, 2, 2\); OFT's are square",
+    ),
+    "glora": (
+        make_broken(
+            lambda s: {f"lora_unet_a.{part}.weight": torch.ones(4, 2) for part in ("a1", "a2", "b1", "b2")}
+        ),
+        "has matrices that make no GLoRA",
+    ),
+    "ia3": (
+        make_broken(
+            lambda s: {"lora_unet_a.weight": torch.ones(2, 2), "lora_unet_a.on_input": torch.tensor(0)}
+        ),
+        r"has gains of \(2, 2\)",
+    ),
+    "an alpha of nothing": (
+        make_broken(lambda s: {**s, "lora_unet_a.alpha": torch.tensor(1.0)}),
+        r"contains 'lora_unet_a\.alpha', which is not supported",
+    ),
     "lokr": (
         make_broken(lambda s: {"lora_unet_a.lokr_w1": torch.ones(2, 2)}),
         "is incomplete: it only has lokr_w1",

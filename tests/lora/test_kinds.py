@@ -209,10 +209,11 @@ def test_a_file_written_anew(lycoris_file: Path, tmp_path: Path) -> None:
     assert all(torch.equal(kept[name], whole[name]) for name in kept)
     if found.kind == "DoRA":
         with pytest.raises(
-            UserError, match=r"^multiply: it\.safetensors is a DoRA, whose strength does not depend on alpha"
+            UserError,
+            match=r"^multiply: it\.safetensors has layers of DoRA, whose strength does not depend on alpha",
         ):
             edit.rewrite_lora(found, tmp_path, multiply=2)
-        with pytest.raises(UserError, match=r"^blocks: it\.safetensors is a DoRA"):
+        with pytest.raises(UserError, match=r"^blocks: it\.safetensors has layers of DoRA"):
             edit.rewrite_lora(found, tmp_path, blocks="1,1,1,1,1,1,1,0.5,1,1,1,1")
         return
     doubled = edit.rewrite_lora(found, tmp_path, multiply=2.75)

@@ -80,9 +80,71 @@ def make_norm(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch
     return {"w_norm": weight, "b_norm": bias}, weight, bias
 
 
+def make_glora(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
+    out, inputs, *kernel = shape
+    a1, a2, b1, b2 = draw(inputs, 3), draw(3, inputs), draw(out, 3), draw(3, inputs, *kernel)
+    flat = {"a1": a1, "a2": a2, "b1": b1}
+    ones = [1] * len(kernel)
+    parts = {f"{part}__weight": value.view(*value.shape, *ones) for part, value in flat.items()}
+    own = torch.einsum("oi...,ij,jp->op...", get_weight(shape), a1, a2)
+    change = 2 * (own + (b1 @ b2.flatten(1)).view(shape))
+    return {**parts, "b2__weight": b2, "alpha": 6.0}, change, None
+
+
+def make_oft(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
+    """Return blocks of 16 outputs, turned less than they ask for: the limit is reached."""
+    blocks, limit = draw(shape[0] // 16, 16, 16), 0.02
+    q = blocks - blocks.mT
+    q = q * (limit * shape[0] / q.norm()).clamp(max=1)
+    turn = torch.block_diag(*((torch.eye(16) + each) @ torch.linalg.inv(torch.eye(16) - each) for each in q))
+    own = get_weight(shape)
+    change = (turn.T @ own.flatten(1)).view(shape) - own
+    return {"oft_blocks": blocks, "alpha": limit}, change, None
+
+
+def make_boft(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
+    """Return two factors: the first mixes neighbours, the second every second output with its next."""
+    blocks = draw(2, shape[0] // 2, 2, 2)
+    flat = own = get_weight(shape).flatten(1)
+    for number, factor in enumerate(blocks):
+        q = factor - factor.mT
+        turn = torch.block_diag(*((torch.eye(2) + e) @ torch.linalg.inv(torch.eye(2) - e) for e in q))
+        order = torch.arange(shape[0]).view(-1, 2, 2**number).mT.flatten()
+        flat = torch.empty_like(flat).index_copy(0, order, turn @ flat[order])
+    return {"oft_blocks": blocks}, (flat - own).view(shape), None
+
+
+def make_ia3(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
+    gain, ones = draw(shape[0]), [1] * (len(shape) - 2)
+    stored = gain.view(1, -1, *ones) if ones else gain
+    return {"weight": stored, "on_input": 0}, gain.view(-1, 1, *ones) * get_weight(shape), None
+
+
+def make_ia3_of_inputs(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
+    gain, ones = draw(shape[1]), [1] * (len(shape) - 2)
+    stored = gain.view(1, -1, *ones) if ones else gain
+    return {"weight": stored, "on_input": 1}, gain.view(1, -1, *ones) * get_weight(shape), None
+
+
+def get_weight(shape: torch.Size) -> torch.Tensor:
+    """Return the weight of the one layer of `LINEAR` and `CONV` that has this shape."""
+    layers = (bases.load_model("nano").unet.get_submodule(name) for name in (LINEAR, CONV))
+    return next(layer.weight.detach().clone() for layer in layers if layer.weight.shape == shape)
+
+
 @pytest.mark.parametrize(
     ("make", "name", "kind"),
     [
+        (make_glora, LINEAR, "GLoRA"),
+        (make_glora, CONV, "GLoRA"),
+        (make_oft, LINEAR, "OFT"),
+        (make_oft, CONV, "OFT"),
+        (make_boft, LINEAR, "BOFT"),
+        (make_boft, CONV, "BOFT"),
+        (make_ia3, LINEAR, "IA3"),
+        (make_ia3, CONV, "IA3"),
+        (make_ia3_of_inputs, LINEAR, "IA3"),
+        (make_ia3_of_inputs, CONV, "IA3"),
         (make_loha, LINEAR, "LoHa"),
         (make_loha, CONV, "LoHa"),
         (make_loha_with_cores, CONV, "LoHa"),
@@ -106,9 +168,11 @@ def test_a_kind_is_its_formula(make: Callable, name: str, kind: str, tmp_path: P
     use = write_lora(tmp_path / "it.safetensors", name, **parts)
     found = lora_file.read_lora_file(Path(use.path))
     assert (found.kind, found.notes) == (kind, ())
-    changed = [edit.rewrite_lora(found, tmp_path, multiply=times) for times in (1, 2.5)]
-    for file, times in zip((found.path, *changed), (1, 1, 2.5), strict=True):
-        for strength in (1.0, -0.5, 2.0):
+    multiples = (1,) if "OFT" in kind else (1, 2.5)
+    changed = [edit.rewrite_lora(found, tmp_path, multiply=times) for times in multiples]
+    for file, times in zip((found.path, *changed), (1, *multiples), strict=True):
+        # A BOFT is not in proportion to its strength; the bench has what LyCORIS makes of 0.5 and 2.
+        for strength in (1.0,) if kind == "BOFT" else (1.0, -0.5, 2.0):
             with lora.apply_loras(ours, [LoraUse(path=str(file), strength=strength)]):
                 for part, value in layer.named_parameters():
                     expected = own[part] + strength * times * wanted.get(part, 0)
