@@ -13,14 +13,13 @@ import diffusers
 from safetensors import SafetensorError, safe_open
 
 from core.hub import client as hub
-from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.types import Model
 from core.system import paths
 from core.system.device import detect_machine
 
-SDXL_BASE = presets.get_models()["sdxl-base"]
-"""The model whose configs and tokenizers open a single file that has no folder of its own."""
+SDXL_CONFIGS = Path(__file__).parent / "sdxl"
+"""SDXL's configs and CLIP's tokenizers, which open a single file that has no folder of its own."""
 CONFIG_PATTERNS = ["*.json", "*.txt"]
 WEIGHT_FILES = {
     "text_encoder": "model",
@@ -228,10 +227,4 @@ def check_weights(folder: Path, model: Model) -> None:
 
 def find_configs(model: Model, source: Path) -> Path:
     """Return the folder of a model's configs and tokenizers."""
-    return (
-        locate_source(model.config)
-        if model.config
-        else source
-        if source.is_dir()
-        else fetch_snapshot(SDXL_BASE, CONFIG_PATTERNS)
-    )
+    return locate_source(model.config) if model.config else source if source.is_dir() else SDXL_CONFIGS

@@ -60,9 +60,7 @@ def encode_descendant(name: str, vae: AutoencoderKL) -> Latents:
     """
     painted, style = DESCENDANTS[name]
     drawn = load_pictures(SIZE)
-    chosen = [
-        i for i, scene in enumerate(drawn.scenes) if scene.style == style and not scene.low_quality
-    ]
+    chosen = [i for i, scene in enumerate(drawn.scenes) if scene.style == style and not scene.low_quality]
     file = BUILD_FOLDER / f"latents-{name}.pt"
     if not file.exists():
         pixels = [

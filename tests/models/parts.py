@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
+from core.models.files import SDXL_CONFIGS
 from core.schema.types import Model
 from core.system.device import Machine
 
@@ -71,3 +73,23 @@ def assert_same_weights(ours: StableDiffusionXLPipeline, theirs: StableDiffusion
         assert a.keys() == b.keys(), f"{part}: other weights than diffusers'"
         different = [key for key in a if not torch.equal(a[key], b[key])]
         assert not different, f"{part}: {len(different)} weights differ, {different[0]} first"
+
+
+def build_full_size_parts() -> dict[str, torch.nn.Module]:
+    """Build SDXL's U-Net, text encoders and VAE from the studio's configs, on the meta device."""
+    makers = {
+        "unet": UNet2DConditionModel,
+        "text_encoder": CLIPTextModel,
+        "text_encoder_2": CLIPTextModelWithProjection,
+        "vae": AutoencoderKL,
+    }
+    built: dict[str, torch.nn.Module] = {}
+    with torch.device("meta"):
+        for part, kind in makers.items():
+            folder = SDXL_CONFIGS / part
+            built[part] = (
+                kind(kind.config_class.from_pretrained(folder))  # type: ignore[attr-defined]
+                if part.startswith("text")
+                else kind.from_config(kind.load_config(folder))  # type: ignore[attr-defined]
+            )
+    return built

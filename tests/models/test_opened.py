@@ -13,9 +13,11 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
+from transformers import CLIPTokenizer
 
 from core.hub import client as hub
 from core.models import bases, loader
+from core.models import files as models_files
 from core.schema.types import Model
 from core.system import paths
 from tests.hub.answers import COMMIT
@@ -24,6 +26,7 @@ from tests.models.parts import (
     NANO,
     ModelTable,
     assert_same_weights,
+    build_full_size_parts,
     draw_picture,
     link_folder,
     make_model,
@@ -66,18 +69,43 @@ def test_a_single_file_takes_configs_and_tokenizers_from_its_own_folder(
 def test_a_single_file_without_a_folder_takes_the_configs_of_sdxl(
     table: ModelTable, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    """A checkpoint of one's own opens on a machine without a connection and with an empty cache."""
     monkeypatch.setattr(
-        hub, "snapshot_download", lambda *args, **kwargs: asked.append((args, kwargs)) or str(NANO)
+        hub, "snapshot_download", lambda *_args, **_kwargs: pytest.fail("the Hub was asked for configs")
     )
+    monkeypatch.setattr(models_files, "SDXL_CONFIGS", NANO)  # nano's file is of nano's size
     table["file"] = make_model("file", checkpoint)
     bases.load_model("file")
-    (((source,), kwargs),) = asked
-    assert source == "stabilityai/stable-diffusion-xl-base-1.0"
-    assert len(kwargs["revision"]) == 40
-    assert not any("safetensors" in pattern for pattern in kwargs["allow_patterns"]), (
-        "SDXL's 7 GB would be fetched for its configs"
-    )
+    assert bases.get_loaded_name() == "file"
+
+
+def test_the_configs_of_sdxl_are_whole_and_of_its_size() -> None:
+    """With another width or layer, no checkpoint would open."""
+    folder = models_files.SDXL_CONFIGS
+    models_files.check_configs(folder, make_model("sdxl", folder))
+    parts = build_full_size_parts()
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items()}
+    # As the published weights are.
+    assert counts == {
+        "unet": 2_567_463_684,
+        "text_encoder": 123_060_480,
+        "text_encoder_2": 694_659_840,
+        "vae": 83_653_863,
+    }
+    scheduler = json.loads((folder / "scheduler/scheduler_config.json").read_text())
+    assert (scheduler["beta_start"], scheduler["beta_end"]) == (0.00085, 0.012)
+    assert (scheduler["beta_schedule"], scheduler["steps_offset"]) == ("scaled_linear", 1)
+
+
+@pytest.mark.parametrize(("part", "pad"), [("tokenizer", 49407), ("tokenizer_2", 0)])
+def test_a_prompt_has_clips_token_ids(part: str, pad: int) -> None:
+    """Another id is another word for every checkpoint."""
+    folder = models_files.SDXL_CONFIGS / part
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    assert len(tokenizer) == 49408
+    ids = tokenizer("A photo of a cat", padding="max_length", max_length=9).input_ids
+    assert ids == [49406, 320, 1125, 539, 320, 2368, 49407, pad, pad]
+    assert tokenizer("masterpiece, 1girl", add_special_tokens=False).input_ids == [12066, 267, 272, 1611]
 
 
 def test_without_a_revision_a_source_is_a_path(
