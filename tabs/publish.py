@@ -12,11 +12,10 @@ from typing import Any
 
 import gradio as gr
 
-from core.models import lora_library
+from core.models import bases, lora_library
 from core.publish.bundle import build_bundle
 from core.publish.plan import LICENCES, PublicationForm, plan_publication
 from core.publish.push import compare_repo
-from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.records import read_form
 from core.sweep import charts
@@ -36,7 +35,7 @@ from tabs.shared.checks import (
 from tabs.shared.handoff import ReportHandoff, TrainHandoff
 from tabs.shared.publish_job import PUBLISH_OPTIONS, send_publication
 from tabs.shared.run_choices import refresh_run_choices, update_run_choices
-from tabs.shared.updates import answer_by_name
+from tabs.shared.updates import answer_by_name, refresh_choices
 
 HOME_FROM_FILE = "auto (from file)"
 PUBLICATION_FIELDS = ("repo", "title", "trigger", "description", "license", "private", "dataset")
@@ -61,6 +60,7 @@ def build_tab(
     _wire_run_choices(c, train_handoff, this_tab)
     _wire_handoffs(c, train_handoff, report_handoffs, tabs)
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["file"])
+    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
     _wire_publication(c)
 
 
@@ -141,7 +141,7 @@ def _build_controls() -> dict[str, Any]:
     c["description"] = gr.Textbox("", label="Description", lines=4, elem_id="description")
     with gr.Row():
         c["home"] = gr.Dropdown(
-            [HOME_FROM_FILE, *presets.get_models()],
+            [HOME_FROM_FILE, *bases.list_models()],
             value=HOME_FROM_FILE,
             allow_custom_value=True,
             label="Trained on",

@@ -30,7 +30,7 @@ from tabs.shared import hub_fetch
 from tabs.shared.checks import QUIET_OPTIONS, WRITE_OPTIONS, make_plan_validator, translate_errors
 from tabs.shared.handoff import GenerateHandoff, ReportHandoff, SweepHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
-from tabs.shared.updates import answer_by_name
+from tabs.shared.updates import answer_by_name, refresh_choices
 
 INPUT_NAMES = (
     "lora_file",
@@ -88,6 +88,7 @@ def _wire_controls(c: dict[str, Any]) -> None:
         **QUIET_OPTIONS,
     )
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
+    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
     c["preset"].input(_update_prompts, [c["preset"], c["prompts"]], c["prompts"], **QUIET_OPTIONS)
 
 

@@ -17,7 +17,7 @@ from transformers import CLIPTokenizer
 
 from core.hub import client as hub
 from core.models import files as models_files
-from core.models import from_hub, loader, weight_seal
+from core.models import folders, from_hub, loader, weight_seal
 from core.prompts import conditioning
 from core.schema import presets
 from core.schema.errors import UserError
@@ -29,6 +29,10 @@ from core.system.device import Machine, detect_machine
 from core.system.memory import clear_frames, release_memory, translate_out_of_memory
 from core.system.tensor_files import calculate_sha256
 
+MAX_LISTED = 30
+"""Names of models that an error lists."""
+OWN_CHECKPOINT_TAGGER = "WD ViT v3"
+"""What reads the tags of pictures of a person's own checkpoint, as of every SDXL model."""
 MEMORY_MARGIN = 1.2
 """Free memory that opening a model beside another takes, as a multiple of its weights."""
 
@@ -158,19 +162,31 @@ def get_current_pipeline() -> StableDiffusionXLPipeline:
 
 
 def find_model(name: Any) -> Model:
-    """Return the model of that name: one of the table, or a Hub id at a commit.
+    """Return the model of that name: of the table, a checkpoint of one's own, or a Hub id at a commit.
 
     Raises `UserError` listing the names there are.
     """
     if hub.is_hub_id(name):
         return from_hub.resolve_base(from_hub.pin_base(name))
-    if not isinstance(name, str) or name not in presets.get_models():
+    if not isinstance(name, str):
+        raise UserError("model", f"{str(name)[:80]!r} is not the name of a model.")
+    if (found := presets.get_models().get(name) or list_models().get(name)) is None:
         raise UserError(
             "model",
-            f"{str(name)[:80]!r} is unknown. Use one of: "
-            f"{', '.join(presets.get_models())}, or a Hub id owner/name.",
+            f"{name[:80]!r} is unknown. Use one of: {', '.join([*list_models()][:MAX_LISTED])}, "
+            "or a Hub id owner/name.",
         )
-    return presets.get_models()[name]
+    return found
+
+
+def list_models() -> dict[str, Model]:
+    """Return the models of the table, then a person's own checkpoints, by name."""
+    own = {
+        name: Model(name=name, title=name, source=str(file), tagger=OWN_CHECKPOINT_TAGGER, licence="unknown")
+        for name, file in sorted(folders.list_files("checkpoint").items())
+    }
+    table = presets.get_models()
+    return table | {name: model for name, model in own.items() if name not in table}
 
 
 def find_prediction(name: str) -> models_files.Prediction:

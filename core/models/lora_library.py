@@ -8,36 +8,40 @@ from typing import Any
 from core.hub import client as hub
 from core.lora import apply as lora
 from core.lora.blocks import parse_block_weights
-from core.models import from_hub
+from core.models import folders, from_hub
 from core.prompts.grammar import LoraTag, extract_lora_tags
 from core.schema.errors import UserError
 from core.schema.limits import STRENGTH
 from core.schema.presets import PRESETS_FOLDER
 from core.schema.types import LoraUse
-from core.system import paths
 from core.system.tensor_files import calculate_payload_sha256
 
-LIBRARY_FOLDERS = (paths.MODELS / "loras", PRESETS_FOLDER / "loras")
-"""The owner's files, and the examples that come with the studio."""
+EXAMPLES_FOLDER = PRESETS_FOLDER / "loras"
+"""The examples that come with the studio."""
+MAX_LISTED = 20
+"""Names of the library that an error lists."""
 MAX_LORAS = 16
 """LoRAs on one picture."""
 
 
 def list_loras() -> list[str]:
     """List the names of the LoRAs in the library."""
-    return sorted({file.stem for folder in LIBRARY_FOLDERS for file in folder.glob("*.safetensors")})
+    return sorted(_find_library())
+
+
+def _find_library() -> dict[str, Path]:
+    """Return the library's files by name: a person's own, and the examples."""
+    return {file.stem: file for file in EXAMPLES_FOLDER.glob("*.safetensors")} | folders.list_files("lora")
 
 
 def locate_lora(name: str) -> Path:
     """Return the file of a LoRA in the library. Raises `UserError` listing the names there are."""
-    for own in list_loras():  # only a listed name becomes a path
+    library = _find_library()
+    for own, file in library.items():  # only a listed name becomes a path
         if name in (own, slugify(own)):
-            return next(
-                file for folder in LIBRARY_FOLDERS if (file := folder / f"{own}.safetensors").exists()
-            )
-    raise UserError(
-        "lora", f"{name[:60]!r} is not in the LoRA library, which has {', '.join(list_loras()) or 'none'}."
-    )
+            return file
+    shown = ", ".join(sorted(library)[:MAX_LISTED]) + (" …" if len(library) > MAX_LISTED else "")
+    raise UserError("lora", f"{name[:60]!r} is not in the LoRA library, which has {shown or 'none'}.")
 
 
 def find_lora(name: str) -> Path:

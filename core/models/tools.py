@@ -7,15 +7,12 @@ from functools import cache
 from pathlib import Path
 
 from core.hub import client as hub
-from core.models import from_hub
+from core.models import folders, from_hub
 from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.types import Tool
 from core.system import paths
 from core.system.tensor_files import calculate_sha256
-
-OWNER_SUFFIXES = {"upscaler": (".safetensors", ".pth"), "detector": (".onnx",)}
-"""Kind -> suffixes of the files that the machine's owner may put into `models/<kind>s/`."""
 
 REPO_FILES = {"tagger": ["model.onnx", "selected_tags.csv"]}
 """Kind -> the files of a repository that are fetched, where they are not a transformers model's."""
@@ -29,12 +26,8 @@ def list_tools(kind: str) -> list[str]:
 
 
 def list_owner_files(kind: str) -> dict[str, Path]:
-    """Return the owner's files of a kind, by name."""
-    return {
-        file.name: file
-        for file in (paths.MODELS / f"{kind}s").glob("*")
-        if file.suffix in OWNER_SUFFIXES.get(kind, ())
-    }
+    """Return the owner's files of a kind, by name; a kind without a folder has none."""
+    return folders.list_files(kind, with_suffix=True) if kind in folders.FOLDER_NAMES else {}
 
 
 def find_tool(kind: str, name: str) -> Tool:

@@ -10,6 +10,7 @@ from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from core.models import bases
+from core.models import folders as folders_of_models
 from core.schema import limits, presets
 from core.sweep import cell_cache
 from core.system import disk
@@ -35,7 +36,7 @@ class SelfCheckReport:
 def run_selfcheck(files: Path) -> SelfCheckReport:
     """Run all checks; `files` is the folder of the page's files.
 
-    Raises `UserError` for an invalid preset.
+    Raises `UserError` for an invalid preset or `paths.toml`.
     """
     for table in (presets.get_models, presets.get_tools, presets.get_prompt_presets, settings.load_recipes):
         table()
@@ -46,6 +47,10 @@ def run_selfcheck(files: Path) -> SelfCheckReport:
     }
     wrong = [why for name, folder in folders.items() if (why := _check_folder(name, folder))]
     missing = [why for why in (_check_gpu(), _check_hub(), check_login(), _check_models()) if why]
+    wrong += [
+        f"The folder {Path(folder).name!r} of paths.toml or SWEETSPOT_MODELS is not there."
+        for folder in folders_of_models.list_missing_folders()
+    ]
     return SelfCheckReport(problems=(*wrong, *_check_sharing()), missing=tuple(missing))
 
 

@@ -26,7 +26,15 @@ def choose_folder(variable: str, name: str, default: Path) -> Path:
 
 
 MODELS = HOME / "models" if HOME else CODE / "models"
-"""Checkpoints, with the subfolders `loras`, `upscalers` and `detectors`."""
+"""The studio's own folders of models, `checkpoints`, `loras`, `upscalers` and `detectors`."""
+MODEL_ROOTS = [
+    Path(each).expanduser().absolute()
+    for each in os.environ.get("SWEETSPOT_MODELS", "").split(os.pathsep)
+    if each
+]
+"""Installations of other programs whose models are used where they are."""
+if MODEL_ROOTS:  # a training's process starts in another folder
+    os.environ["SWEETSPOT_MODELS"] = os.pathsep.join(map(str, MODEL_ROOTS))
 RUNS = choose_folder("SWEETSPOT_RUNS", "runs", Path.home() / ".local" / "share" / "sweetspot" / "runs")
 """Training runs, a folder each."""
 CELL_CACHE = choose_folder("SWEETSPOT_CELLS", "cells", Path.home() / ".cache" / "sweetspot" / "cells")

@@ -24,7 +24,7 @@ from tabs.shared import hub_fetch
 from tabs.shared.checks import QUIET_OPTIONS, READ_OPTIONS, make_request_validator, translate_errors
 from tabs.shared.handoff import GenerateHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
-from tabs.shared.updates import answer_by_name
+from tabs.shared.updates import answer_by_name, refresh_choices
 
 PROMPT_PARTS = presets.PROMPT_PARTS
 ASPECT_RATIOS = {
@@ -145,6 +145,7 @@ def _wire_picture_controls(c: dict[str, Any]) -> None:
     c["reuse_seed"].click(lambda used: used, c["last_seed"], c["seed"], **QUIET_OPTIONS)
     c["random_seed"].click(lambda: request.RANDOM_SEED, None, c["seed"], **QUIET_OPTIONS)
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
+    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
     c["shelf"].input(
         lambda text, name: f"{text} <lora:{name}:1>",
         [c["prompt"], c["shelf"]],

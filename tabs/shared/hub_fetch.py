@@ -11,7 +11,6 @@ import gradio as gr
 from core.hub import client as hub
 from core.hub import downloads
 from core.models import bases, files, from_hub
-from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, LoadProgress
 from core.system.atomic_files import link_or_copy
@@ -71,13 +70,18 @@ def fetch_base_to_choice(hub_id: str, selected: str | list[str] | None) -> Itera
         found = bases.find_model(_check_hub_id(hub_id, "model"))
         files.fetch_model_files(found)
         kept = [*selected, found.name] if isinstance(selected, list) else [found.name]
-        choices = [(model.title, model.name) for model in presets.get_models().values()]
-        choices += [(each, each) for each in kept if each not in presets.get_models()]
+        choices = list_model_choices()
+        choices += [(each, each) for each in kept if each not in bases.list_models()]
         return found.name, gr.update(
             choices=choices, value=kept if isinstance(selected, list) else found.name
         )
 
     yield from _stream_progress(fetch)
+
+
+def list_model_choices() -> list[tuple[str, str]]:
+    """List the titles and names of the base models that are in a list from the start."""
+    return [(model.title, model.name) for model in bases.list_models().values()]
 
 
 def _check_hub_id(name: str, field: str) -> str:

@@ -1,5 +1,6 @@
-"""Let a handler of the page answer by the names of components, with only what changes."""
+"""Let handlers of the page change components: by name, with only what changes, and fresh choices."""
 
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -7,6 +8,8 @@ from functools import wraps
 from typing import Any
 
 import gradio as gr
+
+from tabs.shared.checks import QUIET_OPTIONS
 
 
 def answer_by_name(handler: Callable[..., Any], components: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,3 +34,24 @@ def answer_by_name(handler: Callable[..., Any], components: Mapping[str, Any]) -
 
     fn = stream_results if inspect.isgeneratorfunction(handler) else call_once
     return {"fn": fn, "outputs": list(components.values())}
+
+
+def refresh_choices(event: Callable[..., Any], component: Any, list_choices: Callable[[], list[Any]]) -> None:
+    """Show the choices that there are at each `event`, such as a list's `focus`; the value stays.
+
+    Files come and go while the app runs.
+    """
+    shown = gr.State(_hash_choices(list_choices()))
+
+    def refresh(shown: str) -> tuple[Any, Any]:
+        choices = list_choices()
+        # A list that is drawn anew under a person's pointer is only worth it if it has changed.
+        if (found := _hash_choices(choices)) == shown:
+            return gr.skip(), gr.skip()
+        return gr.update(choices=choices), found
+
+    event(refresh, shown, [component, shown], **QUIET_OPTIONS)
+
+
+def _hash_choices(choices: list[Any]) -> str:
+    return hashlib.sha256(repr(choices).encode()).hexdigest()

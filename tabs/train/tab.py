@@ -7,7 +7,6 @@ import gradio as gr
 
 from core.models import bases
 from core.runtime import gpu
-from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.events import Failed
 from core.system.device import is_zerogpu
@@ -28,7 +27,7 @@ from tabs.shared.handoff import (
 )
 from tabs.shared.run_choices import label_run
 from tabs.shared.train_form import CONTROL_SETTINGS, parse_overrides, plan_from_controls
-from tabs.shared.updates import answer_by_name
+from tabs.shared.updates import answer_by_name, refresh_choices
 from tabs.train import captions, jobs, pictures
 from tabs.train.estimate import get_recipe_values, show_estimate
 from tabs.train.progress import OUTPUT_NAMES, get_resume_label, open_in_sweep, show_run
@@ -67,6 +66,7 @@ def _wire_form(c: dict[str, Any], asked: dict[str, Any]) -> None:
     pictures.wire(c, guessed)
     captions.wire(c, guessed)
     hub_fetch.wire(c, hub_fetch.fetch_base_to_choice, c["model"])
+    refresh_choices(c["model"].focus, c["model"], hub_fetch.list_model_choices)
     gr.on(
         [c["recipe"].input, c["model"].change],
         inputs=[c["recipe"], c["model"]],
@@ -162,7 +162,7 @@ def _build_recipe_controls() -> dict[str, Any]:
             elem_id="recipe",
         )
         c["model"] = gr.Dropdown(
-            [(model.title, model.name) for model in presets.get_models().values()],
+            hub_fetch.list_model_choices(),
             value="nano",
             label="Base model",
             min_width=180,

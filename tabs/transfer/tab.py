@@ -13,9 +13,9 @@ import gradio as gr
 from core.generate.features import VAE
 from core.lora import apply as lora
 from core.lora import blocks, edit
-from core.models import lora_library
+from core.models import bases, lora_library
 from core.runtime import gpu
-from core.schema import limits, presets
+from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, LoadProgress, Step
 from core.sweep.plan import list_feature_extractors
@@ -40,7 +40,7 @@ from tabs.shared.checks import QUIET_OPTIONS, WRITE_OPTIONS, make_plan_validator
 from tabs.shared.handoff import ReportHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
 from tabs.shared.run_choices import refresh_run_choices, update_run_choices
-from tabs.shared.updates import answer_by_name
+from tabs.shared.updates import answer_by_name, refresh_choices
 from tabs.transfer.train_on_bases import train_on_each_base
 
 INPUT_NAMES = (
@@ -76,10 +76,12 @@ def build_tab(train_handoff: handoff.TrainHandoff, this_tab: gr.Tab) -> ReportHa
         with gr.Column(scale=7, min_width=320):
             c |= _build_results()
     hub_fetch.wire(c, hub_fetch.fetch_base_to_choice, c["models"])
+    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
     c["depth"].input(lambda name: DEPTH_STRENGTHS[name], c["depth"], c["strengths"], **QUIET_OPTIONS)
     train_handoff.my_runs.change(
         update_run_choices, [train_handoff.my_runs, c["runs"]], c["runs"], **QUIET_OPTIONS
     )
+    refresh_choices(this_tab.select, c["models"], hub_fetch.list_model_choices)
     this_tab.select(refresh_run_choices, train_handoff.my_runs, c["runs"], **QUIET_OPTIONS)
     _wire_study(c, train_handoff)
     c["matrix"].select(_show_pair, c["result"], c["pair_images"], **QUIET_OPTIONS)
@@ -137,10 +139,6 @@ def _build_controls() -> dict[str, Any]:
     )
 
 
-def _list_models() -> list[tuple[str, str]]:
-    return [(model.title, model.name) for model in presets.get_models().values()]
-
-
 def _build_choices() -> dict[str, Any]:
     """Build the choice of LoRAs and base models: components by name."""
     c: dict[str, Any] = {}
@@ -170,13 +168,13 @@ def _build_choices() -> dict[str, Any]:
             elem_id="transfer-runs",
         )
     c["home"] = gr.Dropdown(
-        [HOME_FROM_FILE, *presets.get_models()],
+        [HOME_FROM_FILE, *bases.list_models()],
         value=HOME_FROM_FILE,
         label="Home model",
         info="trained on it; results are compared with it",
     )
     c["models"] = gr.CheckboxGroup(
-        _list_models(),
+        hub_fetch.list_model_choices(),
         value=["nano", "nano-cel", "nano-paint", "nano-merge"],
         label="Base models",
         elem_id="transfer-models",
@@ -246,7 +244,10 @@ def _build_training_panel() -> dict[str, Any]:
     c: dict[str, Any] = {}
     with gr.Accordion("Train on several bases first", open=False):
         c["bases"] = gr.CheckboxGroup(
-            _list_models(), value=["nano", "nano-cel"], label="Train on", elem_id="across-models"
+            hub_fetch.list_model_choices(),
+            value=["nano", "nano-cel"],
+            label="Train on",
+            elem_id="across-models",
         )
         c["all_checkpoints"] = gr.Checkbox(False, label="Include intermediate checkpoints")
         c["train_on_bases"] = gr.Button("Train and test", elem_id="across")
