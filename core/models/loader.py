@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from core.models import config_limits
+from core.models.file_kind import UNET_PREFIX, find_obstacle
 from core.models.files import (
     SHARED_PARTS,
     WEIGHT_FILES,
@@ -40,8 +41,6 @@ from core.system.device import detect_machine
 from core.system.memory import is_out_of_memory
 
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-UNET_PREFIX = "model.diffusion_model."
-"""How the names of the U-Net's weights begin in a checkpoint."""
 PROGRESS_BYTES = 2**26
 """Bytes from one `LoadProgress` to the next: a fraction of a second from memory, about one second
 from a slow disk."""
@@ -73,12 +72,18 @@ def _copy_weights(
 
     While they stay mapped, BLAS adds up in another order at another alignment: once copied, the
     same weights give the same picture. And a file that is changed meanwhile would change the model.
+    Raises `UserError` for NaN and infinite numbers, which would make pictures of NaN.
     """
     total = sum(weight.nbytes for part in parts for weight in getattr(pipeline, part).parameters())
     done = shown = 0
     for part in parts:
-        for weight in getattr(pipeline, part).parameters():
+        for name, weight in getattr(pipeline, part).named_parameters():
             done += weight.nbytes
+            if not torch.isfinite(weight).all():
+                raise UserError(
+                    "model",
+                    f"{model.title} contains NaN or infinite numbers ({part}.{name}); the file is broken",
+                )
             weight.data = weight.data.to(
                 detect_machine().dtype, copy=True, memory_format=torch.contiguous_format
             )
@@ -101,6 +106,8 @@ def _map_pipeline(
         check_configs(config, model)
         if source.is_dir():
             check_weights(source, model)
+        elif obstacle := find_obstacle(source):
+            raise UserError("model", f"{model.title} {obstacle}")
         prediction = find_prediction(model, source)
         begun = LoadProgress(title=model.title, bytes_done=0, bytes_total=count_bytes(model, source))
         taken: dict[str, Any] = {**parts, "unet": _load_unet(model, source, config)}

@@ -72,6 +72,12 @@ def widen_weights(file: Path) -> None:
     save_file({key: value.repeat_interleave(2, 0) for key, value in load_file(file).items()}, file)
 
 
+def put_nan(file: Path) -> None:
+    weights = load_file(file)
+    weights["model.diffusion_model.middle_block.1.proj_in.bias"][3] = torch.nan
+    save_file(weights, file)
+
+
 def drop_key(key: str) -> Spoil:
     def spoil(file: Path) -> None:
         weights = load_file(file)
@@ -89,15 +95,16 @@ CANNOT_BE_OPENED = "cannot be opened as an SDXL model ("
     [
         (truncate, CANNOT_BE_OPENED),
         (write_plain_text, CANNOT_BE_OPENED),
-        (write_lora, CANNOT_BE_OPENED),
+        (write_lora, "is a LoRA. Put it into models/loras;"),
         (widen_weights, CANNOT_BE_OPENED),
+        (put_nan, "contains NaN or infinite numbers (unet.mid_block.attentions.0.proj_in.bias);"),
         (drop_key("model.diffusion_model.middle_block.1.proj_in.weight"), CANNOT_BE_OPENED),
         (
             drop_key("conditioner.embedders.1.model.ln_final.weight"),
             "is missing the weight text_encoder_2.text_model.final_layer_norm.weight;",
         ),
     ],
-    ids=["truncated", "text", "lora", "wider", "no mid block", "no last norm"],
+    ids=["truncated", "text", "lora", "wider", "nan", "no mid block", "no last norm"],
 )
 def test_a_spoilt_checkpoint_is_refused(
     spoil: Spoil, said: str, refusal_of: Callable[[Model], str], checkpoint: Path, tmp_path: Path
