@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def assert_same_weights(ours: StableDiffusionXLPipeline, theirs: StableDiffusion
         assert not different, f"{part}: {len(different)} weights differ, {different[0]} first"
 
 
+@cache
 def build_full_size_parts() -> dict[str, torch.nn.Module]:
     """Build SDXL's U-Net, text encoders and VAE from the studio's configs, on the meta device."""
     makers = {

@@ -80,7 +80,7 @@ def test_the_tagger_reads_drawings_it_never_saw() -> None:
 
 def test_pictures_show_what_the_prompt_says() -> None:
     """A short form of tests/bench/nano.py, whose bar is 0.95 of 200 prompts, at three sizes."""
-    asked = bench.draw_prompts(24)
+    asked, _ = bench.draw_prompts(24)
     missing = bench.find_missing_tags(Tagger(), asked, bench.generate_pictures(asked, seed=1))
     share = 1 - sum(map(len, missing)) / sum(len(words) for words, _ in asked)
     assert share >= 0.92, f"{share:.3f} of the tags asked for are read; missing {missing}"
@@ -92,7 +92,7 @@ def test_the_descendants_know_the_words_and_paint_each_in_its_own_way() -> None:
 
     The styles differ by more than another seed does.
     """
-    prompts = [", ".join(words) for words, size in bench.draw_prompts(40) if size == (128, 128)][:6]
+    prompts = [", ".join(words) for words, size in bench.draw_prompts(40)[0] if size == (128, 128)][:6]
     told: dict[str, Any] = {
         "negative": "low quality",
         "width": 128,

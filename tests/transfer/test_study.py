@@ -95,11 +95,12 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(
     table["far"] = replace(table["nano"], name="far", title="Far", source="nobody/nothing", revision="0" * 40)
     table["large"] = replace(table["nano"], name="large", title="Large", native_size=1024)
     shutil.copytree(paths.CODE / "core/nano/weights/nano/unet", tmp_path / "unet")
-    broken = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
-    with torch.no_grad():
-        broken.conv_out.weight.fill_(float("nan"))
-    broken.save_pretrained(tmp_path / "unet")
-    table["nan"] = replace(table["nano"], name="nan", title="Not a number", unet=str(tmp_path / "unet"))
+    for name, value in (("nan", float("nan")), ("overflow", 1e30)):
+        broken = UNet2DConditionModel.from_pretrained(tmp_path / "unet").float()
+        with torch.no_grad():
+            broken.conv_out.weight.fill_(value)
+        broken.save_pretrained(tmp_path / name)
+        table[name] = replace(table["nano"], name=name, title=name.title(), unet=str(tmp_path / name))
     lacking = {
         key.replace("down_blocks_2", "down_blocks_7").replace("input_blocks_7", "input_blocks_70"): value
         for key, value in load_file(EXAMPLE).items()
@@ -109,14 +110,17 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(
         {"lora": str(EXAMPLE), "home": "nano"},
         {"lora": str(tmp_path / "lacking.safetensors"), "home": "nano"},
     ]
-    study = run_transfer(loras=rows, models=["nano", "gone", "far", "large", "nan"], strengths="1")
+    study = run_transfer(
+        loras=rows, models=["nano", "gone", "far", "large", "nan", "overflow"], strengths="1"
+    )
     found = list_pairs(study)
     why = {(lora, model): pair["why"] for (lora, model), pair in found.items()}
     assert found[EXAMPLE.stem, "nano"]["verdict"] is not None
     assert "does not exist" in why[EXAMPLE.stem, "gone"]
     assert "cannot be downloaded: Hugging Face is unreachable" in why[EXAMPLE.stem, "far"]
     assert why[EXAMPLE.stem, "large"].endswith("made for nano, which large is not.")
-    assert why[EXAMPLE.stem, "nan"].startswith("The image became NaN with Not a number")
+    assert "Nan contains NaN or infinite numbers (unet.conv_out.weight)" in why[EXAMPLE.stem, "nan"]
+    assert why[EXAMPLE.stem, "overflow"].startswith("The image became NaN with Overflow")
     assert "which this model does not have" in why["lacking", "nano"]
     assert all(
         cell["effect"] is None
