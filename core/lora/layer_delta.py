@@ -324,9 +324,12 @@ class LayerDelta:
         elif gain is not None:
             terms.append(_forward_weight(layer, x * gain, layer.weight) * strength)
         if self.product is not None:
-            by_input = gain is not None and self.magnitude_dim == 1
-            product = self.product.compute_output(layer, x * (1 + gain) if by_input else x, factor)
-            terms.append(product if gain is None or by_input else product * (1 + gain))
+            if gain is None:
+                terms.append(self.product.compute_output(layer, x, factor))
+            elif self.magnitude_dim == 0:
+                terms.append(self.product.compute_output(layer, x, factor) * (1 + gain))
+            else:
+                terms.append(self.product.compute_output(layer, x * (1 + gain), factor))
         return sum(terms[1:], terms[0])
 
 

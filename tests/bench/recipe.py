@@ -63,7 +63,7 @@ def score_detector(detector: Detector) -> dict[str, float]:
             min(drawn.picture.height, edges[3]),
         )
         there, found = there + 1, found + any(overlap(box, inside) >= 0.5 for box in boxes)
-    asked = draw_prompts(60)
+    asked, _ = draw_prompts(60)
     made, tagger = generate_pictures(asked, seed=9000), Tagger()
     girls = [p for p, read in ((p, tagger.read_tags([p])[0]) for p in made) if read["1girl"] >= 0.5]
     one = sum(len(detector.find(p, CONFIDENCE)) == 1 for p in girls)
