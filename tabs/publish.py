@@ -12,7 +12,7 @@ from typing import Any
 
 import gradio as gr
 
-from core.models import bases, lora_library
+from core.models import lora_library
 from core.publish.bundle import build_bundle
 from core.publish.plan import LICENCES, PublicationForm, plan_publication
 from core.publish.push import compare_repo
@@ -33,11 +33,11 @@ from tabs.shared.checks import (
     translate_errors,
 )
 from tabs.shared.handoff import ReportHandoff, TrainHandoff
+from tabs.shared.model_choices import HOME_FROM_FILE, list_home_choices
 from tabs.shared.publish_job import PUBLISH_OPTIONS, send_publication
 from tabs.shared.run_choices import refresh_run_choices, update_run_choices
 from tabs.shared.updates import answer_by_name, refresh_choices
 
-HOME_FROM_FILE = "auto (from file)"
 PUBLICATION_FIELDS = ("repo", "title", "trigger", "description", "license", "private", "dataset")
 INPUT_NAMES = ("file", "shelf", "run", "home", *PUBLICATION_FIELDS, "reports", "pictures")
 INHERITED_LICENCE = "same as base model"
@@ -61,6 +61,7 @@ def build_tab(
     _wire_handoffs(c, train_handoff, report_handoffs, tabs)
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["file"])
     refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
+    refresh_choices(c["home"].focus, c["home"], list_home_choices)
     _wire_publication(c)
 
 
@@ -141,7 +142,7 @@ def _build_controls() -> dict[str, Any]:
     c["description"] = gr.Textbox("", label="Description", lines=4, elem_id="description")
     with gr.Row():
         c["home"] = gr.Dropdown(
-            [HOME_FROM_FILE, *bases.list_models()],
+            list_home_choices(),
             value=HOME_FROM_FILE,
             allow_custom_value=True,
             label="Trained on",

@@ -309,7 +309,8 @@ def describe_expected_strength(lora_file: LoraFile) -> str:
         if "unet" in lora_file.components
         else "text encoders only"
     ]
-    parts += [*([] if lora_file.kind == "LoRA" else [lora_file.kind]), f"alpha/rank {lora_file.scale:g}"]
+    parts += [] if lora_file.kind == "LoRA" else [lora_file.kind]
+    parts += [f"alpha/rank {lora_file.scale:g}"] if lora_file.rank else []
     if "DoRA" in lora_file.kind:
         start = "1.0 gives the weights of its training, whatever alpha is"
     elif lora_file.scale < 1:

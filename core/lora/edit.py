@@ -72,7 +72,7 @@ def rewrite_lora(
     """
     times = _parse_multiplier(multiply)
     shares = _parse_shares(blocks, keep)
-    fixed = [kind for kind in ("DoRA", "OFT") if kind in lora_file.kind]
+    fixed = [kind for kind in ("DoRA", "BOFT", "OFT") if kind in lora_file.kind]
     if fixed and (times != 1 or (shares and set(shares.by_block.values()) - {0, 1})):
         field = "multiply" if times != 1 else "blocks"
         raise UserError(
@@ -86,10 +86,11 @@ def rewrite_lora(
         for key, value in (lora_file.metadata if metadata is None else metadata).items()
         if key not in STALE_METADATA
     }
-    told |= {
-        "ss_network_alpha": f"{lora_file.scale * lora_file.rank * times:g}",
-        "ss_network_dim": str(lora_file.rank),
-    }
+    if lora_file.rank:
+        told |= {
+            "ss_network_alpha": f"{lora_file.scale * lora_file.rank * times:g}",
+            "ss_network_dim": str(lora_file.rank),
+        }
     told.pop(HISTORY_KEY, None)
     if shares is None:  # measurements of the old file hold for the new one
         told[HISTORY_KEY] = json.dumps(

@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class LoraFile:
         widths = {
             module.shape[1]
             for module in self.modules
-            if module.component == "unet" and re.search(r"attn2_to_[kv]$", module.name)
+            if module.component == "unet" and re.search(r"attn2_to_[kv]$", module.name) and module.shape[1]
         }
         return FAMILY_BY_WIDTH.get(widths.pop(), "unknown") if len(widths) == 1 else "unknown"
 
@@ -172,6 +172,8 @@ def _parse_file(path: Path, name: str) -> LoraFile:
             "lora", f"{name} is not a complete safetensors file ({type(error).__name__})."
         ) from error
     check_lora_kind(shapes, name)
+    if strange := next((key for key, value in scalars.items() if value.is_complex()), None):
+        raise UserError("lora", f"{name}: {strange[:80]!r} is a complex number.")
     adapter = _parse_json_object(metadata.get("lora_adapter_metadata"))
     if not adapter and any(key.startswith("base_model.") for key in shapes):
         adapter = _read_adapter_config(path)
@@ -202,7 +204,7 @@ def _parse_file(path: Path, name: str) -> LoraFile:
 
 def _find_layout(stem: str) -> str:
     """Return whose layout a file has, by the beginning of a module's keys."""
-    if stem.startswith(("lora_", "lycoris_")):
+    if stem.startswith(("lora_", "lycoris_", "oft_")):
         return "kohya"
     if stem.startswith("base_model."):
         return "PEFT"
@@ -298,20 +300,31 @@ def _check_values(lora_file: LoraFile, name: str) -> None:
     with safe_open(lora_file.path, framework="pt") as file:
         for key in (key for module in lora_file.modules for key in module.keys.values()):
             tensor = widen_float8(file.get_tensor(key))
+            if tensor.is_complex():
+                raise UserError("lora", f"{name}: {key[:80]!r} has complex numbers, which no layer has.")
             if not torch.isfinite(tensor).all():
                 raise UserError(
                     "lora", f"{name}: {key[:80]!r} contains NaN or infinite numbers; the file is broken."
                 )
             filled |= {key} if bool(tensor.any()) else set()
-    # What magnitudes change can only be told with a model.
-    if not any(
-        "magnitude" in module.keys
-        or all(key in filled for part, key in module.keys.items() if part != "limit")
-        for module in lora_file.modules
-    ):
+    if not any(_can_act(module, filled) for module in lora_file.modules):
         raise UserError(
             "lora", f"{name} changes nothing: in every layer a matrix is all zeros, as before training."
         )
+
+
+def _can_act(module: LoraModule, filled: Collection[str]) -> bool:
+    """Return whether a module changes its layer, by the keys that are not all zeros.
+
+    What magnitudes change can only be told with a model.
+    """
+    alone = {"diff_b", "w_norm", "b_norm"} & module.keys.keys()
+    rest = module.keys.keys() - alone - {"limit"}
+    factors = [rest & {"b1", "b2", "bm"}, rest & {"a1", "a2"}] if "b1" in rest else [rest]
+    summands = [*({part} for part in alone), *factors]
+    return "magnitude" in rest or any(
+        bool(parts) and all(module.keys[part] in filled for part in parts) for parts in summands
+    )
 
 
 def _clean_text(text: object, max_length: int = 60) -> str:

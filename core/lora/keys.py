@@ -144,6 +144,9 @@ class LoraModule:
     0 is one per output, 1 one per input.
     """
 
+    bias_size: int | None = None
+    """How many numbers `diff_b` has."""
+
     @property
     def down(self) -> str:
         """The file's key of the matrix (rank, in) of a LoRA or DoRA."""
@@ -177,13 +180,17 @@ class LoraModule:
     def can_change(self, weight_shape: Shape) -> bool:
         """Whether this module fits a layer's weight of shape (out, in) or (out, in, k, k)."""
         kernel, area = weight_shape[2:], math.prod(weight_shape[2:])
+        if self.bias_size not in (None, weight_shape[0]):
+            return False
         if "gain" in self.keys and self.magnitudes is not None:
             many, along = self.magnitudes
             return len(weight_shape) > 1 and many == weight_shape[along]
+        if ROTATION_PARTS & self.keys.keys():
+            return len(weight_shape) > 1 and self.shape[0] == weight_shape[0]
         if self.shape[1] == 0:
-            is_norm = not {"diff_b", *ROTATION_PARTS} & self.keys.keys()
-            return self.shape[0] == weight_shape[0] and (len(weight_shape) == 1 or not is_norm)
-        if self.rank and "down" not in self.keys and not self.kernel:  # a convolution's may be flat, too
+            return self.shape[0] == weight_shape[0] and ("diff_b" in self.keys or len(weight_shape) == 1)
+        # A convolution's LoHa or LoKr may be flat, too.
+        if self.rank and not {"down", "b1"} & self.keys.keys() and not self.kernel:
             same = (
                 self.shape == (weight_shape[0], weight_shape[1] * area)
                 and weight_shape[1] % self.groups[1] == 0
@@ -204,7 +211,7 @@ def parse_modules(
     """
     stems: dict[str, dict[str, str]] = {}
     for key in shapes:
-        if (found := _split_key(key, shapes)) is not None:
+        if (found := _split_key(key, scalars)) is not None:
             stem, part = found
             part = "butterfly" if part == "rotation" and len(shapes[key]) == 4 else part
             stems.setdefault(stem, {})[part] = key
@@ -212,16 +219,16 @@ def parse_modules(
         yield _parse_module(stem, keys, shapes, scalars, adapter, f"{name}: {stem[:80]!r}")
 
 
-def _split_key(key: str, others: Container[str]) -> tuple[str, str] | None:
+def _split_key(key: str, scalars: Container[str]) -> tuple[str, str] | None:
     """Return the stem of a key and the part that it holds; `None` for a key that holds no part.
 
-    `others` are all keys of the file: a `weight` is a gain if a flag says along which dimension.
+    A `weight` is a gain if one of the file's `scalars` is the flag that says along which dimension.
     """
     if end := next((end for end in PART_BY_SUFFIX if key.endswith(end)), None):
         return key.removesuffix(end), PART_BY_SUFFIX[end]
     if match := NAMED_ADAPTER.search(key):
         return key[: match.start()], "down" if match[1] == "A" else "up"
-    if key.endswith(".weight") and f"{key.removesuffix('.weight')}{GAIN_FLAG}" in others:
+    if key.endswith(".weight") and f"{key.removesuffix('.weight')}{GAIN_FLAG}" in scalars:
         return key.removesuffix(".weight"), "gain"
     return None
 
@@ -244,9 +251,17 @@ def _parse_module(
             "unet., text_encoder., text_encoder_2., diffusion_model. and text_encoders.",
         )
     kind = keys.keys() - ADDED_PARTS
-    if kind not in COMPLETE_PARTS and not (kind == set() and "diff_b" in keys):
+    takes_magnitudes = bool(kind - {*ROTATION_PARTS, "gain", "w_norm", "b_norm"})
+    if (kind not in COMPLETE_PARTS and not (kind == set() and "diff_b" in keys)) or (
+        "magnitude" in keys and not takes_magnitudes
+    ):
         held = ", ".join(key.removeprefix(f"{stem}.")[:40] for key in sorted(keys.values()))
-        raise UserError("lora", f"{where} is incomplete: it only has {held}.")
+        raise UserError(
+            "lora",
+            f"{where} is incomplete: it only has {held}."
+            if kind not in COMPLETE_PARTS
+            else f"{where} has magnitudes, which do not go with {held}.",
+        )
     component, name = COMPONENT_BY_PREFIX.get(prefix, "unet"), stem.removeprefix(prefix)
     told = {
         k.removeprefix(f"{component}."): v for k, v in adapter.items() if k.startswith(f"{component}.")
@@ -263,7 +278,9 @@ def _parse_module(
     flat = name.replace(".", "_")
     magnitudes = None
     if "gain" in parts:
-        magnitudes = (shape[0], int(bool(scalars[f"{stem}{GAIN_FLAG}"])))
+        if (flag := float(scalars[f"{stem}{GAIN_FLAG}"])) not in (0, 1):
+            raise UserError("lora", f"{where} has the flag on_input {flag:g}; it is 0 or 1.")
+        magnitudes = (shape[0], int(flag))
     elif "magnitude" in parts:
         magnitudes = infer_magnitudes(parts["magnitude"], shape, keys, where)
     if ROTATION_PARTS & keys.keys() and f"{stem}.alpha" in scalars:
@@ -281,6 +298,7 @@ def _parse_module(
         kernel=kernel,
         groups=groups,
         magnitudes=magnitudes,
+        bias_size=math.prod(parts["diff_b"]) if "diff_b" in parts else None,
     )
 
 

@@ -29,6 +29,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
+from core.schema.errors import UserError
+
 Layer = torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm | torch.nn.LayerNorm
 
 
@@ -190,6 +192,7 @@ class BlockRotation:
         """Prepare blocks (n, size, size) of OFT, or (factors, n, size, size) of BOFT.
 
         `limit` times the outputs is the largest norm of all Q together; without one, or 0, it is free.
+        Raises `UserError` for numbers that no rotation can be made of in float32.
         """
         free = blocks.float()
         q = free - free.mT
@@ -198,7 +201,12 @@ class BlockRotation:
         if most > 0:
             q = q * (most / q.norm().clamp(min=1e-8)).clamp(max=1)
         one = torch.eye(q.shape[-1], device=q.device)
-        turn = (one + q) @ torch.linalg.inv(one - q)
+        inverse, failed = torch.linalg.inv_ex(one - q)
+        turn = (one + q) @ inverse
+        if bool(failed.any()) or not bool(torch.isfinite(turn).all()):
+            raise UserError(
+                "lora", "a rotation of an OFT has numbers that are too large; the file is broken."
+            )
         self.turns = (turn if self.is_butterfly else turn.mT[None]) - one
         """R - I: float32, (factors, n, size, size)."""
 
@@ -366,8 +374,9 @@ def _fold_glora(parts: Mapping[str, torch.Tensor], weight: torch.Tensor) -> Mapp
     if weight[0, 0].numel() == 1:
         up = torch.cat([b1, weight.flatten(1).float() @ a1], dim=1)
         return {**rest, "up": up, "down": torch.cat([b2, a2])}
-    own = torch.einsum("oi...,ij->oj...", weight.float(), a1 @ a2)
-    return {**rest, "diff": (b1 @ b2).view(weight.shape) + own}
+    inner = torch.einsum("oi...,ir->or...", weight.float(), a1)
+    own = torch.einsum("or...,rj->oj...", inner, a2)
+    return {**rest, "diff": ((b1 @ b2).view(weight.shape) + own).to(weight.dtype)}
 
 
 def _choose_product(

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from core.schema.errors import UserError
 
 RANK_RANGE = (1, 4096)
+MAX_BLOCK_SIZE = 2560
+"""Outputs in a block of OFT: four blocks of the widest layer of SDXL. The time grows with its cube."""
 
 Shape = tuple[int, ...]
 
@@ -91,6 +93,12 @@ def _infer_glora(
 def _infer_rotation(blocks: Shape, where: str) -> tuple[int, tuple[int, int], Shape, tuple[int, int]]:
     """Return rank, shape, kernel and groups of an OFT, (n, size, size), or BOFT, (factors, n, size, size)."""
     count, size = blocks[-3:-1] if len(blocks) in (3, 4) else (0, 0)
+    if size > MAX_BLOCK_SIZE:
+        raise UserError(
+            "lora",
+            f"{where} has blocks of {size} outputs, which take too long to turn; the limit is "
+            f"{MAX_BLOCK_SIZE}.",
+        )
     # A factor of BOFT mixes outputs that are size / 2, size, 2 * size ... apart, two by two.
     apart = 2 ** (blocks[0] - 1) * size if len(blocks) == 4 and blocks[0] <= 32 and size % 2 == 0 else 1
     if (

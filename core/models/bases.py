@@ -38,6 +38,7 @@ MEMORY_MARGIN = 1.2
 
 log = logging.getLogger(__name__)
 _pipelines: dict[str, StableDiffusionXLPipeline] = {}  # at most one, by the model's name
+_states: dict[str, str] = {}  # of its files when they were read, by its name
 _part_hashes: dict[str, str] = {}  # of the parts that other models may share
 _seal: dict[str, weight_seal.WeightMark] = {}  # its marks with nothing applied
 
@@ -54,9 +55,9 @@ def open_model(name: str) -> Generator[LoadProgress, None, StableDiffusionXLPipe
     this machine nor available, incomplete, or too large for the memory. Then, and if the generator
     is closed on the way, the loaded model stays, or none does if two do not fit into memory.
     """
-    if name in _pipelines:
+    if name in _pipelines and _is_as_loaded(name):
         return _pipelines[name]
-    model = find_model(name)
+    model, state = find_model(name), fingerprint_model(name)
     try:
         with translate_out_of_memory(
             "model",
@@ -73,6 +74,8 @@ def open_model(name: str) -> Generator[LoadProgress, None, StableDiffusionXLPipe
         raise
     _pipelines.clear()
     _pipelines[name] = pipeline
+    _states.clear()
+    _states[name] = state
     _part_hashes.clear()
     _part_hashes.update(digests)
     _seal.clear()
@@ -80,6 +83,14 @@ def open_model(name: str) -> Generator[LoadProgress, None, StableDiffusionXLPipe
     release_memory()
     log.info("loaded %s", name.partition("@")[2][:40] or name)  # a visitor's model by its commit
     return pipeline
+
+
+def _is_as_loaded(name: str) -> bool:
+    """Return whether a loaded model's file is still the one of that name.
+
+    Those of the table and of the Hub stay what they are; a person may replace a checkpoint.
+    """
+    return hub.is_hub_id(name) or name in presets.get_models() or fingerprint_model(name) == _states.get(name)
 
 
 def _open_on_device(

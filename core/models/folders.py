@@ -35,16 +35,19 @@ PATHS_FILE = "paths.toml"
 def list_files(kind: str, with_suffix: bool = False) -> dict[str, Path]:
     """Return a person's files of a kind by name, the studio's own folder first.
 
-    The name is the file's, with or without its suffix; of two that are alike, the second has its
-    folders before it. Only names and links are looked at, no content. Raises `UserError` for a
+    The name is the file's, with or without its suffix; of two that are alike, the second says in
+    brackets where it lies. Only names and links are looked at, no content. Raises `UserError` for a
     `paths.toml` that cannot be read.
     """
     found: dict[str, Path] = {}
     for folder in _list_folders(kind):
         for file in _walk(folder, SUFFIXES[kind]):
-            short = file if with_suffix else file.with_suffix("")
-            name = short.relative_to(folder).as_posix() if short.name in found else short.name
-            found.setdefault(name, file)
+            name = file.name if with_suffix else file.stem
+            if name in found:  # no `folder/name`, which is what the Hub's names look like
+                place = file.parent.relative_to(folder.parent).as_posix()
+                labels = (f"{name} ({place}{number})" for number in ("", *map(" {}".format, range(2, 1000))))
+                name = next(label for label in labels if label not in found)
+            found[name] = file
     return found
 
 
@@ -52,7 +55,7 @@ def list_missing_folders() -> list[str]:
     """List the folders that `paths.toml` or SWEETSPOT_MODELS names and that are not there."""
     roots, single = _read_paths()
     named = [*roots, *(folder for folders in single.values() for folder in folders)]
-    return [str(folder) for folder in named if not folder.is_dir()]
+    return [str(folder) for folder in named if not _is_folder(folder)]
 
 
 def _list_folders(kind: str) -> list[Path]:
@@ -62,17 +65,23 @@ def _list_folders(kind: str) -> list[Path]:
     candidates += [
         root / place / name for root in roots for place in MODEL_PLACES for name in FOLDER_NAMES[kind]
     ]
-    found: dict[tuple[int, int], Path] = {}
+    found: dict[tuple[int, int | str], Path] = {}
     for folder in candidates:
         # Where a file system takes capitals and small letters for the same, two names are one folder.
-        if folder.is_dir():
+        if _is_folder(folder):
             found.setdefault(_identify(folder), folder)
     return list(found.values())
 
 
-def _identify(folder: Path) -> tuple[int, int]:
+def _is_folder(path: Path) -> bool:
+    """Whether a folder is there; a path that cannot be looked at is none, where `is_dir` may raise."""
+    return os.path.isdir(path)  # noqa: PTH112
+
+
+def _identify(folder: Path) -> tuple[int, int | str]:
+    """Return what tells a folder from every other one; some network drives have no numbers for it."""
     told = folder.stat()
-    return told.st_dev, told.st_ino
+    return told.st_dev, told.st_ino or os.path.normcase(os.path.realpath(folder))
 
 
 def _read_paths() -> tuple[list[Path], dict[str, list[Path]]]:
@@ -81,7 +90,10 @@ def _read_paths() -> tuple[list[Path], dict[str, list[Path]]]:
     A relative path begins at the folder of `paths.toml`.
     """
     file = paths.MODELS.with_name(PATHS_FILE)
-    table = toml.read_toml(file, PATHS_FILE) if file.is_file() else {}
+    try:
+        table = toml.read_toml(file, PATHS_FILE) if file.is_file() else {}
+    except UserError as error:  # what Windows' paths make of double quotes
+        raise UserError(PATHS_FILE, f"{error.sentence} Write paths with / or in single quotes.") from error
     single = table.pop("folders", {})
     roots = _check_paths(table.pop("roots", []), "roots")
     kinds = [names[0] for names in FOLDER_NAMES.values()]
@@ -99,7 +111,8 @@ def _check_paths(told: object, name: str) -> list[Path]:
     entries = [told] if isinstance(told, str) else told
     if not isinstance(entries, list) or not all(isinstance(each, str) and each for each in entries):
         raise UserError(PATHS_FILE, f"{name}: use a folder, or a list of folders, in quotes.")
-    return [paths.MODELS.parent / Path(each).expanduser() for each in entries]
+    # An unknown `~user` stays as it is, and is not there.
+    return [paths.MODELS.parent / os.path.expanduser(each) for each in entries]  # noqa: PTH111
 
 
 def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
@@ -114,7 +127,9 @@ def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
         folders[:] = [] if real in seen else sorted(each for each in folders if not each.startswith("."))
         for name in [] if real in seen else sorted(files):
             file = Path(here, name)
-            leads_out = is_space() and file.is_symlink() and not file.resolve().is_relative_to(inside)
-            if name.lower().endswith(suffixes) and not leads_out:
+            if name.startswith(".") or not name.lower().endswith(suffixes):
+                continue
+            target = file.resolve() if file.is_symlink() else file
+            if target.exists() and (target == file or not is_space() or target.is_relative_to(inside)):
                 yield file
         seen.add(real)

@@ -34,6 +34,11 @@ def _find_library() -> dict[str, Path]:
     return {file.stem: file for file in EXAMPLES_FOLDER.glob("*.safetensors")} | folders.list_files("lora")
 
 
+def _get_name(file: Path) -> str:
+    """Return the name by which a tag finds a file: the library's, or its own if it is not in there."""
+    return next((name for name, own in _find_library().items() if own == file), file.stem)
+
+
 def locate_lora(name: str) -> Path:
     """Return the file of a LoRA in the library. Raises `UserError` listing the names there are."""
     library = _find_library()
@@ -135,7 +140,9 @@ def format_lora_tag(use: LoraUse) -> str:
     """Return the use as a tag of a prompt."""
     both = (use.strength,) if use.text_strength is None else (use.text_strength, use.strength)
     strengths = ":".join(repr(float(strength)).removesuffix(".0") for strength in both)
-    return f"<lora:{slugify(Path(use.path).stem)}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
+    return (
+        f"<lora:{slugify(_get_name(Path(use.path)))}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
+    )
 
 
 def collect_lora_tags(uses: Sequence[LoraUse]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ def choose_folder(variable: str, name: str, default: Path) -> Path:
 MODELS = HOME / "models" if HOME else CODE / "models"
 """The studio's own folders of models, `checkpoints`, `loras`, `upscalers` and `detectors`."""
 MODEL_ROOTS = [
-    Path(each).expanduser().absolute()
+    Path(os.path.expanduser(each)).absolute()  # noqa: PTH111  (an unknown `~user` is only not there)
     for each in os.environ.get("SWEETSPOT_MODELS", "").split(os.pathsep)
     if each
 ]

@@ -17,6 +17,7 @@ from core.system.atomic_files import link_or_copy
 from core.system.markdown import escape_markdown
 from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder
+from tabs.shared.model_choices import list_model_choices
 
 
 def build_lora_box(elem_id: str) -> dict[str, Any]:
@@ -71,17 +72,13 @@ def fetch_base_to_choice(hub_id: str, selected: str | list[str] | None) -> Itera
         files.fetch_model_files(found)
         kept = [*selected, found.name] if isinstance(selected, list) else [found.name]
         choices = list_model_choices()
-        choices += [(each, each) for each in kept if each not in bases.list_models()]
+        known = {name for _, name in choices}
+        choices += [(each, each) for each in kept if each not in known]
         return found.name, gr.update(
             choices=choices, value=kept if isinstance(selected, list) else found.name
         )
 
     yield from _stream_progress(fetch)
-
-
-def list_model_choices() -> list[tuple[str, str]]:
-    """List the titles and names of the base models that are in a list from the start."""
-    return [(model.title, model.name) for model in bases.list_models().values()]
 
 
 def _check_hub_id(name: str, field: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from tabs.shared.checks import QUIET_OPTIONS
+from tabs.shared.checks import QUIET_OPTIONS, translate_errors
 
 
 def answer_by_name(handler: Callable[..., Any], components: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,14 +43,18 @@ def refresh_choices(event: Callable[..., Any], component: Any, list_choices: Cal
     """
     shown = gr.State(_hash_choices(list_choices()))
 
-    def refresh(shown: str) -> tuple[Any, Any]:
-        choices = list_choices()
+    def refresh(selected: Any, shown: str) -> tuple[Any, Any]:
+        with translate_errors():
+            choices = list_choices()
         # A list that is drawn anew under a person's pointer is only worth it if it has changed.
         if (found := _hash_choices(choices)) == shown:
             return gr.skip(), gr.skip()
-        return gr.update(choices=choices), found
+        names = {choice[1] if isinstance(choice, tuple) else choice for choice in choices}
+        chosen = selected if isinstance(selected, list) else [selected] if selected else []
+        # What came from the Hub stays in the list while it is chosen: Gradio refuses it otherwise.
+        return gr.update(choices=choices + [each for each in chosen if each not in names]), found
 
-    event(refresh, shown, [component, shown], **QUIET_OPTIONS)
+    event(refresh, [component, shown], [component, shown], **QUIET_OPTIONS)
 
 
 def _hash_choices(choices: list[Any]) -> str:

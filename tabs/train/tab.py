@@ -25,6 +25,7 @@ from tabs.shared.handoff import (
     SweepHandoff,
     TrainHandoff,
 )
+from tabs.shared.model_choices import list_model_choices
 from tabs.shared.run_choices import label_run
 from tabs.shared.train_form import CONTROL_SETTINGS, parse_overrides, plan_from_controls
 from tabs.shared.updates import answer_by_name, refresh_choices
@@ -66,7 +67,7 @@ def _wire_form(c: dict[str, Any], asked: dict[str, Any]) -> None:
     pictures.wire(c, guessed)
     captions.wire(c, guessed)
     hub_fetch.wire(c, hub_fetch.fetch_base_to_choice, c["model"])
-    refresh_choices(c["model"].focus, c["model"], hub_fetch.list_model_choices)
+    refresh_choices(c["model"].focus, c["model"], list_model_choices)
     gr.on(
         [c["recipe"].input, c["model"].change],
         inputs=[c["recipe"], c["model"]],
@@ -162,7 +163,7 @@ def _build_recipe_controls() -> dict[str, Any]:
             elem_id="recipe",
         )
         c["model"] = gr.Dropdown(
-            hub_fetch.list_model_choices(),
+            list_model_choices(),
             value="nano",
             label="Base model",
             min_width=180,

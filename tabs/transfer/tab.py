@@ -13,7 +13,7 @@ import gradio as gr
 from core.generate.features import VAE
 from core.lora import apply as lora
 from core.lora import blocks, edit
-from core.models import bases, lora_library
+from core.models import lora_library
 from core.runtime import gpu
 from core.schema import limits
 from core.schema.errors import UserError
@@ -39,6 +39,7 @@ from tabs.shared import handoff, hub_fetch
 from tabs.shared.checks import QUIET_OPTIONS, WRITE_OPTIONS, make_plan_validator, translate_errors
 from tabs.shared.handoff import ReportHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
+from tabs.shared.model_choices import HOME_FROM_FILE, list_home_choices, list_model_choices
 from tabs.shared.run_choices import refresh_run_choices, update_run_choices
 from tabs.shared.updates import answer_by_name, refresh_choices
 from tabs.transfer.train_on_bases import train_on_each_base
@@ -59,7 +60,6 @@ INPUT_NAMES = (
 )
 OUTPUT_NAMES = ("status", "answer", "heat_map", "matrix", "sheet", "downloads", "result", "pair_images")
 DEPTH_STRENGTHS = {"Quick (0.65, 1)": DEFAULT_STRENGTHS, "Full sweep per model": SWEET_SPOT_STRENGTHS}
-HOME_FROM_FILE = "auto (from file)"
 # Seconds between two drawings of a table that fills, and between two status lines: each costs the
 # model a share of a step.
 DRAW_SECONDS, STATUS_SECONDS = 3.0, 0.7
@@ -81,7 +81,9 @@ def build_tab(train_handoff: handoff.TrainHandoff, this_tab: gr.Tab) -> ReportHa
     train_handoff.my_runs.change(
         update_run_choices, [train_handoff.my_runs, c["runs"]], c["runs"], **QUIET_OPTIONS
     )
-    refresh_choices(this_tab.select, c["models"], hub_fetch.list_model_choices)
+    for name in ("models", "bases"):
+        refresh_choices(this_tab.select, c[name], list_model_choices)
+    refresh_choices(c["home"].focus, c["home"], list_home_choices)
     this_tab.select(refresh_run_choices, train_handoff.my_runs, c["runs"], **QUIET_OPTIONS)
     _wire_study(c, train_handoff)
     c["matrix"].select(_show_pair, c["result"], c["pair_images"], **QUIET_OPTIONS)
@@ -168,13 +170,13 @@ def _build_choices() -> dict[str, Any]:
             elem_id="transfer-runs",
         )
     c["home"] = gr.Dropdown(
-        [HOME_FROM_FILE, *bases.list_models()],
+        list_home_choices(),
         value=HOME_FROM_FILE,
         label="Home model",
         info="trained on it; results are compared with it",
     )
     c["models"] = gr.CheckboxGroup(
-        hub_fetch.list_model_choices(),
+        list_model_choices(),
         value=["nano", "nano-cel", "nano-paint", "nano-merge"],
         label="Base models",
         elem_id="transfer-models",
@@ -244,7 +246,7 @@ def _build_training_panel() -> dict[str, Any]:
     c: dict[str, Any] = {}
     with gr.Accordion("Train on several bases first", open=False):
         c["bases"] = gr.CheckboxGroup(
-            hub_fetch.list_model_choices(),
+            list_model_choices(),
             value=["nano", "nano-cel"],
             label="Train on",
             elem_id="across-models",

@@ -198,6 +198,35 @@ REFUSED_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         ),
         r"has gains of \(2, 2\)",
     ),
+    "a flag of two": (
+        make_broken(
+            lambda s: {"lora_unet_a.weight": torch.ones(2), "lora_unet_a.on_input": torch.tensor([0, 1])}
+        ),
+        "contains no known LoRA format",
+    ),
+    "a flag of NaN": (
+        make_broken(
+            lambda s: {
+                "lora_unet_a.weight": torch.ones(2),
+                "lora_unet_a.on_input": torch.tensor(float("nan")),
+            }
+        ),
+        "has the flag on_input nan; it is 0 or 1",
+    ),
+    "an oft with magnitudes": (
+        make_broken(
+            lambda s: {"lora_unet_a.oft_blocks": torch.ones(1, 2, 2), "lora_unet_a.dora_scale": torch.ones(2)}
+        ),
+        "has magnitudes, which do not go with",
+    ),
+    "an oft of one block": (
+        make_broken(lambda s: {"lora_unet_a.oft_blocks": torch.ones(1, 2561, 2561, dtype=torch.float16)}),
+        "has blocks of 2561 outputs, which take too long to turn; the limit is 2560",
+    ),
+    "complex": (
+        make_broken(lambda s: {**s, find_key(s, ".alpha"): torch.tensor(1j)}),
+        "is a complex number",
+    ),
     "an alpha of nothing": (
         make_broken(lambda s: {**s, "lora_unet_a.alpha": torch.tensor(1.0)}),
         r"contains 'lora_unet_a\.alpha', which is not supported",

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from core.lora import apply as lora
 from core.lora import edit
 from core.lora import file as lora_file
 from core.models import bases
+from core.schema.errors import UserError
 from core.schema.types import LoraUse
 from tests.lora.parts import assert_samples_are_alone, compute_changes, write_lora
 
@@ -205,3 +207,57 @@ def test_twenty_block_weights_are_those_of_a1111s_extension(folder: Path) -> Non
     assert without[0] == set(), "BASE is the text encoders"
     assert all(name.startswith("mid_block") for name in without[10])
     assert set().union(*without.values()) <= every
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        # flat matrices on a convolution, a bias of another size, a rotation of a norm
+        (CONV, {f"{part}__weight": torch.ones(4, 4) for part in ("a1", "a2", "b1", "b2")}),
+        (LINEAR, {"oft_blocks": torch.ones(1, 64, 64), "diff_b": torch.ones(7)}),
+        (NORM, {"oft_blocks": torch.eye(48)[None]}),
+    ],
+)
+def test_what_does_not_fit_is_one_sentence(name: str, parts: Parts, tmp_path: Path) -> None:
+    use = write_lora(tmp_path / "it.safetensors", name, **parts)
+    with (
+        pytest.raises(UserError, match=r"does not fit this model"),
+        lora.apply_loras(bases.load_model("nano"), [use]),
+    ):
+        pytest.fail("it was applied")
+
+
+def test_a_rotation_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:
+    layer = bases.load_model("nano").unet.get_submodule(LINEAR)
+    size = len(layer.weight) // 3 if len(layer.weight) % 3 == 0 else len(layer.weight)
+    blocks = torch.full((len(layer.weight) // size, size, size), 3e38).triu(1)
+    use = write_lora(tmp_path / "it.safetensors", LINEAR, oft_blocks=blocks)
+    with (
+        pytest.raises(UserError, match=r"a rotation of an OFT has numbers that are too large"),
+        lora.apply_loras(bases.load_model("nano"), [use]),
+    ):
+        pytest.fail("it was applied")
+
+
+def test_half_of_a_glora_changes_its_layer(tmp_path: Path) -> None:
+    """With `a1` at zero, as a training begins, W + b1 b2 is left."""
+    out, inputs = bases.load_model("nano").unet.get_submodule(LINEAR).weight.shape
+    shapes = {"a1": (inputs, 2), "a2": (2, inputs), "b1": (out, 2), "b2": (2, inputs)}
+    parts: Parts = {f"{part}__weight": torch.ones(shape) for part, shape in shapes.items()}
+    parts["a1__weight"] = torch.zeros(inputs, 2)
+    changed = compute_changes([write_lora(tmp_path / "it.safetensors", LINEAR, **parts)])
+    assert torch.allclose(changed[LINEAR], torch.full((out, inputs), 2.0), atol=1e-5)
+
+
+def test_kohyas_oft_keeps_its_names(tmp_path: Path) -> None:
+    """kohya's own code looks for `oft_unet_`."""
+    use = write_lora(tmp_path / "it.safetensors", LINEAR, oft_blocks=torch.eye(16)[None] + 1, alpha=0.001)
+    renamed = {
+        key.replace("lora_unet_", "oft_unet_"): value.triu() if value.ndim else value
+        for key, value in load_file(use.path).items()
+    }
+    save_file(renamed, tmp_path / "kohya.safetensors")
+    found = lora_file.read_lora_file(tmp_path / "kohya.safetensors")
+    assert (found.format, found.kind) == ("kohya", "OFT")
+    written = edit.rewrite_lora(found, tmp_path)
+    assert load_file(written).keys() == renamed.keys()

@@ -4,11 +4,18 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
+from core.hub import client as hub
 from core.models import bases, folders, lora_library, tools
+from core.models import files as models_files
+from core.prompts.grammar import extract_lora_tags
 from core.runtime.selfcheck import run_selfcheck
 from core.schema.errors import UserError
+from core.schema.types import LoraUse
 from core.system import paths
+from tests.models.parts import NANO
 
 LAYOUTS = {
     "A1111": ("models/Lora", "models/Stable-diffusion", "models/ESRGAN"),
@@ -53,8 +60,40 @@ def test_single_folders_and_files_with_one_name(home: Path) -> None:
     own = put(home / "models/loras/style.safetensors")
     theirs = put(home / "shared/sub/style.safetensors")
     (home / "paths.toml").write_text('[folders]\nloras = ["shared"]\n')
-    assert folders.list_files("lora") == {"style": own, "sub/style": theirs}
-    assert lora_library.locate_lora("sub/style") == theirs
+    assert folders.list_files("lora") == {"style": own, "style (shared/sub)": theirs}
+
+
+def test_of_two_files_with_one_name_each_has_its_own(home: Path) -> None:
+    """`pony/style` would be a stranger's repository on the Hub, and a tag of one would bring the other."""
+    roots = [home / "A", home / "B"]
+    files = [put(home / "models/loras/style.safetensors")]
+    files += [put(root / "Lora" / at / "style.safetensors") for root in roots for at in ("", "pony")]
+    files.append(put(home / "A/Lora/style.SAFETENSORS"))
+    put(home / "A/Lora/._style.safetensors")  # what macOS leaves on other file systems
+    (home / "A/Lora/gone.safetensors").symlink_to(home / "nowhere")
+    (home / "paths.toml").write_text(f"roots = {[str(root) for root in roots]}\n")
+    found = folders.list_files("lora")
+    assert sorted(found.values()) == sorted(files)
+    for name, file in found.items():
+        assert not hub.is_hub_id(name)
+        assert lora_library.find_lora(name) == file
+        (tag,) = extract_lora_tags(lora_library.format_lora_tag(LoraUse(path=str(file))))[1]
+        assert lora_library.locate_lora(tag.name) == file
+
+
+def test_a_checkpoint_that_was_replaced_is_read_again(home: Path, checkpoint: Path) -> None:
+    """A new download under the old name would draw the old pictures."""
+    own = home / "models/checkpoints/mine.safetensors"
+    own.parent.mkdir()
+    weights = load_file(checkpoint)
+    save_file(weights, own)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(models_files, "SDXL_CONFIGS", NANO)  # nano's file is of nano's size
+        first = bases.load_model("mine")
+        assert bases.load_model("mine") is first
+        weights["model.diffusion_model.out.2.bias"] += 1
+        save_file(weights, own)
+        assert not torch.equal(bases.load_model("mine").unet.conv_out.bias, first.unet.conv_out.bias)
 
 
 def test_a_new_file_needs_no_restart(home: Path) -> None:
@@ -93,7 +132,8 @@ def test_a_link_that_leads_out_is_followed_at_home_and_not_on_a_space(
         ("root = ['x']", r"'root' is not valid. Use roots = \[...\]"),
         ("[folders]\nlora = ['x']", r"'lora' is not valid. .* checkpoints, loras, upscalers, detectors"),
         ("folders = 3", r"'folders' is not valid"),
-        ("roots = [", r"it is not TOML"),
+        ("roots = [", r"it is not TOML.* Write paths with / or in single quotes\."),
+        ('roots = ["D:\\sd"]', r"it is not TOML.* Write paths with / or in single quotes\."),
     ],
 )
 def test_a_wrong_line_is_one_sentence(text: str, sentence: str, home: Path) -> None:
@@ -103,7 +143,7 @@ def test_a_wrong_line_is_one_sentence(text: str, sentence: str, home: Path) -> N
 
 
 def test_a_folder_that_is_not_there_is_said_at_the_start(home: Path) -> None:
-    (home / "paths.toml").write_text("roots = ['gone']\n")
+    (home / "paths.toml").write_text(f"roots = ['gone', '~nobody-at-all/x', '{'x' * 300}']\n")
     assert lora_library.list_loras() == ["nano-airbrush"]
     problems = " ".join(run_selfcheck(home / "files").problems)
     assert "The folder 'gone' of paths.toml or SWEETSPOT_MODELS is not there." in problems
