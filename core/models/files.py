@@ -19,7 +19,10 @@ from core.system import paths
 from core.system.device import detect_machine
 
 SDXL_CONFIGS = Path(__file__).parent / "sdxl"
-"""SDXL's configs and CLIP's tokenizers, which open a single file that has no folder of its own."""
+"""SDXL's configs and CLIP's vocabulary, which open a single file that has no folder of its own.
+
+Both tokenizers have that vocabulary, which lies in `tokenizer` alone.
+"""
 CONFIG_PATTERNS = ["*.json", "*.txt"]
 WEIGHT_FILES = {
     "text_encoder": "model",

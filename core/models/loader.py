@@ -14,11 +14,12 @@ import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
-from transformers import CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from core.models import config_limits
 from core.models.file_kind import UNET_PREFIX, find_obstacle
 from core.models.files import (
+    SDXL_CONFIGS,
     SHARED_PARTS,
     WEIGHT_FILES,
     Prediction,
@@ -103,7 +104,8 @@ def _map_pipeline(
     options: dict[str, Any] = {"dtype": detect_machine().dtype, "local_files_only": True}
     _refuse_unsafe_files(model, source, config)
     try:
-        check_configs(config, model)
+        if config != SDXL_CONFIGS:
+            check_configs(config, model)
         if source.is_dir():
             check_weights(source, model)
         elif obstacle := find_obstacle(source):
@@ -124,6 +126,8 @@ def _map_pipeline(
             pipeline = StableDiffusionXLPipeline.from_pretrained(source, **taken, **options)
         else:
             options["dtype"] = _find_dtype([source])
+            if config == SDXL_CONFIGS:
+                taken["tokenizer_2"] = load_second_tokenizer(config)
             pipeline = StableDiffusionXLPipeline.from_single_file(
                 str(source), config=str(config), **taken, **options
             )
@@ -146,6 +150,11 @@ def _map_pipeline(
         ) from error
     _set_prediction(pipeline, prediction)
     return pipeline
+
+
+def load_second_tokenizer(config: Path) -> CLIPTokenizer:
+    """Load SDXL's second tokenizer, the first one's vocabulary with another padding, which is id 0."""
+    return CLIPTokenizer.from_pretrained(config / "tokenizer", pad_token="!", local_files_only=True)
 
 
 def _refuse_unsafe_files(model: Model, source: Path, config: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from core.hub import client as hub
-from core.models import bases, folders, lora_library, tools
+from core.models import bases, folders, loader, lora_library, tools
 from core.models import files as models_files
 from core.prompts.grammar import extract_lora_tags
 from core.runtime.selfcheck import run_selfcheck
@@ -88,7 +88,8 @@ def test_a_checkpoint_that_was_replaced_is_read_again(home: Path, checkpoint: Pa
     weights = load_file(checkpoint)
     save_file(weights, own)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(models_files, "SDXL_CONFIGS", NANO)  # nano's file is of nano's size
+        for module in (models_files, loader):
+            patch.setattr(module, "SDXL_CONFIGS", NANO)  # nano's file is of nano's size
         first = bases.load_model("mine")
         assert bases.load_model("mine") is first
         weights["model.diffusion_model.out.2.bias"] += 1
