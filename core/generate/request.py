@@ -15,7 +15,8 @@ from core.generate.stages.hires import LANCZOS, LATENT
 from core.generate.tag_expander import Expansion, check_expand_settings, expand
 from core.hub import client as hub
 from core.hub.preflight import NeedsJob
-from core.models import bases, from_hub, lora_library, tools
+from core.models import bases, catalogue, from_hub, lora_library, tools
+from core.models.families import find_preset
 from core.prompts.grammar import EXTRA_NETWORK, extract_lora_tags
 from core.schema import limits, presets
 from core.schema.bounds import OneOf, Real, Text, Whole, format_value
@@ -55,7 +56,10 @@ class PictureForm:
     """
 
     prompt: Annotated[str, Text(limits.PROMPT_LENGTH, allow_empty=False)]
-    preset: str = "nano"
+    preset: str | None = None
+    """`None` for the one that fits `model`, or nano's without a model."""
+    model: str | None = None
+    """A name of `core.models.catalogue` or a Hub id; `None` for the preset's."""
     negative: Annotated[str | None, Text(limits.PROMPT_LENGTH)] = None
     sampler: Annotated[str | None, OneOf(tuple(SAMPLERS))] = None
     width: Annotated[int | None, Whole(*limits.SIDE, step=limits.SIDE_STEP)] = None
@@ -87,8 +91,13 @@ class PictureForm:
 
     @property
     def prompt_preset(self) -> PromptPreset:
-        """The record of the chosen preset. Raises `UserError` if it is unknown."""
-        return presets.get_prompt_preset(self.preset)
+        """The record of the chosen preset, or of the one that fits the model.
+
+        Raises `UserError` if the preset, or a model without a preset, is unknown.
+        """
+        if self.preset is None and self.model is not None:
+            return find_preset(self.model)
+        return presets.get_prompt_preset(self.preset or "nano")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,7 +245,7 @@ def _fill_values(form: PictureForm) -> dict[str, Any]:
     seed = secrets.randbelow(limits.SEED[1] + 1) if form.seed in (None, RANDOM_SEED) else form.seed
     return {
         **chosen,
-        "model": preset.model,
+        "model": catalogue.find_model(form.model).name if form.model else preset.model,
         "prompt": form.prompt,
         "negative": chosen["negative"].replace("\r\n", "\n").strip(),
         "cfg": float(chosen["cfg"]),

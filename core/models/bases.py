@@ -6,7 +6,7 @@ A model that is not available is refused in one sentence, and the loaded one sta
 import hashlib
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from transformers import CLIPTokenizer
 
-from core.hub import client as hub
 from core.models import files as models_files
-from core.models import folders, from_hub, loader, weight_seal
+from core.models import loader, tools, weight_seal
+from core.models.catalogue import find_model
 from core.prompts import conditioning
-from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.events import LoadProgress
 from core.schema.types import Model, Request
@@ -29,10 +28,6 @@ from core.system.device import Machine, detect_machine
 from core.system.memory import clear_frames, release_memory, translate_out_of_memory
 from core.system.tensor_files import calculate_sha256
 
-MAX_LISTED = 30
-"""Names of models that an error lists."""
-OWN_CHECKPOINT_TAGGER = "WD ViT v3"
-"""What reads the tags of pictures of a person's own checkpoint, as of every SDXL model."""
 MEMORY_MARGIN = 1.2
 """Free memory that opening a model beside another takes, as a multiple of its weights."""
 
@@ -86,11 +81,11 @@ def open_model(name: str) -> Generator[LoadProgress, None, StableDiffusionXLPipe
 
 
 def _is_as_loaded(name: str) -> bool:
-    """Return whether a loaded model's file is still the one of that name.
+    """Return whether a loaded model is still the one of that name.
 
-    Those of the table and of the Hub stay what they are; a person may replace a checkpoint.
+    A person may replace a checkpoint, or set another VAE for it.
     """
-    return hub.is_hub_id(name) or name in presets.get_models() or fingerprint_model(name) == _states.get(name)
+    return fingerprint_model(name) == _states.get(name)
 
 
 def _open_on_device(
@@ -138,8 +133,11 @@ def fetch_model(name: str) -> None:
     Raises `UserError` if the model is unknown or not available.
     """
     try:
-        for each in (name, *find_model(name).merge):
+        model = find_model(name)
+        for each in (name, *model.merge, *([model.donor] if model.donor else [])):
             models_files.fetch_model_files(find_model(each))
+        if model.vae and not Path(model.vae).is_absolute():
+            tools.fetch_tool("vae", model.vae)
     except UserError as error:
         raise UserError(error.field, f"{error.sentence}; {_describe_loaded()}") from error
 
@@ -172,34 +170,6 @@ def get_current_pipeline() -> StableDiffusionXLPipeline:
     return _pipelines[name] if (name := get_loaded_name()) else load_model("nano")
 
 
-def find_model(name: Any) -> Model:
-    """Return the model of that name: of the table, a checkpoint of one's own, or a Hub id at a commit.
-
-    Raises `UserError` listing the names there are.
-    """
-    if hub.is_hub_id(name):
-        return from_hub.resolve_base(from_hub.pin_base(name))
-    if not isinstance(name, str):
-        raise UserError("model", f"{str(name)[:80]!r} is not the name of a model.")
-    if (found := presets.get_models().get(name) or list_models().get(name)) is None:
-        raise UserError(
-            "model",
-            f"{name[:80]!r} is unknown. Use one of: {', '.join([*list_models()][:MAX_LISTED])}, "
-            "or a Hub id owner/name.",
-        )
-    return found
-
-
-def list_models() -> dict[str, Model]:
-    """Return the models of the table, then a person's own checkpoints, by name."""
-    own = {
-        name: Model(name=name, title=name, source=str(file), tagger=OWN_CHECKPOINT_TAGGER, licence="unknown")
-        for name, file in sorted(folders.list_files("checkpoint").items())
-    }
-    table = presets.get_models()
-    return table | {name: model for name, model in own.items() if name not in table}
-
-
 def find_prediction(name: str) -> models_files.Prediction:
     """Return what a model on this machine predicts."""
     model = find_model(name)
@@ -220,16 +190,29 @@ def find_model_for_field(field: str, name: Any) -> Model:
 def fingerprint_model(name: str) -> str:
     """Return what tells one state of a model from another.
 
-    That is its commit, or its files' sizes and times.
+    That is its commit, or its files' sizes and times, and what a person set for it.
     """
     model = find_model(name)
+    vae = model.vae and tools.list_owner_files("vae").get(model.vae, Path(model.vae))
+    changes = {
+        "predicts": model.prediction_type,
+        "vae": vae and (_fingerprint_files([vae]) if vae.exists() else model.vae),
+        "donor": model.donor and _fingerprint_own(find_model(model.donor)),
+    }
+    return _fingerprint_own(model) + "".join(f";{what}:{value}" for what, value in changes.items() if value)
+
+
+def _fingerprint_own(model: Model) -> str:
+    """Return what tells one state of a model's own files from another."""
     if model.revision is not None:
         return f"{model.source}@{model.revision}" + (f":{model.file}" if model.file else "")
     if model.merge:
         return f"{model.name}:" + "+".join(map(fingerprint_model, model.merge))
-    return f"{model.name}:" + ",".join(
-        f"{told.st_size}.{told.st_mtime_ns}" for told in (file.stat() for file in _list_weights(model))
-    )
+    return f"{model.name}:{_fingerprint_files(_list_weights(model))}"
+
+
+def _fingerprint_files(files: Sequence[Path]) -> str:
+    return ",".join(f"{told.st_size}.{told.st_mtime_ns}" for told in (file.stat() for file in files))
 
 
 def hash_weights(name: str) -> str | None:

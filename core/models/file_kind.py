@@ -29,20 +29,25 @@ OTHER_MARKS = {
 """Part of a key -> what its file is."""
 LORA_MARKS = ("lora_down.", "lora_up.", "lora_A.", "lora_B.", "hada_w1", "lokr_w", "oft_blocks", ".on_input")
 REQUIRED_PARTS = {
-    "its VAE": ("first_stage_model.",),
-    "its text encoders": ("conditioner.embedders.0.", "conditioner.embedders.1."),
+    "vae": ("its VAE", "first_stage_model."),
+    "text_encoder": ("its text encoders", "conditioner.embedders.0."),
+    "text_encoder_2": ("its text encoders", "conditioner.embedders.1."),
 }
-"""What a checkpoint holds beside its U-Net -> how the names of its weights begin."""
+"""Part of a checkpoint beside its U-Net -> what a person calls it, and how its weights' names begin."""
+SCALE_MARKS = ("scaled_fp8", ".scale_weight", ".weight_scale")
+"""Part of a key of a checkpoint whose weights are numbers only once they are multiplied."""
+VAE_INPUT = "decoder.conv_in.weight"
+"""The weight that tells a VAE, (channels, latent channels, 3, 3)."""
+LATENT_CHANNELS = 4
 
 
 def find_obstacle(file: Path) -> str | None:
     """Return why a single file cannot be opened as an SDXL checkpoint: the end of a sentence about it.
 
-    `None` for a checkpoint of SDXL, and for what only opening it can tell. Raises `SafetensorError`
-    for a file that is not one of safetensors.
+    `None` for a checkpoint of SDXL, even if it lacks parts (`find_missing_parts`), and for what only
+    opening it can tell. Raises `SafetensorError` for a file that is not one of safetensors.
     """
-    with safe_open(file, framework="pt") as opened:
-        shapes = {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
+    shapes = _read_shapes(file)
     if any(mark in key for key in shapes for mark in LORA_MARKS):
         return "is a LoRA. Put it into models/loras"
     if {"clip_l", "clip_g"} & shapes.keys():
@@ -52,7 +57,37 @@ def find_obstacle(file: Path) -> str | None:
             return f"is {kind}, not a checkpoint of SDXL"
     if not any(key.startswith(UNET_PREFIX) for key in shapes):
         return _describe_part(shapes)
-    return _describe_unet(shapes) or _describe_lack(shapes)
+    if any(mark in key for key in shapes for mark in SCALE_MARKS):
+        return "holds fp8 weights with scales, which are not read. Use its fp16 or plain fp8 file"
+    return _describe_unet(shapes)
+
+
+def find_missing_parts(file: Path) -> dict[str, str]:
+    """Return the parts that a checkpoint lacks beside its U-Net: name -> what a person calls it."""
+    shapes = _read_shapes(file)
+    return {part: told for part, (told, start) in REQUIRED_PARTS.items() if not _has_any(shapes, (start,))}
+
+
+def find_vae_obstacle(file: Path) -> str | None:
+    """Return why a file cannot be opened as a VAE of SDXL: the end of a sentence about it.
+
+    The VAEs of SD 1.5 and SDXL have the same shapes: no header tells one from the other. Raises
+    `SafetensorError` for a file that is not one of safetensors.
+    """
+    shapes = _read_shapes(file)
+    first = next((shape for key, shape in shapes.items() if key.endswith(VAE_INPUT)), ())
+    if any(key.startswith(UNET_PREFIX) for key in shapes):
+        return "is a checkpoint. Use a VAE alone"
+    if len(first) != 4:
+        return "is no VAE. Use a .safetensors file of a VAE"
+    if first[1] != LATENT_CHANNELS:
+        return f"is a VAE of {first[1]} channels. SDXL's has {LATENT_CHANNELS}"
+    return None
+
+
+def _read_shapes(file: Path) -> Shapes:
+    with safe_open(file, framework="pt") as opened:
+        return {key: tuple(opened.get_slice(key).get_shape()) for key in opened.keys()}  # noqa: SIM118
 
 
 def _describe_part(shapes: Shapes) -> str | None:
@@ -79,15 +114,6 @@ def _describe_unet(shapes: Shapes) -> str | None:
     if family:
         return f"is made for {family}, not for SDXL"
     return f"is {use} ({first[1]} input channels). Use a checkpoint for text to image" if use else None
-
-
-def _describe_lack(shapes: Shapes) -> str | None:
-    lacks = [
-        part
-        for part, starts in REQUIRED_PARTS.items()
-        if not all(_has_any(shapes, (start,)) for start in starts)
-    ]
-    return f"lacks {' and '.join(lacks)}. Use a checkpoint that holds them" if lacks else None
 
 
 def _has_any(shapes: Shapes, starts: tuple[str, ...]) -> bool:

@@ -19,6 +19,7 @@ FOLDER_NAMES = {
     "lora": ("loras", "Lora", "LyCORIS"),
     "upscaler": ("upscalers", "upscale_models", "ESRGAN", "RealESRGAN", "DAT"),
     "detector": ("detectors", "adetailer"),
+    "vae": ("vae", "VAE"),
 }
 """Kind -> what its folder is called: in `models/` of the studio, then in other programs."""
 MODEL_PLACES = ("models", "Models", "Data/Models", "")
@@ -28,7 +29,10 @@ SUFFIXES = {
     "lora": (".safetensors",),
     "upscaler": (".safetensors", ".pth"),
     "detector": (".onnx",),
+    "vae": (".safetensors",),
 }
+DIFFUSERS_INDEX = "model_index.json"
+"""What the folder of a checkpoint in diffusers' layout holds; the folder counts as one file."""
 PATHS_FILE = "paths.toml"
 
 
@@ -41,8 +45,8 @@ def list_files(kind: str, with_suffix: bool = False) -> dict[str, Path]:
     """
     found: dict[str, Path] = {}
     for folder in _list_folders(kind):
-        for file in _walk(folder, SUFFIXES[kind]):
-            name = file.name if with_suffix else file.stem
+        for file in _walk(folder, SUFFIXES[kind], with_diffusers=kind == "checkpoint"):
+            name = file.name if with_suffix or file.is_dir() else file.stem
             if name in found:  # no `folder/name`, which is what the Hub's names look like
                 place = file.parent.relative_to(folder.parent).as_posix()
                 labels = (f"{name} ({place}{number})" for number in ("", *map(" {}".format, range(2, 1000))))
@@ -115,15 +119,19 @@ def _check_paths(told: object, name: str) -> list[Path]:
     return [paths.MODELS.parent / os.path.expanduser(each) for each in entries]  # noqa: PTH111
 
 
-def _walk(folder: Path, suffixes: tuple[str, ...]) -> Iterator[Path]:
+def _walk(folder: Path, suffixes: tuple[str, ...], with_diffusers: bool) -> Iterator[Path]:
     """Yield the files below a folder in the order of their names, without hidden folders.
 
+    `with_diffusers` yields a folder in diffusers' layout as a whole, instead of its files.
     Links are followed on a person's own machine. On a Space, a file behind a link that leads out of
     the folder is left out.
     """
     inside, seen = folder.resolve(), set[str]()
     for here, folders, files in os.walk(folder, followlinks=not is_space()):
         real = os.path.realpath(here)
+        if with_diffusers and DIFFUSERS_INDEX in files:
+            folders[:] = files[:] = []
+            yield Path(here)
         folders[:] = [] if real in seen else sorted(each for each in folders if not each.startswith("."))
         for name in [] if real in seen else sorted(files):
             file = Path(here, name)

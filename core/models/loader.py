@@ -7,17 +7,18 @@ differ in the U-Net alone.
 
 import logging
 from collections.abc import Collection, Generator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from diffusers.loaders.single_file_utils import SingleFileComponentError
 from safetensors import SafetensorError, safe_open
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from core.models import config_limits
-from core.models.file_kind import UNET_PREFIX, find_obstacle
+from core.models import catalogue, config_limits, tools
+from core.models.file_kind import UNET_PREFIX, find_missing_parts, find_obstacle, find_vae_obstacle
 from core.models.files import (
     SDXL_CONFIGS,
     SHARED_PARTS,
@@ -42,11 +43,12 @@ from core.system.device import detect_machine
 from core.system.memory import is_out_of_memory
 
 TEXT_ENCODERS = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
+VAE_WEIGHTS = f"{WEIGHT_FILES['vae']}.safetensors"
 PROGRESS_BYTES = 2**26
 """Bytes from one `LoadProgress` to the next: a fraction of a second from memory, about one second
 from a slow disk."""
 DTYPES = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32}
-PipelineParts = Mapping[str, torch.nn.Module]
+PipelineParts = Mapping[str, torch.nn.Module | None]
 
 log = logging.getLogger(__name__)
 
@@ -112,8 +114,15 @@ def _map_pipeline(
             raise UserError("model", f"{model.title} {obstacle}")
         prediction = find_prediction(model, source)
         begun = LoadProgress(title=model.title, bytes_done=0, bytes_total=count_bytes(model, source))
-        taken: dict[str, Any] = {**parts, "unet": _load_unet(model, source, config)}
+        taken: dict[str, Any] = dict(parts)
+        if "unet" not in taken:
+            taken["unet"] = _load_unet(model, source, config)
         yield begun
+        if model.vae and "vae" not in taken:
+            taken["vae"] = _load_vae(model, config)
+            yield begun
+        if missing := [part for part in _list_missing(model, source) if part not in taken]:
+            taken |= yield from _load_from_donor(model, missing)
         unfilled = []  # weights that no file has and that would stay random
         if source.is_dir():
             options |= {"variant": model.variant, "use_safetensors": True}
@@ -172,7 +181,8 @@ def _list_unfilled_weights(pipeline: StableDiffusionXLPipeline) -> list[str]:
     return [
         f"{part}.{key}"
         for part in WEIGHT_FILES
-        for key, value in getattr(pipeline, part).state_dict().items()
+        if (module := getattr(pipeline, part)) is not None
+        for key, value in module.state_dict().items()
         if value.is_meta
     ]
 
@@ -231,6 +241,54 @@ def _load_unet(model: Model, source: Path, config: Path) -> UNet2DConditionModel
     return merged
 
 
+def _load_vae(model: Model, config: Path) -> AutoencoderKL:
+    """Load the VAE that a model has in place of its own, in its file's precision."""
+    place = _locate_vae(model)
+    if place.is_dir():
+        dtype = _find_dtype([*place.glob("*.safetensors")])
+        return AutoencoderKL.from_pretrained(
+            place, torch_dtype=dtype, local_files_only=True, use_safetensors=True
+        )
+    if obstacle := find_vae_obstacle(place):
+        raise UserError("vae", f"{place.name} {obstacle}")
+    return AutoencoderKL.from_single_file(
+        str(place),
+        config=str(config),
+        subfolder="vae",
+        torch_dtype=_find_dtype([place]),
+        local_files_only=True,
+    )
+
+
+def _locate_vae(model: Model) -> Path:
+    """Return the file, or folder, of the VAE that a model has in place of its own."""
+    assert model.vae
+    return place if (place := Path(model.vae)).is_absolute() else tools.fetch_tool("vae", model.vae)
+
+
+def _list_missing(model: Model, source: Path) -> list[str]:
+    """List the parts that a checkpoint leaves to its donor.
+
+    Raises `UserError` if it has none.
+    """
+    missing = {} if source.is_dir() else find_missing_parts(source)
+    if model.vae:
+        missing.pop("vae", None)
+    if missing and model.donor is None:
+        lacks = " and ".join(dict.fromkeys(missing.values()))
+        raise UserError("model", f"{model.title} lacks {lacks}. Choose the model to take them from")
+    return list(missing)
+
+
+def _load_from_donor(
+    model: Model, missing: Collection[str]
+) -> Generator[LoadProgress, None, dict[str, torch.nn.Module]]:
+    """Load missing parts from the model that gives them, in its files' precision."""
+    donor = replace(catalogue.find_model(model.donor), donor=None)
+    pipeline = yield from _map_pipeline(donor, fetch_model_files(donor), {"unet": None})
+    return {part: getattr(pipeline, part) for part in missing}
+
+
 def _find_dtype(files: Collection[Path], prefix: str = "") -> torch.dtype:
     """Return the dtype of all weights, so that they need not be read yet.
 
@@ -249,10 +307,20 @@ def _find_dtype(files: Collection[Path], prefix: str = "") -> torch.dtype:
 
 
 def hash_parts(model: Model, source: Path) -> Generator[LoadProgress, None, dict[str, str]]:
-    """Return part -> the sha256 of its weights, for each part that models may share.
+    """Return part -> what tells its weights, for each part that models may share.
 
-    Leaves out the parts of a file that cannot be read.
+    Leaves out the parts of a file that cannot be read, and those that come from another model.
     """
+    told = yield from _hash_own_parts(model, source)
+    if model.vae:
+        place = _locate_vae(model)
+        weights = place / VAE_WEIGHTS if place.is_dir() else place
+        told["vae"] = yield from _report_hashing(model, source, tensor_files.hash_file(weights))
+    return told
+
+
+def _hash_own_parts(model: Model, source: Path) -> Generator[LoadProgress, None, dict[str, str]]:
+    """Return part -> the sha256 of its weights in the model's own files."""
     if not source.is_dir():
         try:
             found = yield from _report_hashing(
@@ -262,7 +330,8 @@ def hash_parts(model: Model, source: Path) -> Generator[LoadProgress, None, dict
             if is_out_of_memory(error):
                 raise
             return {}
-        return {part: f"{model.config}:{sha256}" for part, sha256 in found.items()}
+        missing = find_missing_parts(source)
+        return {part: f"{model.config}:{sha256}" for part, sha256 in found.items() if part not in missing}
     files = {part: [source / part / "config.json", *list_part(source, part, model)] for part in SHARED_PARTS}
     told: dict[str, str] = {}
     for part, (config, *weights) in files.items():

@@ -1,6 +1,6 @@
 """Fetches the models beside the base model, as `presets/tools.toml` pins them.
 
-They are upscalers, detectors, expanders, taggers and feature extractors.
+They are upscalers, detectors, expanders, taggers, VAEs and feature extractors.
 """
 
 from functools import cache
@@ -14,7 +14,10 @@ from core.schema.types import Tool
 from core.system import paths
 from core.system.tensor_files import calculate_sha256
 
-REPO_FILES = {"tagger": ["model.onnx", "selected_tags.csv"]}
+REPO_FILES = {
+    "tagger": ["model.onnx", "selected_tags.csv"],
+    "vae": ["config.json", "diffusion_pytorch_model.safetensors"],
+}
 """Kind -> the files of a repository that are fetched, where they are not a transformers model's."""
 
 

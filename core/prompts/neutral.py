@@ -4,7 +4,6 @@ They are complete, different from each other and without a style.
 """
 
 from core.prompts.grammar import compose_prompt
-from core.schema import presets
 from core.schema.types import PromptPreset
 
 
@@ -16,21 +15,6 @@ def compose_neutral_prompts(recipe: PromptPreset) -> tuple[str, ...]:
     return tuple(
         compose_prompt(recipe, subject=recipe.subject, character="", general=general, quality=recipe.quality)
         for general in recipe.neutral
-    )
-
-
-def find_preset(model: str) -> PromptPreset:
-    """Return the preset for a model's pictures, or the first preset if none names the model."""
-    return next(
-        (recipe for recipe in presets.get_prompt_presets().values() if recipe.model == model),
-        next(iter(presets.get_prompt_presets().values())),
-    )
-
-
-def make_preview_prompts(model: str, trigger: str, count: int = 2) -> tuple[str, ...]:
-    """Return the first `count` neutral prompts for a model, with the trigger after the subject."""
-    return tuple(
-        insert_trigger(prompt, trigger) for prompt in compose_neutral_prompts(find_preset(model))[:count]
     )
 
 

@@ -57,6 +57,10 @@ class Model:
     """Models that this one was trained or merged from."""
     prediction_type: Annotated[str | None, OneOf(("epsilon", "v_prediction"))] = None
     """`None` for what the files tell (`core.models.files.find_prediction`)."""
+    vae: str | None = None
+    """A `Tool` of kind `vae`, or a file of one's own, in place of the model's VAE; `None` for its own."""
+    donor: str | None = None
+    """The model that gives the VAE and the text encoders that a checkpoint lacks; `None` for none."""
     tagger: str | None = None
     """The name of a `Tool` that reads tags from the model's pictures; `None` if none is pinned."""
     native_size: int = 1024
@@ -83,7 +87,7 @@ class Tool:
 
     name: str
     kind: str
-    """`upscaler`, `detector`, `expander`, `tagger` or `eye`.
+    """`upscaler`, `detector`, `expander`, `tagger`, `vae` or `eye`.
 
     An eye is a network whose activations are measured.
     """

@@ -15,7 +15,7 @@ from PIL import Image
 from core.generate.features import VAE
 from core.hub.preflight import is_job
 from core.lora import apply as lora
-from core.models import bases, tools
+from core.models import bases, catalogue, families, tools
 from core.prompts.grammar import extract_lora_tags
 from core.prompts.neutral import compose_neutral_prompts
 from core.prompts.png_metadata import MAX_PIXELS
@@ -62,7 +62,10 @@ class SweepForm:
 
     lora: Any
     """The path of the LoRA."""
-    preset: str = "nano"
+    preset: str | None = None
+    """`None` for the one that fits `model`, or nano's without a model."""
+    model: Any = None
+    """A name of `core.models.catalogue` or a Hub id; `None` for the preset's."""
     prompts: Any = None
     """Text with one prompt per line, or a list; `None` for the preset's neutral ones."""
     seeds: Any = DEFAULT_SEEDS
@@ -78,16 +81,19 @@ class SweepForm:
 
 def plan_sweep(form: SweepForm) -> SweepPlan:
     """Plan the sweep that a form asks for. Raises `UserError` for whatever is not allowed."""
-    preset = presets.get_prompt_preset(form.preset)
+    base = catalogue.find_model(form.model) if form.model else None
+    fitting = families.match_preset(base).preset if base else "nano"
+    preset = presets.get_prompt_preset(form.preset or fitting)
+    base = base or catalogue.find_model(preset.model)
     if not form.lora:
         raise UserError("lora", "choose a LoRA to sweep.")
     use = LoraUse(path=str(form.lora))
     family = lora.get_lora_file(use.path).family
-    if not bases.find_model(preset.model).fits(family):
+    if not base.fits(family):
         raise UserError(
             "lora",
-            f"{Path(use.path).name} is made for {family}, but {preset.title} is not of that family; "
-            "choose another preset.",
+            f"{Path(use.path).name} is made for {family}, but {base.title} is not of that family; "
+            "choose another preset or model.",
         )
     prompts = _parse_prompts(form.prompts, preset)
     seeds = parse_seeds(read_numbers(form.seeds, DEFAULT_SEEDS))
@@ -99,11 +105,10 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
             f"{len(strengths)} strengths x {len(prompts)} prompts x {len(seeds)} seeds are {cells} images; "
             f"the limit is {limits.SWEEP_CELLS}.",
         )
-    shared = {
-        name: getattr(preset, name) for name in ("model", "negative", "width", "height", "steps", "cfg")
-    }
+    shared = {name: getattr(preset, name) for name in ("negative", "width", "height", "steps", "cfg")}
     settings = [
-        {**shared, "prompt": prompt, "sampler": preset.sampler, "seed": seeds[0]} for prompt in prompts
+        {**shared, "model": base.name, "prompt": prompt, "sampler": preset.sampler, "seed": seeds[0]}
+        for prompt in prompts
     ]
     for values in settings:
         try:

@@ -16,10 +16,10 @@ from core.generate.features import PARTS_PER_SIDE
 from core.generate.picture_file import save_picture
 from core.generate.stages import details
 from core.models import bases, lora_library, tools
+from core.models.families import find_preset
 from core.models.tagger import Tagger
 from core.prompts.conditioning import resolve_prompt
 from core.prompts.grammar import Span
-from core.prompts.neutral import find_preset
 from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Features, Picture, ReferenceFeatures, Step

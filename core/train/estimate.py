@@ -12,8 +12,8 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from core.dataset.dataset import Dataset
+from core.models.families import find_preset
 from core.prompts.conditioning import Conditioning
-from core.prompts.neutral import find_preset
 from core.schema.types import Model
 from core.system.memory import is_out_of_memory, release_memory
 from core.train.trainer.adapter import Adapter, get_trained_components

@@ -30,6 +30,8 @@ from tabs.shared.forms import takes
 def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
     """Generate images. Parameters that are left out are the preset's.
 
+    `model` is a name in the list of models, a checkpoint of one's own, or a Hub id; without it, the
+    preset's is taken. Without a preset, it is the one that fits the model, or nano's.
     Without a seed, or with -1, it is random. `loras` is a list such as [{"lora": "name in the LoRA
     library", "strength": 1.5, "blocks": "STYLE"}]; `lora_file` is an uploaded one. `hires`,
     `detail`, `expand` and `grain` are true, false, or those of their settings that are not the
@@ -128,7 +130,8 @@ def register_endpoints() -> None:
     )
     asked: dict[str, Any] = {
         "prompt": build_input(gr.Textbox),
-        "preset": build_input(gr.Textbox, "nano"),
+        "preset": build_input(gr.Textbox),
+        "model": build_input(gr.Textbox),
         "negative": build_input(gr.Textbox),
     }
     asked |= {name: build_input(gr.Number) for name in ("width", "height", "steps", "cfg", "seed", "count")}

@@ -23,7 +23,9 @@ from tabs.shared.forms import takes
 def sweep(form: SweepForm) -> Iterator[tuple[Any, ...]]:
     """Measure at which strengths a LoRA works.
 
-    `prompts` are one per line; `references` are images of the target style.
+    `prompts` are one per line; `references` are images of the target style. `model` is a name in the
+    list of models, a checkpoint of one's own, or a Hub id; without it, the preset's is taken. Without
+    a preset, it is the one that fits the model, or nano's.
 
     Returns the contact sheet, the curve as rows, a zip of all cells with the report, and the
     report: onset, sweet_spot, breakdown and recommended, each null where it was not seen, and why.
@@ -52,7 +54,8 @@ def register_endpoints() -> None:
     call, report = gr.Button(visible=False), gr.JSON(visible=False)
     measured: dict[str, Any] = {
         "lora": build_input(gr.JSON),
-        "preset": build_input(gr.Textbox, "nano"),
+        "preset": build_input(gr.Textbox),
+        "model": build_input(gr.Textbox),
         "prompts": build_input(gr.Textbox),
         "seeds": build_input(gr.Textbox, DEFAULT_SEEDS),
         "strengths": build_input(gr.Textbox, DEFAULT_STRENGTHS),

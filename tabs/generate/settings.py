@@ -11,7 +11,8 @@ from typing import Any
 import gradio as gr
 
 from core.generate import request
-from core.models import bases
+from core.models import bases, catalogue
+from core.models.families import find_preset
 from core.prompts import png_metadata
 from core.prompts.grammar import compose_prompt
 from core.schema import presets
@@ -94,14 +95,14 @@ def _load_picture_settings(
     said: dict[str, Any] = dict(reading.fields)
     notes, recipes = [], presets.get_prompt_presets()
     model = said.pop("model", None)
-    recipe = recipes[preset]
+    recipe, own = recipes[preset], ""
     if model != recipe.model:
         recipe = next((r for r in recipes.values() if r.model == model), recipe)
-        notes += (
-            [f"Its model, {str(model)[:60]}, has no preset here; {recipe.title} is kept."]
-            if recipe.model != model
-            else []
-        )
+    if model != recipe.model:
+        if model in catalogue.list_models():
+            own, recipe = str(model), find_preset(str(model))
+        else:
+            notes.append(f"Its model, {str(model)[:60]}, is not here; {recipe.title} is kept.")
     weights = bases.hash_weights(model) if model == recipe.model else None
     if weights and (made_with := reading.unused.pop("Model hash", None)) != weights:
         other = "other" if made_with else "unknown"
@@ -121,7 +122,7 @@ def _load_picture_settings(
             said[stage].pop(part, None) if part and said[stage] else said.pop(stage)
         if list(problems) == ["prompt"]:
             break
-    values = {**fill(recipe), "preset": recipe.name, "ratio": None}
+    values = {**fill(recipe), "preset": recipe.name, "model": own, "ratio": None}
     values |= dict.fromkeys(presets.PROMPT_PARTS, "")  # the prompt is whole already
     for name, value in said.items():
         if name in stages.STAGE_FIELDS:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from core.generate import request
 from core.generate.tag_expander import append_tags
-from core.models import bases, lora_library
+from core.models import catalogue, lora_library
 from core.runtime import gpu, torch_thread
 from core.schema import limits, presets
 from core.schema.errors import UserError
@@ -17,7 +17,7 @@ from core.schema.records import read_form
 from core.schema.samplers import SAMPLERS
 from core.schema.types import PromptPreset
 from core.system.markdown import escape_markdown
-from tabs.generate import prompt, settings, stages
+from tabs.generate import model, prompt, settings, stages
 from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder, save_result
 from tabs.shared import hub_fetch
@@ -38,6 +38,7 @@ ASPECT_RATIOS = {
 }
 INPUT_NAMES = (
     "preset",
+    "model",
     "prompt",
     "negative",
     "sampler",
@@ -88,21 +89,44 @@ def build_tab() -> GenerateHandoff:
 def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
     """Connect presets and files of settings; `filled` is what they fill."""
 
-    def choose_preset(preset: str, start: dict[str, str], **texts: str) -> dict[str, Any]:
-        values, said = prompt.keep_texts(
-            _get_preset_values(presets.get_prompt_presets()[preset]), start, texts
-        )
-        return {"kept_texts": said, **{name: values[name] for name in filled}}
+    model_names = ("model_note", *model.SETTING_NAMES)
+
+    def fill_preset(
+        preset: PromptPreset, base: str, start: dict[str, str], texts: dict[str, str]
+    ) -> dict[str, Any]:
+        values, said = prompt.keep_texts(_get_preset_values(preset), start, texts)
+        shown = {name: values[name] for name in filled}
+        return {"kept_texts": said, **shown, **model.get_model_values(base, preset)}
+
+    def choose_preset(preset: str, base: str, start: dict[str, str], **texts: str) -> dict[str, Any]:
+        return fill_preset(presets.get_prompt_presets()[preset], base, start, texts)
+
+    def choose_model(preset: str, base: str, start: dict[str, str], **texts: str) -> dict[str, Any]:
+        if not base:
+            return model.get_model_values(base, presets.get_prompt_preset(preset))
+        fitting, said = model.find_preset_for(base)
+        if fitting.name == preset:
+            return {"kept_texts": said, **model.get_model_values(base, fitting)}
+        values = fill_preset(fitting, base, start, texts)
+        kept = f"{said} {values['kept_texts']}".strip()
+        return {**values, "preset": fitting.name, "kept_texts": kept}
 
     def load_settings(file: str, name: str) -> dict[str, Any]:
         values, said = settings.load_settings(file, name, _get_preset_values)
         return {"settings_message": said, **{name: values[name] for name in filled if name in values}}
 
-    c["preset"].input(
-        inputs_kwargs={name: c[name] for name in ("preset", "start", *prompt.TEXT_LABELS)},
-        **answer_by_name(choose_preset, {"kept_texts": c["kept_texts"], **filled}),
-        **QUIET_OPTIONS,
-    )
+    for control, choose in ((c["preset"], choose_preset), (c["model"], choose_model)):
+        control.input(
+            inputs_kwargs={
+                "base": c["model"],
+                **{name: c[name] for name in ("preset", "start", *prompt.TEXT_LABELS)},
+            },
+            **answer_by_name(
+                choose, {"kept_texts": c["kept_texts"], **filled, **{name: c[name] for name in model_names}}
+            ),
+            **QUIET_OPTIONS,
+        )
+    model.wire_settings(c)
     c["load"].upload(
         inputs=[c["load"], c["preset"]],
         **answer_by_name(load_settings, {"settings_message": c["settings_message"], **filled}),
@@ -182,7 +206,7 @@ def _wire_jobs(c: dict[str, Any]) -> None:
 def _build_controls(preset: PromptPreset) -> dict[str, Any]:
     """Build the left side, filled from a preset: components by name."""
     c = _build_preset_controls(preset)
-    c["missing_model"] = gr.Markdown(_describe_missing_model(preset), elem_id="absent")
+    c |= model.build_controls(preset)
     c |= prompt.build_controls(preset)
     # Held in the page, which a restart of the app leaves as it is.
     c["start"] = gr.JSON(_get_preset_values(preset)["start"], visible=False)
@@ -318,10 +342,10 @@ def _get_preset_values(preset: PromptPreset) -> dict[str, Any]:
         "seed": gr.skip(),
         "clip_skip": 2,
         "preset": gr.skip(),
+        "model": gr.skip(),
         "prompt": prompt.compose_start_prompt(preset),
         "tokens": prompt.format_token_count(prompt.compose_start_prompt(preset)),
         "note": _describe_preset(preset),
-        "missing_model": _describe_missing_model(preset),
         **stages.get_stage_values(preset),
     }
     return values | {"start": {name: values[name] for name in prompt.TEXT_LABELS}}
@@ -404,12 +428,8 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
 
 def _describe_preset(preset: PromptPreset) -> str:
     """Return what a person should know of the preset and its model."""
-    model = bases.find_model(preset.model)
-    return f"{preset.help.strip()}\n\nLicence of the model: {model.licence}. {model.notice or ''}"
-
-
-def _describe_missing_model(preset: PromptPreset) -> str:
-    return bases.describe_absence(bases.find_model(preset.model)) or ""
+    base = catalogue.find_model(preset.model)
+    return f"{preset.help.strip()}\n\nLicence of the model: {base.licence}. {base.notice or ''}"
 
 
 def _apply_aspect_ratio(name: str, ratio: str) -> tuple[int, int]:

@@ -1,6 +1,6 @@
 """The base models that a list of the page offers: of the table, and a person's own checkpoints."""
 
-from core.models import bases
+from core.models import catalogue
 
 HOME_FROM_FILE = "auto (from file)"
 """The choice that leaves it to a LoRA's file to say what it was trained on."""
@@ -8,9 +8,9 @@ HOME_FROM_FILE = "auto (from file)"
 
 def list_model_choices() -> list[tuple[str, str]]:
     """List titles and names."""
-    return [(model.title, model.name) for model in bases.list_models().values()]
+    return [(model.title, model.name) for model in catalogue.list_models().values()]
 
 
 def list_home_choices() -> list[str]:
     """List what a LoRA may have been trained on, by name."""
-    return [HOME_FROM_FILE, *bases.list_models()]
+    return [HOME_FROM_FILE, *catalogue.list_models()]

@@ -41,6 +41,7 @@ def table(nano: StableDiffusionXLPipeline, monkeypatch: pytest.MonkeyPatch) -> M
     monkeypatch.setattr(bases, "detect_machine", lambda: CPU_MACHINE)
     monkeypatch.setattr(loader, "detect_machine", lambda: CPU_MACHINE)
     monkeypatch.setattr(bases, "_pipelines", {"nano": nano})
+    monkeypatch.setattr(bases, "_states", {"nano": bases.fingerprint_model("nano")})
     monkeypatch.setattr(bases, "_part_hashes", {})
     return table
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.models.file_kind import UNET_PREFIX, find_obstacle
+from core.models.file_kind import UNET_PREFIX, find_missing_parts, find_obstacle, find_vae_obstacle
 from tests.models.parts import build_full_size_parts
 
 Tensors = dict[str, torch.Tensor]
@@ -53,9 +53,13 @@ FILES: dict[str, tuple[str, Tensors, str | None]] = {
     "refiner": ("base.safetensors", make_checkpoint(width=1280), "is made for the SDXL refiner"),
     "sd 1.5": ("my-sdxl.safetensors", make_checkpoint(width=768), "is made for SD 1.5"),
     "sd 2": ("sdxl-lora.safetensors", make_checkpoint(width=1024), "is made for SD 2"),
-    "no vae": ("full.safetensors", leave_out("first_stage_model."), "lacks its VAE. "),
-    "one encoder": ("full.safetensors", leave_out("conditioner.embedders.1."), "lacks its text encoders. "),
-    "pruned": ("full.safetensors", leave_out("conditioner.") | {}, "lacks its text encoders. "),
+    "no vae": ("full.safetensors", leave_out("first_stage_model."), None),
+    "pruned": ("full.safetensors", leave_out("conditioner."), None),
+    "scaled fp8": (
+        "full.safetensors",
+        {**make_checkpoint(), "scaled_fp8": torch.ones(2)},
+        "holds fp8 weights with scales",
+    ),
     "unet": ("vae.safetensors", {"input_blocks.0.0.weight": torch.ones(8, 4, 3, 3)}, "is a U-Net alone"),
     "diffusers unet": ("a.safetensors", {"down_blocks.0.x.weight": torch.ones(1)}, "is a U-Net alone"),
     "vae": ("checkpoint.safetensors", {"decoder.conv_in.weight": torch.ones(8, 4, 3, 3)}, "is a VAE alone"),
@@ -87,6 +91,40 @@ def test_the_header_decides(kind: str, tmp_path: Path) -> None:
     name, tensors, said = FILES[kind]
     save_file(tensors, tmp_path / name)
     found = find_obstacle(tmp_path / name)
+    assert found is None if said is None else (found or "").startswith(said), found
+
+
+@pytest.mark.parametrize(
+    ("start", "parts"),
+    [
+        ("nothing", set()),
+        ("first_stage_model.", {"vae"}),
+        ("conditioner.embedders.1.", {"text_encoder_2"}),
+        ("conditioner.", {"text_encoder", "text_encoder_2"}),
+    ],
+)
+def test_the_parts_that_a_checkpoint_lacks_are_named(start: str, parts: set[str], tmp_path: Path) -> None:
+    save_file(leave_out(start), tmp_path / "a.safetensors")
+    assert find_missing_parts(tmp_path / "a.safetensors").keys() == parts
+
+
+VAES: dict[str, tuple[Tensors, str | None]] = {
+    "vae": ({"decoder.conv_in.weight": torch.ones(8, 4, 3, 3)}, None),
+    "of a checkpoint": ({"first_stage_model.decoder.conv_in.weight": torch.ones(8, 4, 3, 3)}, None),
+    "flux": ({"decoder.conv_in.weight": torch.ones(8, 16, 3, 3)}, "is a VAE of 16 channels"),
+    "checkpoint": (
+        {**make_checkpoint(), "first_stage_model.decoder.conv_in.weight": torch.ones(8, 4, 3, 3)},
+        "is a checkpoint",
+    ),
+    "lora": ({"lora_unet_x.lora_down.weight": torch.ones(4, 8)}, "is no VAE"),
+}
+
+
+@pytest.mark.parametrize("kind", VAES)
+def test_the_header_decides_what_a_vae_is(kind: str, tmp_path: Path) -> None:
+    tensors, said = VAES[kind]
+    save_file(tensors, tmp_path / "sdxl_vae.safetensors")
+    found = find_vae_obstacle(tmp_path / "sdxl_vae.safetensors")
     assert found is None if said is None else (found or "").startswith(said), found
 
 

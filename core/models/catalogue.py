@@ -1,0 +1,71 @@
+"""The base models that can be chosen: of the table, a person's own checkpoints, and of the Hub."""
+
+from pathlib import Path
+from typing import Any
+
+from core.hub import client as hub
+from core.models import folders, from_hub
+from core.models.model_settings import apply_settings
+from core.schema import presets
+from core.schema.errors import UserError
+from core.schema.types import Model
+
+MAX_LISTED = 30
+"""Names of models that an error lists."""
+OWN_CHECKPOINT_TAGGER = "WD ViT v3"
+"""What reads the tags of pictures of a person's own checkpoint, as of every SDXL model."""
+VAE_SUFFIX = ".vae"
+"""How the name of a VAE ends that lies beside the checkpoint that it belongs to, as A1111 has it."""
+
+
+def find_model(name: Any) -> Model:
+    """Return the model of that name as a person set it.
+
+    It is one of the table, a checkpoint of one's own, or a Hub id at a commit. Raises `UserError`
+    listing the names there are.
+    """
+    if hub.is_hub_id(name):
+        return apply_settings(from_hub.resolve_base(from_hub.pin_base(name)))
+    if not isinstance(name, str):
+        raise UserError("model", f"{str(name)[:80]!r} is not the name of a model.")
+    if (found := presets.get_models().get(name) or _list_own_checkpoints().get(name)) is None:
+        raise UserError(
+            "model",
+            f"{name[:80]!r} is unknown. Use one of: {', '.join([*list_models()][:MAX_LISTED])}, "
+            "or a Hub id owner/name.",
+        )
+    return apply_settings(found)
+
+
+def list_models() -> dict[str, Model]:
+    """Return the models of the table, then a person's own checkpoints, by name."""
+    table = presets.get_models()
+    own = _list_own_checkpoints()
+    return table | {name: model for name, model in own.items() if name not in table}
+
+
+def _list_own_checkpoints() -> dict[str, Model]:
+    """Return a person's own checkpoints by name, each with the VAE that lies beside it."""
+    files = folders.list_files("checkpoint")
+    vaes = {file: name for name, file in files.items() if file.stem.endswith(VAE_SUFFIX)}
+    found = {}
+    for name, file in sorted(files.items()):
+        if file in vaes:
+            continue
+        beside = file.with_name(f"{file.stem}{VAE_SUFFIX}.safetensors")
+        found[name] = Model(
+            name=name,
+            title=name,
+            source=str(file),
+            variant=_find_variant(file),
+            vae=str(beside) if beside in vaes else None,
+            tagger=OWN_CHECKPOINT_TAGGER,
+            licence="unknown",
+        )
+    return found
+
+
+def _find_variant(place: Path) -> str | None:
+    """Return `fp16` for a folder in diffusers' layout that holds its weights in that variant alone."""
+    weights = [file.name for file in (place / "unet").glob("*.safetensors")] if place.is_dir() else []
+    return "fp16" if weights and all(".fp16" in name for name in weights) else None

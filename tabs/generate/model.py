@@ -1,0 +1,142 @@
+"""The base model of Generate: the list, what a person sets for a model, and what to know of it."""
+
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from safetensors import SafetensorError
+
+from core.models import bases, catalogue, file_kind, files, tools
+from core.models.families import match_preset
+from core.models.model_settings import ModelSettings, get_settings, save_settings
+from core.schema import presets
+from core.schema.types import Model, PromptPreset
+from core.system.device import is_space
+from core.system.markdown import escape_markdown
+from tabs.shared import hub_fetch
+from tabs.shared.checks import WRITE_OPTIONS, translate_errors
+from tabs.shared.model_choices import list_model_choices
+from tabs.shared.updates import refresh_choices
+
+PRESET_MODEL = ""
+"""The choice that leaves the model to the preset."""
+SETTING_NAMES = ("vae", "prediction_type", "donor")
+"""What a person sets for a model, by the names of `ModelSettings` and of the controls."""
+
+
+def build_controls(preset: PromptPreset) -> dict[str, Any]:
+    """Build the list of models and the panel of a model's settings: components by name."""
+    c: dict[str, Any] = {}
+    c["model"] = gr.Dropdown(
+        _list_models(),
+        value=PRESET_MODEL,
+        label="Model",
+        info="a new file in models/checkpoints is here without a restart",
+        elem_id="model",
+    )
+    c["model_note"] = gr.Markdown(describe_model(preset.model), elem_id="absent")
+    with gr.Accordion("VAE and other settings of this model", open=False, visible=not is_space()):
+        c["vae"] = gr.Dropdown(_list_vaes(), value="", label="VAE", elem_id="model-vae")
+        c["prediction_type"] = gr.Dropdown(
+            _list_predictions(), value="", label="The model predicts", elem_id="model-prediction"
+        )
+        c["donor"] = gr.Dropdown(
+            _list_donors(), value="", label="Missing VAE and text encoders from", elem_id="model-donor"
+        )
+        c["model_hub"] = hub_fetch.build_base_box("generate-base")
+    return c
+
+
+def wire_settings(c: dict[str, Any]) -> None:
+    """Connect the lists that grow while the app runs, and the settings, which are kept at once."""
+    refresh_choices(c["model"].focus, c["model"], _list_models)
+    refresh_choices(c["vae"].focus, c["vae"], _list_vaes)
+    refresh_choices(c["donor"].focus, c["donor"], _list_donors)
+    hub_fetch.wire(c["model_hub"], hub_fetch.fetch_base_to_choice, c["model"])
+    for name in SETTING_NAMES:
+        c[name].input(
+            _keep_settings,
+            [c["model"], c["preset"], *(c[each] for each in SETTING_NAMES)],
+            c["model_note"],
+            **WRITE_OPTIONS,
+        )
+
+
+def find_preset_for(model: str) -> tuple[PromptPreset, str]:
+    """Return the preset that fits a model, and the sentence that says so."""
+    with translate_errors():
+        match = match_preset(catalogue.find_model(model))
+    preset = presets.get_prompt_preset(match.preset)
+    return preset, f"Preset: {escape_markdown(preset.title)}, {match.reason}."
+
+
+def get_model_values(model: str, preset: PromptPreset) -> dict[str, Any]:
+    """Return what the page shows for a model, or for the preset's where none is chosen, by name."""
+    name = model or preset.model
+    chosen = {each: getattr(get_settings(name), each) or "" for each in SETTING_NAMES}
+    lists = {"vae": _list_vaes(), "prediction_type": _list_predictions(), "donor": _list_donors()}
+    return {
+        "model_note": describe_model(name),
+        **{
+            each: gr.update(choices=_keep_choice(lists[each], value), value=value)
+            for each, value in chosen.items()
+        },
+    }
+
+
+def describe_model(name: str) -> str:
+    """Return what a person should know of a model before the first picture."""
+    with translate_errors():
+        model = catalogue.find_model(name)
+        if absence := bases.describe_absence(model):
+            return absence
+        said = [] if model.name in presets.get_models() else [_describe_file(model)]
+    said += [f"VAE: {escape_markdown(Path(model.vae).name)}."] if model.vae else []
+    said += [f"Missing parts are those of {escape_markdown(model.donor)}."] if model.donor else []
+    return " ".join(said)
+
+
+def _describe_file(model: Model) -> str:
+    """Return what the header of a model's file says: what it predicts, or why it cannot be opened."""
+    source = files.fetch_model_files(model)
+    try:
+        if not source.is_dir() and (obstacle := file_kind.find_obstacle(source)):
+            return f"{escape_markdown(model.title)} {obstacle}."
+        prediction = files.find_prediction(model, source)
+        missing = {} if source.is_dir() or model.donor else file_kind.find_missing_parts(source)
+    except (OSError, ValueError, SafetensorError):
+        return f"{escape_markdown(model.title)} cannot be read as a .safetensors file."
+    lacks = " and ".join(dict.fromkeys(missing.values()))
+    zero = " down to zero signal" if prediction.zero_snr else ""
+    said = f"It predicts {'v' if prediction.type == 'v_prediction' else 'epsilon'}{zero}."
+    return f"{said} It lacks {lacks}: choose below the model to take them from." if lacks else said
+
+
+def _keep_settings(model: str, preset: str, *values: str) -> str:
+    """Keep what is set for the model, and describe it."""
+    name = model or presets.get_prompt_preset(preset).model
+    chosen = {each: value or None for each, value in zip(SETTING_NAMES, values, strict=True)}
+    with translate_errors():
+        save_settings(name, ModelSettings(**chosen))
+    return describe_model(name)
+
+
+def _list_models() -> list[tuple[str, str]]:
+    return [("the preset's", PRESET_MODEL), *list_model_choices()]
+
+
+def _list_vaes() -> list[tuple[str, str]]:
+    return [("the model's own", ""), *((name, name) for name in tools.list_tools("vae"))]
+
+
+def _list_predictions() -> list[tuple[str, str]]:
+    return [("what the file says", ""), ("epsilon", "epsilon"), ("v", "v_prediction")]
+
+
+def _list_donors() -> list[tuple[str, str]]:
+    return [("no other model", ""), *list_model_choices()]
+
+
+def _keep_choice(choices: list[tuple[str, str]], value: str) -> list[tuple[str, str]]:
+    """Return the choices with a value that is no longer among them, which Gradio would refuse."""
+    return choices if value in {each for _, each in choices} else [*choices, (value, value)]

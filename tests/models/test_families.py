@@ -1,0 +1,67 @@
+"""A checkpoint finds the preset of its family: with another family's words, its pictures are poor."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from core.models import catalogue, families
+from core.schema import presets
+from core.system import paths
+
+NAMES = {
+    "noobaiXLNAIXL_epsilonPred11Version": "noobai-xl",
+    "waiIllustriousSDXL_v140": "wai-illustrious",
+    "waiNSFWIllustrious_v110": "wai-illustrious",
+    "animagine-xl-4.0-opt": "animagine-xl-4.0",
+    "animagineXLV31_v31": "animagine-xl-3.1",
+    "ponyDiffusionV6XL_v6StartWithThisOne": "pony-v6",
+    "autismmixSDXL_autismmixPony": "pony-v6",
+    "kohakuXLDelta_rev1": "kohaku-xl-delta",
+    "Illustrious-XL-v2.0": "illustrious-xl-2.0",
+    "illustriousXL_v01": "illustrious-xl",
+    "hassakuXLIllustrious_v22": "illustrious-xl",
+    "novaAnimeXL_ilV90": "illustrious-xl",
+    "sailorMix": "sdxl-base",
+    "sd_xl_base_1.0": "sdxl-base",
+}
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    monkeypatch.setattr(paths, "MODEL_ROOTS", [])
+    (tmp_path / "checkpoints").mkdir()
+    return tmp_path / "checkpoints"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_name_tells_the_family(name: str, own: Path) -> None:
+    save_file({"x": torch.ones(1)}, own / f"{name}.safetensors")
+    match = families.match_preset(catalogue.find_model(name))
+    assert match.preset == NAMES[name], match.reason
+
+
+def test_the_metadata_counts_before_the_name(own: Path) -> None:
+    save_file(
+        {"x": torch.ones(1)},
+        own / "illustrious-merge.safetensors",
+        metadata={"modelspec.title": "My Pony mix", "ss_sd_model_name": "ponyDiffusionV6XL.safetensors"},
+    )
+    match = families.match_preset(catalogue.find_model("illustrious-merge"))
+    assert (match.preset, match.reason) == ("pony-v6", "the file's metadata names the family")
+
+
+def test_a_noobai_of_v_gets_the_preset_of_v(own: Path) -> None:
+    """The numbers of an epsilon model burn the pictures of a v-prediction model."""
+    save_file({"v_pred": torch.ones(0)}, own / "NoobAI-XL-mix.safetensors")
+    assert families.find_preset("NoobAI-XL-mix").name == "noobai-xl-vpred"
+
+
+def test_every_family_has_a_preset_and_every_model_its_own() -> None:
+    known = presets.get_prompt_presets()
+    assert {preset for _, preset in families.FAMILIES} | set(families.V_PREDICTION.values()) <= known.keys()
+    for preset in known.values():
+        if preset.name == preset.model:
+            assert families.find_preset(preset.model) == preset
