@@ -47,12 +47,14 @@ def build_controls(preset: PromptPreset) -> dict[str, Any]:
     return c
 
 
-def wire_settings(c: dict[str, Any]) -> None:
-    """Connect the lists that grow while the app runs, and the settings, which are kept at once."""
+def wire_settings(c: dict[str, Any]) -> Any:
+    """Connect the lists that grow while the app runs, and the settings, which are kept at once.
+
+    Returns the event of a model that came from the Hub.
+    """
     refresh_choices(c["model"].focus, c["model"], _list_models)
     refresh_choices(c["vae"].focus, c["vae"], _list_vaes)
     refresh_choices(c["donor"].focus, c["donor"], _list_donors)
-    hub_fetch.wire(c["model_hub"], hub_fetch.fetch_base_to_choice, c["model"])
     for name in SETTING_NAMES:
         c[name].input(
             _keep_settings,
@@ -60,6 +62,7 @@ def wire_settings(c: dict[str, Any]) -> None:
             c["model_note"],
             **WRITE_OPTIONS,
         )
+    return hub_fetch.wire(c["model_hub"], hub_fetch.fetch_base_to_choice, c["model"])
 
 
 def find_preset_for(model: str) -> tuple[PromptPreset, str]:

@@ -115,8 +115,13 @@ def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
         values, said = settings.load_settings(file, name, _get_preset_values)
         return {"settings_message": said, **{name: values[name] for name in filled if name in values}}
 
-    for control, choose in ((c["preset"], choose_preset), (c["model"], choose_model)):
-        control.input(
+    fetched = model.wire_settings(c)
+    for event, choose in (
+        (c["preset"].input, choose_preset),
+        (c["model"].input, choose_model),
+        (fetched.then, choose_model),
+    ):
+        event(
             inputs_kwargs={
                 "base": c["model"],
                 **{name: c[name] for name in ("preset", "start", *prompt.TEXT_LABELS)},
@@ -126,7 +131,6 @@ def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
             ),
             **QUIET_OPTIONS,
         )
-    model.wire_settings(c)
     c["load"].upload(
         inputs=[c["load"], c["preset"]],
         **answer_by_name(load_settings, {"settings_message": c["settings_message"], **filled}),
