@@ -5,7 +5,8 @@ strength m was, so that programs that stop at 1 or 2 reach a sweet spot at 2.75.
 kohya's layout, which all of them read with its alpha. Nobody reads the alpha of a LoKr without
 factors, so its w1 is multiplied instead, in float32. In a DoRA, alpha stands inside a norm, and in
 an OFT it limits an angle: blocks can be left out, but nothing can be multiplied. A difference, a
-norm and an IA3 have no alpha, and are multiplied themselves, in float32.
+norm and an IA3 have no alpha, and are multiplied themselves, in float32. PEFT's OFT stays as it is,
+since kohya's layout has no place for its settings.
 """
 
 import json
@@ -19,7 +20,7 @@ import torch
 
 from core.lora.blocks import CONTENT_BLOCKS, STYLE_BLOCKS, BlockWeights, parse_block_weights, to_sai
 from core.lora.file import LoraFile
-from core.lora.keys import LoraModule
+from core.lora.keys import SCALED_FLAG, LoraModule
 from core.schema.bounds import format_value
 from core.schema.errors import UserError
 from core.system.tensor_files import calculate_sha256, write_tensors
@@ -36,6 +37,7 @@ PART_NAMES = {
     **{part: f"{part}.weight" for part in ("a1", "a2", "b1", "b2", "bm")},
     "rotation": "oft_blocks",
     "butterfly": "oft_blocks",
+    "vectors": "oft_R.weight",
     "limit": "alpha",
     "gain": "weight",
 }
@@ -164,8 +166,14 @@ def _select_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the scaled tensors of a file by kohya's keys; `shares` by block, `None` for all of it.
 
-    Raises `UserError` if nothing is left.
+    Raises `UserError` if nothing is left, and for PEFT's OFT.
     """
+    if any(module.input_turn is not None and module.input_turn.is_peft for module in lora_file.modules):
+        raise UserError(
+            "lora",
+            f"{lora_file.path.name} is PEFT's OFT, whose settings kohya's layout has no place for; it cannot "
+            "be written anew.",
+        )
     tensors, kept = lora_file.load_tensors(), dict[str, torch.Tensor]()
     for module in lora_file.modules:
         share = 1.0 if shares is None else shares.get_weight(module.component, module.name)
@@ -205,6 +213,8 @@ def _scale_module(
     named = {PART_NAMES.get(part, part): value for part, value in parts.items()}
     if "gain" in parts and module.magnitudes:
         named["on_input"] = torch.tensor(module.magnitudes[1])
+    if module.input_turn is not None and module.input_turn.divisor != 1:
+        named[SCALED_FLAG.removeprefix(".")] = torch.tensor(True)
     if not module.has_alpha:
         return named
     # alpha / rank is the scale, also where it was alpha / sqrt(rank).

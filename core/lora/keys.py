@@ -3,8 +3,9 @@
 Names and shapes alone decide it, before anything is loaded. Kinds: LoRA and LoCon (`lora_down`,
 `lora_up`), LoHa (`hada_w1_a` ...), LoKr (`lokr_w1`, `lokr_w2`, each whole or in two factors), the
 core of a Tucker decomposition in any of them, DoRA, which adds magnitudes (`dora_scale`), GLoRA
-(`a1`, `a2`, `b1`, `b2`), OFT and BOFT (`oft_blocks`), IA3 (`weight`, `on_input`), full differences of
-a weight or a bias (`diff`, `diff_b`), and norms (`w_norm`, `b_norm`).
+(`a1`, `a2`, `b1`, `b2`), OFT and BOFT (`oft_blocks`, perhaps with `rescale`; PEFT's and OneTrainer's
+`oft_R`), IA3 (`weight`, `on_input`), full differences of a weight or a bias (`diff`, `diff_b`), and
+norms (`w_norm`, `b_norm`).
 """
 
 import math
@@ -16,7 +17,8 @@ from typing import Any
 import torch
 
 from core.lora.blocks import from_sai
-from core.lora.shapes import Shape, infer_magnitudes, infer_shape
+from core.lora.rotation import InputTurn, read_peft_turn
+from core.lora.shapes import Shape, infer_input_blocks, infer_magnitudes, infer_shape
 from core.schema.errors import UserError
 
 MAX_ALPHA = 1e6
@@ -48,6 +50,8 @@ PART_BY_SUFFIX = {
     ".lora_mid.weight": "mid",
     **{f".{part}.weight": part for part in ("a1", "a2", "b1", "b2", "bm")},
     ".oft_blocks": "rotation",
+    ".rescale": "rescale",
+    ".oft_R.weight": "vectors",
     **{f".lokr_{part}": part for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
     **{
         f".{part}": part
@@ -59,11 +63,13 @@ PART_BY_SUFFIX = {
     **{f".lora_magnitude_vector{end}": "magnitude" for end in ("", ".weight", ".default", ".default.weight")},
 }
 """The end of a key -> the part of a change that it holds."""
-NAMED_ADAPTER = re.compile(r"\.lora_(A|B)\.[^.]+\.weight$")
+NAMED_ADAPTER = re.compile(r"\.(lora_A|lora_B|oft_R)\.[^.]+\.weight$")
 """The end of a key in which PEFT names an adapter other than `default`."""
 LOHA_PARTS = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 GLORA_PARTS = {"a1", "a2", "b1", "b2"}
 ROTATION_PARTS = {"rotation", "butterfly"}
+SCALED_FLAG = ".oft_R.scaled_oft"
+"""The end of the key by which OneTrainer marks an OFT whose numbers are divided by 2 sqrt(size - 1)."""
 GAIN_FLAG = ".on_input"
 """The end of the key that says along which dimension an IA3's gains lie."""
 ADDED_PARTS = {"magnitude", "diff_b"}
@@ -82,7 +88,10 @@ COMPLETE_PARTS = (
     GLORA_PARTS,
     GLORA_PARTS | {"bm"},
     {"rotation"},
+    {"rotation", "rescale"},
     {"butterfly"},
+    {"butterfly", "rescale"},
+    {"vectors"},
     {"gain"},
     {"diff"},
     {"w_norm"},
@@ -91,16 +100,17 @@ COMPLETE_PARTS = (
 )
 
 MARKS = {
-    "LoHa": "hada_w1",
-    "LoKr": "w2",
-    "GLoRA": "b1",
-    "OFT": "rotation",
-    "BOFT": "butterfly",
-    "IA3": "gain",
-    "full difference": "diff",
-    "bias": "diff_b",
+    "hada_w1": "LoHa",
+    "w2": "LoKr",
+    "b1": "GLoRA",
+    "rotation": "OFT",
+    "vectors": "OFT",
+    "butterfly": "BOFT",
+    "gain": "IA3",
+    "diff": "full difference",
+    "diff_b": "bias",
 }
-"""Kind -> a part, or its beginning, that no other kind before it has."""
+"""A part, or its beginning, that no kind before it has -> the kind."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,9 +130,10 @@ class LoraModule:
     `mid` (rank, rank, k, k) `down` (rank, in, 1, 1); LoHa's four matrices; `w1` and `w2`, each whole
     or as `_a` and `_b`; GLoRA's `a1` (in, rank), `a2` (rank, in), `b1` (out, rank) and `b2` (rank,
     in), with a core `bm`; OFT's `rotation` (n, size, size), BOFT's `butterfly` (factors, n, size,
-    size), perhaps with a `limit`; IA3's `gain`, one per output or input; `diff`, as the layer's
-    weight; `w_norm` and `b_norm`, as a norm's. Any of them also with `diff_b`, as the layer's bias,
-    and those of LoRA, LoHa, LoKr and `diff` with `magnitude`.
+    size), perhaps with a `limit` and a `rescale` (out, 1, ...); an OFT of inputs' `vectors` (n, size *
+    (size - 1) / 2); IA3's `gain`, one per output or input; `diff`, as the layer's weight; `w_norm`
+    and `b_norm`, as a norm's. Any of them also with `diff_b`, as the layer's bias, and those of LoRA,
+    LoHa, LoKr and `diff` with `magnitude`.
     """
     rank: int
     """For a LoKr without factors, the largest rank that its `w2` can have; 0 for what has no rank."""
@@ -132,7 +143,8 @@ class LoraModule:
     shape: tuple[int, int]
     """Features out and in; for a LoKr or LoHa of unknown kernel, in times the kernel's area.
 
-    In is 0 for a norm, and for a bias alone.
+    In is 0 for a norm, and for a bias alone. An OFT knows only what it turns: out, or in times the
+    kernel's area; the other is 0.
     """
     kernel: tuple[int, ...]
     """A convolution's height and width; empty for a linear layer, or if the file does not tell."""
@@ -146,6 +158,10 @@ class LoraModule:
 
     bias_size: int | None = None
     """How many numbers `diff_b` has."""
+    block_size: int = 0
+    """Outputs or inputs in a block that an OFT or BOFT turns; 0 for any other kind."""
+    input_turn: InputTurn | None = None
+    """How the turns of an OFT of inputs are made; `None` for any other kind."""
 
     @property
     def down(self) -> str:
@@ -163,7 +179,7 @@ class LoraModule:
         if "down" in self.keys:
             return "LoRA" if self.magnitudes is None else "DoRA"
         plain = next(
-            (kind for kind, part in MARKS.items() if part in self.keys or f"{part}_a" in self.keys), "norm"
+            (kind for part, kind in MARKS.items() if part in self.keys or f"{part}_a" in self.keys), "norm"
         )
         return f"{plain} with DoRA" if "magnitude" in self.keys else plain
 
@@ -187,6 +203,9 @@ class LoraModule:
             return len(weight_shape) > 1 and many == weight_shape[along]
         if ROTATION_PARTS & self.keys.keys():
             return len(weight_shape) > 1 and self.shape[0] == weight_shape[0]
+        if "vectors" in self.keys:
+            inputs, shared = math.prod(weight_shape[1:]), self.shape[1] == self.block_size
+            return inputs == self.shape[1] or (len(weight_shape) > 1 and shared and inputs % self.shape[1] == 0)
         if self.shape[1] == 0:
             return self.shape[0] == weight_shape[0] and ("diff_b" in self.keys or len(weight_shape) == 1)
         # A convolution's LoHa or LoKr may be flat, too.
@@ -227,7 +246,7 @@ def _split_key(key: str, scalars: Container[str]) -> tuple[str, str] | None:
     if end := next((end for end in PART_BY_SUFFIX if key.endswith(end)), None):
         return key.removesuffix(end), PART_BY_SUFFIX[end]
     if match := NAMED_ADAPTER.search(key):
-        return key[: match.start()], "down" if match[1] == "A" else "up"
+        return key[: match.start()], PART_BY_SUFFIX[f".{match[1]}.weight"]
     if key.endswith(".weight") and f"{key.removesuffix('.weight')}{GAIN_FLAG}" in scalars:
         return key.removesuffix(".weight"), "gain"
     return None
@@ -251,7 +270,7 @@ def _parse_module(
             "unet., text_encoder., text_encoder_2., diffusion_model. and text_encoders.",
         )
     kind = keys.keys() - ADDED_PARTS
-    takes_magnitudes = bool(kind - {*ROTATION_PARTS, "gain", "w_norm", "b_norm"})
+    takes_magnitudes = bool(kind - {*ROTATION_PARTS, "rescale", "vectors", "gain", "w_norm", "b_norm"})
     if (kind not in COMPLETE_PARTS and not (kind == set() and "diff_b" in keys)) or (
         "magnitude" in keys and not takes_magnitudes
     ):
@@ -283,6 +302,17 @@ def _parse_module(
         magnitudes = (shape[0], int(flag))
     elif "magnitude" in parts:
         magnitudes = infer_magnitudes(parts["magnitude"], shape, keys, where)
+    input_turn, block_size = None, 0
+    if "vectors" in parts:
+        count, block_size = infer_input_blocks(parts["vectors"], where)
+        divisor = 2 * math.sqrt(block_size - 1) if f"{stem}{SCALED_FLAG}" in scalars else 1.0
+        input_turn = (
+            read_peft_turn(told, count, where)
+            if told or prefix.startswith("base_")
+            else InputTurn(divisor=divisor, is_peft=False)
+        )
+    elif turned := ROTATION_PARTS & keys.keys():
+        block_size = parts[turned.pop()][-1]
     if ROTATION_PARTS & keys.keys() and f"{stem}.alpha" in scalars:
         keys = {**keys, "limit": f"{stem}.alpha"}  # OFT's alpha limits the angle
     return LoraModule(
@@ -299,6 +329,8 @@ def _parse_module(
         groups=groups,
         magnitudes=magnitudes,
         bias_size=math.prod(parts["diff_b"]) if "diff_b" in parts else None,
+        block_size=block_size,
+        input_turn=input_turn,
     )
 
 
