@@ -277,7 +277,7 @@ def _parse_multiplier(multiply: Any) -> float:
 def _parse_shares(blocks: Any, keep: Any) -> BlockWeights | None:
     """Return the factor of each block that is kept; `None` for the whole file unchanged."""
     if blocks is not None and not isinstance(blocks, str):
-        raise UserError("blocks", f"{format_value(blocks)} is not text, such as STYLE or 12 weights.")
+        raise UserError("blocks", f"{format_value(blocks)} is not text, such as STYLE or 12 block weights.")
     if keep is not None and (not isinstance(keep, str) or keep not in KEEP_CHOICES):
         raise UserError("keep", f"{str(keep)[:40]!r} is not valid. Use one of: {', '.join(KEEP_CHOICES)}.")
     chosen = KEEP_CHOICES[keep or "all"]
