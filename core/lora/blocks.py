@@ -182,7 +182,9 @@ def parse_block_weights(text: str) -> BlockWeights:
 
 def _parse_weight(text: str) -> float:
     if text.strip().upper()[:1] in ("R", "U", "X"):
-        raise ValueError(f"{text.strip()[:20]!r} is no block weight; random and inherited weights are not read")
+        raise ValueError(
+            f"{text.strip()[:20]!r} is no block weight; random and inherited weights are not read"
+        )
     number = float(text)
     if not abs(number) <= 100:  # true for NaN
         raise ValueError("a block weight is not a number from -100 to 100")

@@ -40,6 +40,8 @@ UNSUPPORTED_KINDS = {
 ADAPTER_CONFIG = "adapter_config.json"
 """Where PEFT's `save_pretrained` writes alpha, in the folder of `adapter_model.safetensors`."""
 MAX_ADAPTER_CONFIG_BYTES = 1_000_000
+PEFT_KEY = re.compile(r"\.(lora_[AB]|oft_R)\.")
+"""In a key of any layout that takes its settings from PEFT, unless it has an alpha of its own."""
 FAMILY_BY_WIDTH = {2048: "SDXL", 768: "SD 1.5", 1024: "SD 2", 160: "nano"}
 """Width of the text embeddings that attn2's keys read -> family of base models."""
 OTHER_ARCHITECTURES = {
@@ -177,7 +179,7 @@ def _parse_file(path: Path, name: str) -> LoraFile:
     if strange := next((key for key, value in scalars.items() if value.is_complex()), None):
         raise UserError("lora", f"{name}: {strange[:80]!r} is a complex number.")
     adapter = _parse_json_object(metadata.get("lora_adapter_metadata"))
-    if not adapter and any(key.startswith("base_model.") for key in shapes):
+    if not adapter and any(key.startswith("base_model.") or PEFT_KEY.search(key) for key in shapes):
         adapter = _read_adapter_config(path)
     changes = tuple(parse_modules(shapes, scalars, adapter, name))
     if not changes:
@@ -221,19 +223,21 @@ def _find_layout(stem: str) -> str:
 
 
 def _read_adapter_config(path: Path) -> dict[str, Any]:
-    """Return PEFT's settings from the `adapter_config.json` beside a file; empty without one.
+    """Return PEFT's settings from the `adapter_config.json` of a file's folder or of the one above it.
 
-    A folder of several LoRAs has none that is surely this file's.
+    Empty without one, and where nobody knows whose it is: among several LoRAs it belongs to
+    `adapter_model`, PEFT's own name for its file.
     """
-    config = path.with_name(ADAPTER_CONFIG)
-    others = [file for file in path.parent.glob("*.safetensors") if file.name != path.name]
-    if (others and path.stem != "adapter_model") or not config.is_file():
-        return {}
-    with config.open("rb") as opened:
-        text = opened.read(MAX_ADAPTER_CONFIG_BYTES + 1)
-    if len(text) > MAX_ADAPTER_CONFIG_BYTES:
-        raise UserError("lora", f"{config.name} beside {path.name} is too long.")
-    return _parse_json_object(text.decode("utf-8", errors="replace"))
+    for folder in (path.parent, path.parent.parent):
+        config = folder / ADAPTER_CONFIG
+        others = [file for file in folder.glob("*.safetensors") if file != path]
+        if config.is_file() and (not others or path == folder / "adapter_model.safetensors"):
+            with config.open("rb") as opened:
+                text = opened.read(MAX_ADAPTER_CONFIG_BYTES + 1)
+            if len(text) > MAX_ADAPTER_CONFIG_BYTES:
+                raise UserError("lora", f"{config.name} beside {path.name} is too long.")
+            return _parse_json_object(text.decode("utf-8", errors="replace"))
+    return {}
 
 
 def _describe_strength(

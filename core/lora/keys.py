@@ -28,25 +28,25 @@ COMPONENT_BY_PREFIX = {
     "unet.": "unet", "text_encoder_2.": "text_encoder_2", "text_encoder.": "text_encoder",
     "base_model.model.unet.": "unet", "base_model.model.text_encoder_2.": "text_encoder_2",
     "base_model.model.text_encoder.": "text_encoder", "base_model.model.": "unet",
+    "base_model_model_": "unet",
     "model.diffusion_model.": "unet", "diffusion_model.": "unet",
     "text_encoders.clip_l.transformer.": "text_encoder", "text_encoders.clip_l.": "text_encoder",
     "text_encoders.clip_g.transformer.": "text_encoder_2", "text_encoders.clip_g.": "text_encoder_2",
 }  # fmt: skip
-"""The start of a key -> the component; of two that fit, the first. The last six are ComfyUI's."""
+"""The start of a key -> the component; of two that fit, the first. The last six are ComfyUI's.
+
+`base_model_model_` is what diffusers' `convert_state_dict_to_kohya` makes of PEFT's.
+"""
 BARE_UNET_NAME = re.compile(
     r"(?:down_blocks|mid_block|up_blocks|input_blocks|middle_block|output_blocks|time_embed\w*|add_embedding"
-    r"|label_emb|conv_in|conv_out|out)\."
+    r"|label_emb|conv_in|conv_out|out)[._]"
 )
 """The start of a key that names a layer of the U-Net, and no component."""
 PART_BY_SUFFIX = {
-    **{
-        f".{name}.weight": "down"
-        for name in ("lora_down", "lora_A", "lora_A.default", "lora.down", "lora_linear_layer.down")
-    },
-    **{
-        f".{name}.weight": "up"
-        for name in ("lora_up", "lora_B", "lora_B.default", "lora.up", "lora_linear_layer.up")
-    },
+    **{f".{name}.weight": "down" for name in ("lora_down", "lora_A", "lora.down", "lora_linear_layer.down")},
+    **{f".{name}.weight": "up" for name in ("lora_up", "lora_B", "lora.up", "lora_linear_layer.up")},
+    "_lora.down.weight": "down",
+    "_lora.up.weight": "up",
     ".lora_mid.weight": "mid",
     **{f".{part}.weight": part for part in ("a1", "a2", "b1", "b2", "bm")},
     ".oft_blocks": "rotation",
@@ -64,7 +64,7 @@ PART_BY_SUFFIX = {
 }
 """The end of a key -> the part of a change that it holds."""
 NAMED_ADAPTER = re.compile(r"\.(lora_A|lora_B|oft_R)\.[^.]+\.weight$")
-"""The end of a key in which PEFT names an adapter other than `default`."""
+"""The end of a key in which PEFT names the adapter, such as `default`."""
 LOHA_PARTS = {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}
 GLORA_PARTS = {"a1", "a2", "b1", "b2"}
 ROTATION_PARTS = {"rotation", "butterfly"}
@@ -205,7 +205,9 @@ class LoraModule:
             return len(weight_shape) > 1 and self.shape[0] == weight_shape[0]
         if "vectors" in self.keys:
             inputs, shared = math.prod(weight_shape[1:]), self.shape[1] == self.block_size
-            return inputs == self.shape[1] or (len(weight_shape) > 1 and shared and inputs % self.shape[1] == 0)
+            return inputs == self.shape[1] or (
+                len(weight_shape) > 1 and shared and inputs % self.shape[1] == 0
+            )
         if self.shape[1] == 0:
             return self.shape[0] == weight_shape[0] and ("diff_b" in self.keys or len(weight_shape) == 1)
         # A convolution's LoHa or LoKr may be flat, too.
@@ -294,7 +296,8 @@ def _parse_module(
     parts = {part: shapes[key] for part, key in keys.items()}
     rank, shape, kernel, groups = infer_shape(parts, where)
     alpha, scale = _find_scale(keys, rank, scalars, f"{stem}.alpha", told, name, where)
-    flat = name.replace(".", "_")
+    # diffusers before 0.21 kept a LoRA in the attention's processor.
+    flat = re.sub(r"_to_out$", "_to_out_0", name.replace(".", "_").replace("_processor_", "_"))
     magnitudes = None
     if "gain" in parts:
         if (flag := float(scalars[f"{stem}{GAIN_FLAG}"])) not in (0, 1):

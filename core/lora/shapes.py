@@ -132,7 +132,8 @@ def _infer_rotation(
         )
     if rescale is not None and (rescale[:1] != (count * size,) or math.prod(rescale) != count * size):
         raise UserError(
-            "lora", f"{where} has a rescale of {rescale}; it is one number for each of {count * size} outputs."
+            "lora",
+            f"{where} has a rescale of {rescale}; it is one number for each of {count * size} outputs.",
         )
     return 0, (count * size, 0), (), (1, 1)
 

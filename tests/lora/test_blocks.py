@@ -49,7 +49,9 @@ def test_each_number_is_for_the_block_of_its_name(many: int) -> None:
     for path, layer in bases.load_model("nano").unet.named_modules():
         if hasattr(layer, "weight"):
             block = name_block(path)
-            assert weights.get_weight("unet", path.replace(".", "_")) == (by_name.get(block, 0) if block else 1)
+            assert weights.get_weight("unet", path.replace(".", "_")) == (
+                by_name.get(block, 0) if block else 1
+            )
     assert weights.get_weight("text_encoder", "encoder_layers_0_mlp_fc1") == numbers[0]
 
 

@@ -80,11 +80,15 @@ def test_peft_stores_alpha_beside_the_file(folder: Path, tmp_path: Path) -> None
     assert {module.scale for module in told.modules if module.name.endswith("to_q")} == {1 / RANK}
 
 
-def test_the_hub_brings_the_config_too(folder: Path, tmp_path: Path, hub_server: Hub) -> None:
+@pytest.mark.parametrize("inside", ["", "unet/"])
+def test_the_hub_brings_the_config_too(
+    inside: str, folder: Path, tmp_path: Path, hub_server: Hub
+) -> None:
+    """From the file's folder, or from the one above it."""
     api, file = HfApi(token="hf_ann"), tmp_path / "adapter_model.safetensors"
     save_file(load_file(folder / "peft.safetensors"), file)
     api.create_repo("ann/peft")
-    api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id="ann/peft")
+    api.upload_file(path_or_fileobj=file, path_in_repo=f"{inside}{file.name}", repo_id="ann/peft")
     config = json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 8}).encode()
     api.upload_file(path_or_fileobj=config, path_in_repo="adapter_config.json", repo_id="ann/peft")
     assert lora_file.read_lora_file(from_hub.fetch_lora("ann/peft")).scale == 8 / RANK

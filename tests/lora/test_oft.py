@@ -165,7 +165,9 @@ def test_the_time_of_a_step_is_measured_by_block_size(tmp_path: Path) -> None:
     """Blocks of 64 take longer to turn than those of 8: the time of one says nothing of the other."""
     keys = set()
     for size in (8, 64):
-        use = write_lora(tmp_path / f"{size}.safetensors", LINEAR, oft_blocks=torch.ones(64 // size, size, size).triu())
+        use = write_lora(
+            tmp_path / f"{size}.safetensors", LINEAR, oft_blocks=torch.ones(64 // size, size, size).triu()
+        )
         with lora.apply_loras(bases.load_model("nano"), [use]) as applied:
             keys.add(applied.cost_key)
     assert len(keys) == 2
@@ -188,7 +190,10 @@ def test_pefts_oft_is_not_written_anew(tmp_path: Path) -> None:
         ({"oft_R__weight": torch.ones(4, 7)}, r"has numbers of \(4, 7\) for the turns of an OFT"),
         ({"oft_R__weight": torch.ones(28)}, "has numbers of"),
         ({"oft_R__weight": torch.ones(1, 2561 * 1280)}, "for n from 2 to 2560"),
-        ({"oft_R__weight": torch.ones(8, 28), "dora_scale": torch.ones(64, 1)}, "has magnitudes, which do not"),
+        (
+            {"oft_R__weight": torch.ones(8, 28), "dora_scale": torch.ones(64, 1)},
+            "has magnitudes, which do not",
+        ),
         ({"oft_blocks": torch.ones(8, 8, 8), "rescale": torch.ones(63, 1)}, r"has a rescale of \(63, 1\)"),
         ({"oft_R__weight": torch.ones(8, 28), "rescale": torch.ones(64, 1)}, "is incomplete"),
         ({"oft_blocks": torch.ones(8, 8, 8), "oft_R__scaled_oft": torch.tensor(True)}, "is not supported"),
