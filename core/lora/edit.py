@@ -192,17 +192,11 @@ def _scale_module(
 ) -> dict[str, torch.Tensor]:
     """Return a module's parts and alpha by kohya's names; strength 1 is what `factor` was."""
     parts = {part: tensors[key] for part, key in module.keys.items()}
+    if module.is_full_lokr and factor * module.scale != 1:
+        parts["w1"] = parts["w1"].float() * (factor * module.scale)
     if factor != 1:  # what no alpha scales is multiplied itself
-        for part in parts.keys() & {
-            "diff",
-            "diff_b",
-            "w_norm",
-            "b_norm",
-            "gain",
-            *(["w1"] if module.is_full_lokr else []),
-        }:
+        for part in parts.keys() & {"diff", "diff_b", "w_norm", "b_norm", "gain"}:
             parts[part] = parts[part].float() * factor
-    factor = 1.0 if module.is_full_lokr else factor
     if "magnitude" in parts and module.magnitudes:
         many, along = module.magnitudes
         dimensions = max(2, *(value.ndim for value in parts.values()))
@@ -218,7 +212,8 @@ def _scale_module(
     if not module.has_alpha:
         return named
     # alpha / rank is the scale, also where it was alpha / sqrt(rank).
-    return {**named, "alpha": torch.tensor(module.scale * module.rank * factor)}
+    scale = 1.0 if module.is_full_lokr else module.scale * factor
+    return {**named, "alpha": torch.tensor(scale * module.rank)}
 
 
 def build_sidecar(lora_file: LoraFile, report: Mapping[str, Any], multiply: float = 1.0) -> dict[str, Any]:

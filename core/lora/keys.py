@@ -10,7 +10,7 @@ norms (`w_norm`, `b_norm`).
 
 import math
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,7 +190,7 @@ class LoraModule:
 
     @property
     def is_full_lokr(self) -> bool:
-        """Whether this is a LoKr without factors, whose alpha no program reads."""
+        """Whether this is a LoKr without factors, whose alpha no program but PEFT reads."""
         return {"w1", "w2"} <= self.keys.keys()
 
     def can_change(self, weight_shape: Shape) -> bool:
@@ -349,11 +349,22 @@ def _find_scale(
     """Return a module's alpha and its scale; `own` is the key of its alpha, `told` an adapter's settings."""
     if own in alphas and not abs(float(alphas[own])) <= MAX_ALPHA:  # true for NaN
         raise UserError("lora", f"{where} has an invalid alpha.")
-    if not rank or {"w1", "w2"} <= keys.keys():
-        # A difference is added as it is. And where nothing of a LoKr has a rank, LyCORIS and all that
-        # read its files take 1, whatever alpha says.
-        return float(rank), 1.0
-    alpha = float(alphas[own]) if own in alphas else _read_alpha(told, name, rank)
+    if {"w1", "w2"} <= keys.keys():
+        # Where nothing of a LoKr has a rank, LyCORIS and all that read its files take 1, whatever alpha
+        # says. PEFT's rank stands in its settings.
+        if own in alphas or "r" not in told:
+            return float(rank), 1.0
+        rank_there = _read_setting(told, ("r",), "rank_pattern", name, rank)
+        if not rank_there > 0:  # true for NaN
+            raise UserError("lora", f"{where} has an invalid rank in PEFT's settings.")
+        rank = int(rank_there)
+    if not rank:
+        return 0.0, 1.0  # a difference is added as it is
+    alpha = (
+        float(alphas[own])
+        if own in alphas
+        else _read_setting(told, ("lora_alpha", "alpha"), "alpha_pattern", name, rank)
+    )
     if not abs(alpha) <= MAX_ALPHA:
         raise UserError("lora", f"{where} has an invalid alpha.")
     if alpha == 0 and own in alphas:
@@ -361,27 +372,33 @@ def _find_scale(
     return alpha, alpha / (math.sqrt(rank) if told.get("use_rslora") is True else rank)
 
 
-def _read_alpha(adapter: Mapping[str, Any], name: str, rank: int) -> float:
-    """Return the alpha in diffusers' or PEFT's settings of an adapter; the rank if there is none.
+def _read_setting(
+    adapter: Mapping[str, Any], names: Sequence[str], pattern_name: str, layer: str, default: int
+) -> float:
+    """Return a number of diffusers' or PEFT's settings of an adapter for a layer; NaN for what is none.
 
-    Raises `UserError` for a pattern of layers' names that is more than a name.
+    It has one of `names`, unless the table `pattern_name` has one for the layer. Raises `UserError` for a
+    pattern of layers' names that is more than a name.
     """
-    patterns = adapter.get("alpha_pattern")
-    said = adapter.get("lora_alpha", adapter.get("alpha", rank))
+    patterns = adapter.get(pattern_name)
+    said = next((adapter[name] for name in names if name in adapter), default)
     if isinstance(patterns, dict):
-        said = next((value for pattern, value in patterns.items() if _fits_pattern(pattern, name)), said)
+        said = next(
+            (value for pattern, value in patterns.items() if _fits_pattern(pattern, layer, pattern_name)),
+            said,
+        )
     # Checked before the conversion, which fails for an integer of 400 digits.
     plain = isinstance(said, int | float) and abs(said) <= MAX_ALPHA
     return float(said) if plain else math.nan
 
 
-def _fits_pattern(pattern: str, name: str) -> bool:
-    """Whether a key of PEFT's `alpha_pattern` means a layer: its whole name, or the end of it.
+def _fits_pattern(pattern: str, layer: str, table: str) -> bool:
+    """Whether a key of PEFT's table of patterns means a layer: its whole name, or the end of it.
 
     PEFT takes any regular expression. Only `^`, `$` and escaped dots around a name are read: a
     stranger's expression could take any time.
     """
     plain = pattern.removeprefix("^").removesuffix("$").replace("\\.", ".")
     if re.search(r"[\\*+?()\[\]{}|^$]", plain):
-        raise UserError("lora", f"alpha_pattern has {pattern[:60]!r}; only names of layers are read.")
-    return name == plain or (not pattern.startswith("^") and name.endswith(f".{plain}"))
+        raise UserError("lora", f"{table} has {pattern[:60]!r}; only names of layers are read.")
+    return layer == plain or (not pattern.startswith("^") and layer.endswith(f".{plain}"))

@@ -81,9 +81,7 @@ def test_peft_stores_alpha_beside_the_file(folder: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("inside", ["", "unet/"])
-def test_the_hub_brings_the_config_too(
-    inside: str, folder: Path, tmp_path: Path, hub_server: Hub
-) -> None:
+def test_the_hub_brings_the_config_too(inside: str, folder: Path, tmp_path: Path, hub_server: Hub) -> None:
     """From the file's folder, or from the one above it."""
     api, file = HfApi(token="hf_ann"), tmp_path / "adapter_model.safetensors"
     save_file(load_file(folder / "peft.safetensors"), file)

@@ -1,6 +1,6 @@
 """OFT with turns of inputs, as PEFT and OneTrainer have it, and with LyCORIS' `rescale`.
 
-PEFT's own merge is the reference for its files; OneTrainer's and LyCORIS' are formulas written out.
+PEFT's own merge is the reference for its files; the others' formulas are in `formulas.py`.
 """
 
 import json
@@ -13,7 +13,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from peft import OFTConfig, get_peft_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from core.lora import apply as lora
 from core.lora import edit
@@ -22,12 +22,9 @@ from core.models import bases
 from core.schema.errors import UserError
 from core.schema.types import LoraUse
 from core.system import paths
-from tests.lora.parts import assert_samples_are_alone, compute_changes, copy_weights, write_lora
+from tests.lora.formulas import LINEAR
+from tests.lora.parts import compute_changes, copy_weights, write_lora
 
-CONV, LINEAR = (
-    "down_blocks.1.resnets.0.conv2",
-    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0",
-)
 SETTINGS: dict[str, dict[str, Any]] = {
     "exact": {"use_cayley_neumann": False},
     "series of 5 terms": {},
@@ -88,69 +85,6 @@ def test_case_04_settings_that_no_oft_has_are_refused(settings: dict, why: str, 
     (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     with pytest.raises(UserError, match=why):
         lora_file.read_lora_file(find_file(tmp_path))
-
-
-def turn_as_onetrainer(weight: torch.Tensor, vectors: torch.Tensor, size: int) -> torch.Tensor:
-    """Return the turned weight: a linear layer's inputs by R, a convolution's weight by R^T."""
-    q = torch.zeros(len(vectors), size, size)
-    rows, columns = torch.triu_indices(size, size, 1)
-    q[:, rows, columns] = vectors
-    q = q - q.mT
-    turn = torch.eye(size) + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
-    flat = weight.flatten(1)
-    whole = torch.block_diag(*turn.expand(flat.shape[1] // size, size, size))
-    return (flat @ (whole if weight.ndim == 4 else whole.T)).view_as(weight)
-
-
-@pytest.mark.parametrize("name", [CONV, LINEAR])
-@pytest.mark.parametrize("way", ["plain", "scaled", "shared"])
-def test_onetrainers_oft_is_its_formula(name: str, way: str, tmp_path: Path) -> None:
-    """In the weights, in a batch of strengths, in a file with fewer blocks; and off bit for bit."""
-    layer = bases.load_model("nano").unet.get_submodule(name)
-    weight = layer.weight.detach().clone()
-    count = 1 if way == "shared" else weight[0].numel() // 8
-    vectors = 0.1 * torch.randn(count, 28, generator=torch.Generator().manual_seed(3))
-    mark = {"oft_R__scaled_oft": torch.tensor(True)} if way == "scaled" else {}
-    use = write_lora(tmp_path / "it.safetensors", name, oft_R__weight=vectors, **mark)
-    turned = turn_as_onetrainer(weight, vectors / (2 * math.sqrt(7) if way == "scaled" else 1), 8)
-    found = lora_file.read_lora_file(Path(use.path))
-    assert (found.kind, found.notes) == ("OFT", ())
-    written = edit.rewrite_lora(found, tmp_path, keep="all")
-    for file in (use.path, str(written)):
-        for strength in (1.0, -0.5, 2.0):
-            change = compute_changes([LoraUse(path=file, strength=strength)])[name]
-            torch.testing.assert_close(change, strength * (turned - weight), atol=1e-5, rtol=1e-5)
-    assert load_file(written).keys() == load_file(use.path).keys()
-    assert torch.equal(layer.weight, weight)
-    shape = (4, weight.shape[1], 6, 6) if weight.ndim == 4 else (4, 5, weight.shape[1])
-    assert_samples_are_alone(layer, torch.randn(shape), use)
-
-
-@pytest.mark.parametrize("name", [CONV, LINEAR])
-@pytest.mark.parametrize("kind", ["OFT", "BOFT"])
-def test_rescale_multiplies_the_turned_outputs(name: str, kind: str, tmp_path: Path) -> None:
-    layer, rng = bases.load_model("nano").unet.get_submodule(name), torch.Generator().manual_seed(3)
-    weight = layer.weight.detach().clone()
-    out, ones = len(weight), [1] * (weight.ndim - 1)
-    blocks = 0.1 * torch.randn(*([1] if kind == "BOFT" else []), out // 8, 8, 8, generator=rng)
-    rescale = 1 + 0.2 * torch.randn(out, *ones, generator=rng)
-    q = (blocks - blocks.mT).view(-1, 8, 8)
-    turn = torch.block_diag(*((torch.eye(8) + each) @ torch.linalg.inv(torch.eye(8) - each) for each in q))
-    order = torch.arange(out).view(-1, 2, 4).mT.flatten() if kind == "BOFT" else torch.arange(out)
-    turned = torch.empty_like(weight.flatten(1))
-    turned[order] = (turn if kind == "BOFT" else turn.T) @ weight.flatten(1)[order]
-    wanted = rescale * turned.view_as(weight) - weight
-    use = write_lora(tmp_path / "it.safetensors", name, oft_blocks=blocks, alpha=0.0, rescale=rescale)
-    found = lora_file.read_lora_file(Path(use.path))
-    assert found.kind == kind
-    assert "with rescale is LyCORIS' at strength 1" in found.notes[-1]
-    written = edit.rewrite_lora(found, tmp_path, keep="all")
-    for file in (use.path, str(written)):
-        for strength in (0.0, 1.0, 2.0):  # with one factor, a BOFT is in proportion, too
-            change = compute_changes([LoraUse(path=file, strength=strength)])[name]
-            torch.testing.assert_close(change, strength * wanted, atol=1e-5, rtol=1e-5)
-    shape = (4, weight.shape[1], 6, 6) if weight.ndim == 4 else (4, 5, weight.shape[1])
-    assert_samples_are_alone(layer, torch.randn(shape, generator=rng), use)
 
 
 def test_a_rescale_alone_changes_its_layer(tmp_path: Path) -> None:

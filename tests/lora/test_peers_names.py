@@ -4,14 +4,18 @@ The names are those that the programs' code writes: sd-scripts and A1111's LyCOR
 ages), PEFT, ComfyUI, OneTrainer (its five formats) and ai-toolkit.
 """
 
+import copy
 import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from diffusers.utils.state_dict_utils import convert_state_dict_to_kohya
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig, get_peft_model
 from safetensors.torch import save_file
 
 from core.lora import apply as lora
@@ -21,6 +25,7 @@ from core.lora.blocks import to_sai
 from core.models import bases
 from core.schema.errors import UserError
 from core.schema.types import LoraUse
+from core.system import paths
 from tests.lora.parts import compute_changes
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
@@ -67,6 +72,10 @@ def name_dotted(part: str, path: str) -> str:
     return f"{part}.{path}"
 
 
+def name_peft(_: str, path: str) -> str:
+    return f"base_model.model.{path}"
+
+
 def name_by_processor(part: str, path: str) -> str:
     """Return the name of a layer of attention as diffusers before 0.21 had it."""
     return f"unet.{re.sub(r'.(to_[a-z]+)(.0)?$', r'.processor.' + chr(92) + '1_lora', path)}"
@@ -82,8 +91,8 @@ NAMES: dict[str, tuple[Callable[[str, str], str], str, str, bool]] = {
     "diffusers 0.21": (name_dotted, ".lora.down.weight", ".lora.up.weight", False),
     "diffusers' processors": (name_by_processor, ".down.weight", ".up.weight", False),
     "diffusers, a U-Net alone": (lambda _, path: path, ".lora_A.weight", ".lora_B.weight", False),
-    "PEFT": (lambda _, path: f"base_model.model.{path}", ".lora_A.weight", ".lora_B.weight", False),
-    "PEFT with a name": (lambda _, path: f"base_model.model.{path}", ".lora_A.me.weight", ".lora_B.me.weight", False),
+    "PEFT": (name_peft, ".lora_A.weight", ".lora_B.weight", False),
+    "PEFT with a name": (name_peft, ".lora_A.me.weight", ".lora_B.me.weight", False),
     "ComfyUI": (name_comfy, ".lora_down.weight", ".lora_up.weight", True),
     "OneTrainer for ComfyUI": (name_comfy, ".lora_A.weight", ".lora_B.weight", True),
     "OneTrainer's original": (lambda _, path: name_original(path), ".lora_A.weight", ".lora_B.weight", True),
@@ -262,3 +271,41 @@ def test_a_key_without_a_place_is_named(key: str, why: str, pairs: Pairs, tmp_pa
     save_file(tensors, tmp_path / "it.safetensors")
     with pytest.raises(UserError, match=why):
         compute_changes([LoraUse(path=str(tmp_path / "it.safetensors"))])
+
+
+CONFIGS: dict[str, PeftConfig] = {
+    "LoRA": LoraConfig(
+        r=4, lora_alpha=6, use_rslora=True, alpha_pattern={"to_q": 3}, rank_pattern={"to_k": 2}
+    ),
+    "DoRA": LoraConfig(r=4, lora_alpha=2, use_dora=True),
+    "LoHa": LoHaConfig(r=4, alpha=6, alpha_pattern={"to_q": 3}, use_effective_conv2d=True),
+    "LoKr in factors": LoKrConfig(r=2, alpha=3, decompose_both=True, use_effective_conv2d=True),
+    "LoKr without factors": LoKrConfig(r=64, alpha=16, rank_pattern={"to_k": 32}, alpha_pattern={"to_q": 48}),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_what_peft_saves_is_pefts_own_merge(kind: str, tmp_path: Path) -> None:
+    """Patterns of ranks and alphas too; also after it is written anew in kohya's layout."""
+    config = copy.deepcopy(CONFIGS[kind])
+    config.target_modules = {"to_q", "to_k", "conv1", "conv_shortcut", "time_emb_proj"}
+    folder = Path(paths.locate(bases.find_model("nano").source)) / "unet"
+    peft: Any = get_peft_model(UNet2DConditionModel.from_pretrained(folder), config)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    for name, parameter in peft.named_parameters():
+        if "magnitude" in name:
+            parameter.data *= 1 + 0.1 * torch.randn_like(parameter)
+        elif "lora_" in name or "lokr_" in name or "hada_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    peft.save_pretrained(tmp_path)
+    own = {path: layer.weight.detach().clone() for path, layer in peft.base_model.model.named_modules()
+           if hasattr(layer, "weight") and hasattr(layer, "base_layer")}  # fmt: skip
+    merged = peft.merge_and_unload()
+    found = lora_file.read_lora_file(tmp_path / "adapter_model.safetensors")
+    assert found.notes == ()
+    for file in (found.path, edit.rewrite_lora(found, tmp_path / "new", keep="all")):
+        changed = compute_changes([LoraUse(path=str(file))])
+        for path, weight in own.items():
+            wanted = merged.get_submodule(path).weight - weight
+            assert wanted.abs().max() > 1e-3
+            torch.testing.assert_close(changed[path], wanted, atol=1e-5, rtol=1e-5)
