@@ -252,9 +252,14 @@ def _describe_strength(
         for module in modules
     )
     negative = sum(module.alpha < 0 for module in modules)
+    idle = sum(
+        not module.has_alpha and f"{module.stem}.alpha" in alphas and "limit" not in module.keys
+        for module in modules
+    )
     said = {
         f"alpha is 0 in {zero} layers; the rank is taken for it, as in kohya's and LyCORIS' code.": zero,
         f"alpha is negative in {negative} layers, which work against their training.": negative,
+        f"alpha stands beside {idle} layers whose kind has none, and changes nothing there.": idle,
         "alpha stands in an adapter_config.json that is not beside the file; alpha = rank is taken, so the "
         "strength may be off by a factor.": unknown and any(module.has_alpha for module in modules),
         "How the turns are made stands in an adapter_config.json that is not beside the file; PEFT's series "

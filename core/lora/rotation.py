@@ -108,10 +108,10 @@ def turn_outputs(blocks: torch.Tensor, limit: torch.Tensor | None) -> BlockRotat
 
 
 def turn_inputs(vectors: torch.Tensor, law: InputTurn, is_convolution: bool) -> BlockRotation:
-    """Return PEFT's and OneTrainer's turns, of vectors (n, size * (size - 1) / 2), each the upper half of a Q.
+    """Return PEFT's and OneTrainer's turns, of vectors (n, size * (size - 1) / 2).
 
-    A weight's row w becomes R w, with the inputs of a convolution and its kernel in one row; in
-    OneTrainer's code a convolution's becomes R^T w.
+    Each is the upper half of a Q. A weight's row w becomes R w, with the inputs of a convolution and its
+    kernel in one row; in OneTrainer's code a convolution's becomes R^T w.
     """
     size = count_turned(vectors.shape[-1])
     q = torch.zeros(len(vectors), size, size, device=vectors.device)

@@ -11,7 +11,7 @@ from core.schema.errors import UserError
 
 RANK_RANGE = (1, 4096)
 MAX_BLOCK_SIZE = 2560
-"""Outputs or inputs in a block of OFT: four blocks of the widest layer of SDXL. The time grows with its cube."""
+"""Outputs or inputs in a block of OFT: a quarter of the most outputs in SDXL. Time grows with the cube."""
 
 Shape = tuple[int, ...]
 

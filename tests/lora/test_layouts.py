@@ -115,6 +115,15 @@ def test_a_strange_alpha_is_read_as_kohya_does_and_said(
     assert found.notes[0].startswith(note)
 
 
+@pytest.mark.parametrize("part", ["diff", "oft_R.weight"])
+def test_an_alpha_that_means_nothing_is_said(part: str, tmp_path: Path) -> None:
+    stem = "lora_unet_input_blocks_4_1_proj_in"
+    tensors = {f"{stem}.{part}": torch.ones(64, 28), f"{stem}.alpha": torch.tensor(8.0)}
+    save_file(tensors, tmp_path / "it.safetensors")
+    (note,) = lora_file.read_lora_file(tmp_path / "it.safetensors").notes
+    assert note == "alpha stands beside 1 layers whose kind has none, and changes nothing there."
+
+
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_eight_bits_are_read(dtype: torch.dtype, folder: Path, tmp_path: Path) -> None:
     state = load_file(folder / "kohya.safetensors")

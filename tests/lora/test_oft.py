@@ -42,7 +42,7 @@ def test_pefts_own_merge_is_what_is_applied(name: str, tmp_path: Path) -> None:
     settings = {"oft_block_size": 8, "init_weights": False, **SETTINGS[name]}
     config = OFTConfig(target_modules=["to_q", "to_k", "conv2", "conv_shortcut", "time_emb_proj"], **settings)
     peft = get_peft_model(UNet2DConditionModel.from_pretrained(folder), config)  # type: ignore[arg-type]
-    peft.save_pretrained(tmp_path)
+    peft.save_pretrained(str(tmp_path))
     before = {key: value.clone() for key, value in bases.load_model("nano").unet.state_dict().items()}
     merged: Any = peft.merge_and_unload()  # type: ignore[operator]
     use = LoraUse(path=str(find_file(tmp_path)))

@@ -29,7 +29,7 @@ from core.system import paths
 from tests.lora.parts import compute_changes
 
 PARTS = ("unet", "text_encoder", "text_encoder_2")
-Layers = dict[tuple[str, str], torch.nn.Module]
+Layers = dict[tuple[str, str], torch.nn.Linear | torch.nn.Conv2d]
 Pairs = Mapping[tuple[str, str], tuple[torch.Tensor, torch.Tensor]]
 ALPHA, RANK = 3.0, 2
 
@@ -300,7 +300,7 @@ def test_what_peft_saves_is_pefts_own_merge(kind: str, tmp_path: Path) -> None:
     peft.save_pretrained(tmp_path)
     own = {path: layer.weight.detach().clone() for path, layer in peft.base_model.model.named_modules()
            if hasattr(layer, "weight") and hasattr(layer, "base_layer")}  # fmt: skip
-    merged = peft.merge_and_unload()
+    merged: Any = peft.merge_and_unload()
     found = lora_file.read_lora_file(tmp_path / "adapter_model.safetensors")
     assert found.notes == ()
     for file in (found.path, edit.rewrite_lora(found, tmp_path / "new", keep="all")):
