@@ -230,8 +230,10 @@ def _read_adapter_config(path: Path) -> dict[str, Any]:
     """
     for folder in (path.parent, path.parent.parent):
         config = folder / ADAPTER_CONFIG
-        others = [file for file in folder.glob("*.safetensors") if file != path]
-        if config.is_file() and (not others or path == folder / "adapter_model.safetensors"):
+        if config.is_file() and (
+            path == folder / "adapter_model.safetensors"
+            or not any(file != path for file in folder.glob("*.safetensors"))
+        ):
             with config.open("rb") as opened:
                 text = opened.read(MAX_ADAPTER_CONFIG_BYTES + 1)
             if len(text) > MAX_ADAPTER_CONFIG_BYTES:

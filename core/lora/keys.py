@@ -262,32 +262,13 @@ def _parse_module(
     adapter: Mapping[str, Any],
     where: str,
 ) -> LoraModule:
-    prefix = next((prefix for prefix in COMPONENT_BY_PREFIX if stem.startswith(prefix)), None)
-    if prefix is None and BARE_UNET_NAME.match(f"{stem}."):
-        prefix = ""
-    if prefix is None:
-        raise UserError(
-            "lora",
-            f"{where} belongs to no part of SDXL. The known prefixes are lora_unet_, lora_te1_, lora_te2_, "
-            "unet., text_encoder., text_encoder_2., diffusion_model. and text_encoders.",
-        )
-    kind = keys.keys() - ADDED_PARTS
-    takes_magnitudes = bool(kind - {*ROTATION_PARTS, "rescale", "vectors", "gain", "w_norm", "b_norm"})
-    if (kind not in COMPLETE_PARTS and not (kind == set() and "diff_b" in keys)) or (
-        "magnitude" in keys and not takes_magnitudes
-    ):
-        held = ", ".join(key.removeprefix(f"{stem}.")[:40] for key in sorted(keys.values()))
-        raise UserError(
-            "lora",
-            f"{where} is incomplete: it only has {held}."
-            if kind not in COMPLETE_PARTS
-            else f"{where} has magnitudes, which do not go with {held}.",
-        )
+    prefix = _find_prefix(stem, where)
+    _check_parts(stem, keys, where)
     component, name = COMPONENT_BY_PREFIX.get(prefix, "unet"), stem.removeprefix(prefix)
     told = {
         k.removeprefix(f"{component}."): v for k, v in adapter.items() if k.startswith(f"{component}.")
     } or adapter
-    if "down" not in keys and kind & {*LOHA_PARTS, "w1", "w1_a"} and prefix.startswith("base_") and not told:
+    if keys.keys() & {*LOHA_PARTS, "w1", "w1_a"} and prefix.startswith("base_") and not told:
         raise UserError(
             "lora",
             f"{where} is in PEFT's own layout, which stores alpha in adapter_config.json. Use LyCORIS' or "
@@ -309,10 +290,9 @@ def _parse_module(
     if "vectors" in parts:
         count, block_size = infer_input_blocks(parts["vectors"], where)
         divisor = 2 * math.sqrt(block_size - 1) if f"{stem}{SCALED_FLAG}" in scalars else 1.0
+        is_peft = bool(told) or prefix.startswith("base_")
         input_turn = (
-            read_peft_turn(told, count, where)
-            if told or prefix.startswith("base_")
-            else InputTurn(divisor=divisor, is_peft=False)
+            read_peft_turn(told, count, where) if is_peft else InputTurn(divisor=divisor, is_peft=False)
         )
     elif turned := ROTATION_PARTS & keys.keys():
         block_size = parts[turned.pop()][-1]
@@ -337,6 +317,35 @@ def _parse_module(
     )
 
 
+def _find_prefix(stem: str, where: str) -> str:
+    """Return the key of `COMPONENT_BY_PREFIX` that a stem begins with; empty for a U-Net's bare names."""
+    if prefix := next((prefix for prefix in COMPONENT_BY_PREFIX if stem.startswith(prefix)), None):
+        return prefix
+    if BARE_UNET_NAME.match(f"{stem}."):
+        return ""
+    raise UserError(
+        "lora",
+        f"{where} belongs to no part of SDXL. The known prefixes are lora_unet_, lora_te1_, lora_te2_, "
+        "unet., text_encoder., text_encoder_2., diffusion_model. and text_encoders.",
+    )
+
+
+def _check_parts(stem: str, keys: Mapping[str, str], where: str) -> None:
+    """Check that the parts of a module make a complete change of one kind."""
+    kind = keys.keys() - ADDED_PARTS
+    takes_magnitudes = bool(kind - {*ROTATION_PARTS, "rescale", "vectors", "gain", "w_norm", "b_norm"})
+    if (kind not in COMPLETE_PARTS and not (kind == set() and "diff_b" in keys)) or (
+        "magnitude" in keys and not takes_magnitudes
+    ):
+        held = ", ".join(key.removeprefix(f"{stem}.")[:40] for key in sorted(keys.values()))
+        raise UserError(
+            "lora",
+            f"{where} is incomplete: it only has {held}."
+            if kind not in COMPLETE_PARTS
+            else f"{where} has magnitudes, which do not go with {held}.",
+        )
+
+
 def _find_scale(
     keys: Mapping[str, str],
     rank: int,
@@ -355,7 +364,7 @@ def _find_scale(
         if own in alphas or "r" not in told:
             return float(rank), 1.0
         rank_there = _read_setting(told, ("r",), "rank_pattern", name, rank)
-        if not rank_there > 0:  # true for NaN
+        if not rank_there >= 1:  # true for NaN
             raise UserError("lora", f"{where} has an invalid rank in PEFT's settings.")
         rank = int(rank_there)
     if not rank:

@@ -6,6 +6,7 @@ ages), PEFT, ComfyUI, OneTrainer (its five formats) and ai-toolkit.
 
 import copy
 import json
+import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -252,6 +253,17 @@ def test_the_config_of_the_folder_above_is_not_another_loras(pairs: Pairs, tmp_p
     write_peft(tmp_path / "run", pairs)
     (tmp_path / "run" / "adapter_config.json").write_text(json.dumps({"lora_alpha": 64}))
     assert lora_file.read_lora_file(file).scale == 1
+
+
+@pytest.mark.parametrize("rank", [0, 0.5, math.nan, "64", -1])
+def test_case_04_a_rank_that_is_none_is_refused(rank: object, tmp_path: Path) -> None:
+    """A LoKr without factors has its rank in PEFT's settings only."""
+    stem = "base_model.model.down_blocks.1.attentions.0.proj_in"
+    tensors = {f"{stem}.lokr_w1": torch.ones(8, 8), f"{stem}.lokr_w2": torch.ones(8, 8)}
+    save_file(tensors, tmp_path / "adapter_model.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "alpha": 1}))
+    with pytest.raises(UserError, match="has an invalid rank in PEFT's settings"):
+        lora_file.read_lora_file(tmp_path / "adapter_model.safetensors")
 
 
 @pytest.mark.parametrize(
