@@ -5,8 +5,9 @@ strength m was, so that programs that stop at 1 or 2 reach a sweet spot at 2.75.
 kohya's layout, which all of them read with its alpha. Nobody reads the alpha of a LoKr without
 factors, so its w1 is multiplied instead, in float32. In a DoRA, alpha stands inside a norm, and in
 an OFT it limits an angle: blocks can be left out, but nothing can be multiplied. A difference, a
-norm and an IA3 have no alpha, and are multiplied themselves, in float32. PEFT's OFT stays as it is,
-since kohya's layout has no place for its settings.
+norm and an IA3 have no alpha, and are multiplied themselves, in float32. PEFT's OFT becomes
+OneTrainer's, whose turns are the series that PEFT takes unless a setting says otherwise; with another
+setting it stays as it is.
 """
 
 import json
@@ -21,6 +22,7 @@ import torch
 from core.lora.blocks import CONTENT_BLOCKS, STYLE_BLOCKS, BlockWeights, parse_block_weights, to_sai
 from core.lora.file import LoraFile
 from core.lora.keys import SCALED_FLAG, LoraModule
+from core.lora.rotation import NEUMANN_TERMS
 from core.schema.bounds import format_value
 from core.schema.errors import UserError
 from core.system.tensor_files import calculate_sha256, write_tensors
@@ -43,6 +45,8 @@ PART_NAMES = {
 }
 """kohya's and LyCORIS' names of a change's parts, where they differ from ours."""
 PREFIX_BY_COMPONENT = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+CONVOLUTION = re.compile(r"(?:^|_)conv(?:[12]|_shortcut|_in|_out)?$")
+"""The end of the flat name of a convolution of the U-Net."""
 STALE_METADATA = (
     "sshs_model_hash",
     "sshs_legacy_hash",
@@ -166,13 +170,14 @@ def _select_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the scaled tensors of a file by kohya's keys; `shares` by block, `None` for all of it.
 
-    Raises `UserError` if nothing is left, and for PEFT's OFT.
+    Raises `UserError` if nothing is left, and for an OFT of inputs that only PEFT's settings describe.
     """
-    if any(module.input_turn is not None and module.input_turn.is_peft for module in lora_file.modules):
+    turns = {module.input_turn for module in lora_file.modules if module.input_turn is not None}
+    if any((turn.terms, turn.limit) != (NEUMANN_TERMS, None) for turn in turns):
         raise UserError(
             "lora",
-            f"{lora_file.path.name} is PEFT's OFT, whose settings kohya's layout has no place for; it cannot "
-            "be written anew.",
+            f"{lora_file.path.name} is PEFT's OFT with turns that no other layout has; it cannot be written "
+            f"anew. Only a series of {NEUMANN_TERMS} terms without coft can.",
         )
     tensors, kept = lora_file.load_tensors(), dict[str, torch.Tensor]()
     for module in lora_file.modules:
@@ -197,6 +202,8 @@ def _scale_module(
     if factor != 1:  # what no alpha scales is multiplied itself
         for part in parts.keys() & {"diff", "diff_b", "w_norm", "b_norm", "gain"}:
             parts[part] = parts[part].float() * factor
+    if module.input_turn is not None and module.input_turn.is_peft and CONVOLUTION.search(module.name):
+        parts["vectors"] = -parts["vectors"]  # OneTrainer turns its weight the other way round
     if "magnitude" in parts and module.magnitudes:
         many, along = module.magnitudes
         dimensions = max(2, *(value.ndim for value in parts.values()))

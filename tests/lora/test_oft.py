@@ -56,6 +56,12 @@ def test_pefts_own_merge_is_what_is_applied(name: str, tmp_path: Path) -> None:
         for layer, change in changed.items():
             wanted = merged.get_submodule(layer).weight - before[f"{layer}.weight"]
             torch.testing.assert_close(change, strength * wanted, atol=1e-5, rtol=1e-5)
+    if name in ("series of 5 terms", "one block for all", "by number of blocks"):
+        written = edit.rewrite_lora(found, tmp_path / "new", keep="all")
+        assert lora_file.read_lora_file(written).format == "kohya"
+        whole = compute_changes([use])
+        for layer, change in compute_changes([LoraUse(path=str(written))]).items():
+            torch.testing.assert_close(change, whole[layer], atol=1e-5, rtol=1e-5)
 
 
 def find_file(folder: Path) -> Path:
@@ -107,13 +113,16 @@ def test_the_time_of_a_step_is_measured_by_block_size(tmp_path: Path) -> None:
     assert len(keys) == 2
 
 
-def test_pefts_oft_is_not_written_anew(tmp_path: Path) -> None:
-    """Its settings have no place in kohya's layout: said before anything is written."""
+@pytest.mark.parametrize("name", ["exact", "series of 4 terms", "with a limit"])
+def test_turns_that_no_other_layout_has_are_not_written_anew(name: str, tmp_path: Path) -> None:
+    """Said before anything is written."""
+    settings = {"use_cayley_neumann": True, **SETTINGS[name]}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(settings))
     stem = f"base_model.model.{LINEAR}"
     save_file({f"{stem}.oft_R.weight": 0.1 * torch.ones(4, 120)}, find_file(tmp_path))
     target = tmp_path / "new"
     target.mkdir()
-    with pytest.raises(UserError, match="is PEFT's OFT, whose settings kohya's layout has no place for"):
+    with pytest.raises(UserError, match="is PEFT's OFT with turns that no other layout has"):
         edit.rewrite_lora(lora_file.read_lora_file(find_file(tmp_path)), target, keep="all")
     assert not list(target.iterdir())
 
