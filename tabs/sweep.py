@@ -437,6 +437,7 @@ def _format_answer(report: dict[str, Any]) -> str:
             f"({len(report['seeds'])} seeds x {len(report['prompts'])} prompts): {'; '.join(ends)}."
         )
     lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name != "style"]
+    lines += [f"- {escape_markdown(note)}" for note in report["notes"]]
     return "\n\n".join(lines)
 
 

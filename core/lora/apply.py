@@ -81,10 +81,10 @@ class AppliedLoras:
 
     @property
     def cost_key(self) -> Hashable:
-        """The kind, rank and shape of every change, on which the time of a step depends."""
+        """The kind, rank, block and shape of every change, on which the time of a step depends."""
         return tuple(
             sorted(
-                (module.kind, module.rank, module.shape)
+                (module.kind, module.rank, module.block_size, module.shape)
                 for changes in self.deltas.values()
                 for _, module, _ in changes
             )
@@ -226,7 +226,13 @@ def _get_deltas(pipeline: StableDiffusionXLPipeline, lora_file: LoraFile) -> Lay
                 (
                     module,
                     layer,
-                    LayerDelta(layer, parts, module.scale, module.magnitudes and module.magnitudes[1]),
+                    LayerDelta(
+                        layer,
+                        parts,
+                        module.scale,
+                        module.magnitudes and module.magnitudes[1],
+                        module.input_turn,
+                    ),
                 )
             )
     if pipeline.unet.device.type == "cpu":

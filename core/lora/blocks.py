@@ -26,6 +26,30 @@ BLOCKS = {
 """The 12 blocks of sd-webui-lora-block-weight for SDXL, in its order -> what each stands for."""
 ALL_BLOCKS = ("BASE", *(f"IN{i:02d}" for i in range(9)), "M00", *(f"OUT{i:02d}" for i in range(9)))
 """The 20 blocks of its longer form; those that are not among the 12 have no attention."""
+BLOCK_FORMS = {
+    12: tuple(BLOCKS),
+    17: ("BASE", *(f"IN{i:02d}" for i in (1, 2, 4, 5, 7, 8)), "M00", *(f"OUT{i:02d}" for i in range(3, 12))),
+    20: ALL_BLOCKS,
+    26: ("BASE", *(f"IN{i:02d}" for i in range(12)), "M00", *(f"OUT{i:02d}" for i in range(12))),
+}
+"""How many numbers a value has -> the blocks that they are for, as the extension reads it for any model.
+
+17 and 26 are SD 1.5's: on SDXL a number counts for the block of its name, and a block that has none is
+off, such as OUT00 to OUT02 with 17.
+"""
+PRESETS = {
+    "NONE": "0," * 16 + "0",
+    "ALL": "1," * 16 + "1",
+    "INS": "1,1,1,1,0,0,0,0,0,0,0,0,0,0,0,0,0",
+    "IND": "1,0,0,0,1,1,1,0,0,0,0,0,0,0,0,0,0",
+    "INALL": "1,1,1,1,1,1,1,0,0,0,0,0,0,0,0,0,0",
+    "MIDD": "1,0,0,0,1,1,1,1,1,1,1,1,0,0,0,0,0",
+    "OUTD": "1,0,0,0,0,0,0,0,1,1,1,1,0,0,0,0,0",
+    "OUTS": "1,0,0,0,0,0,0,0,0,0,0,0,1,1,1,1,1",
+    "OUTALL": "1,0,0,0,0,0,0,0,1,1,1,1,1,1,1,1,1",
+    "ALL0.5": "0.5," * 16 + "0.5",
+}
+"""The presets that the extension comes with, each with 17 numbers."""
 CONTENT_BLOCKS, STYLE_BLOCKS = ("OUT00",), ("OUT01",)
 """The blocks that hold content and style by B-LoRA (Frenkel et al. 2024, arXiv 2403.14572)."""
 
@@ -123,7 +147,7 @@ class BlockWeights(NamedTuple):
     """The value of `lbw=`."""
 
     by_block: dict[str, float]
-    """Weights by the names of `ALL_BLOCKS`; a block that is not named is off."""
+    """Weights by the names of `ALL_BLOCKS`, or of SD 1.5's; a block that is not named is off."""
     other: float
     """The weight of what belongs to no block."""
 
@@ -136,16 +160,32 @@ class BlockWeights(NamedTuple):
 def parse_block_weights(text: str) -> BlockWeights:
     """Parse the value of `lbw=` as sd-webui-lora-block-weight reads it.
 
-    The value is 12 numbers, 20 numbers (the longer form, which leaves what belongs to no block as it
-    is), or one of the words `ALL`, `CONTENT` and `STYLE`. Raises `ValueError` for anything else.
+    The value is 12, 17, 20 or 26 numbers, the name of one of its presets, or one of our own words
+    `CONTENT` and `STYLE`. What belongs to no block stays as it is, and is off with 12 numbers and our
+    words. Raises `ValueError` for anything else.
     """
-    words = {"ALL": tuple(BLOCKS), "CONTENT": CONTENT_BLOCKS, "STYLE": STYLE_BLOCKS}
-    if text.strip().upper() in words:
-        return BlockWeights(dict.fromkeys(words[text.strip().upper()], 1.0), 0.0)
-    numbers = [float(part) for part in text.split(",")]
-    if len(numbers) not in (len(BLOCKS), len(ALL_BLOCKS)):
-        raise ValueError(f"{len(numbers)} block weights; SDXL has 12 (or 20): {', '.join(BLOCKS)}")
-    if not all(abs(number) <= 100 for number in numbers):  # false for NaN
+    word = text.strip().upper()
+    own = {"CONTENT": CONTENT_BLOCKS, "STYLE": STYLE_BLOCKS}
+    if word in own:
+        return BlockWeights(dict.fromkeys(own[word], 1.0), 0.0)
+    parts = PRESETS.get(word, text).split(",")
+    if len(parts) not in BLOCK_FORMS:
+        raise ValueError(
+            f"{len(parts)} block weights; SDXL has 12 ({', '.join(BLOCKS)}) or 20, and 17 and 26 of SD 1.5 "
+            f"are read. The presets are {', '.join((*own, *PRESETS))}"
+        )
+    numbers = [_parse_weight(part) for part in parts]
+    return BlockWeights(
+        dict(zip(BLOCK_FORMS[len(parts)], numbers, strict=True)), float(len(parts) != len(BLOCKS))
+    )
+
+
+def _parse_weight(text: str) -> float:
+    if text.strip().upper()[:1] in ("R", "U", "X"):
+        raise ValueError(
+            f"{text.strip()[:20]!r} is no block weight; random and inherited weights are not read"
+        )
+    number = float(text)
+    if not abs(number) <= 100:  # true for NaN
         raise ValueError("a block weight is not a number from -100 to 100")
-    whole = len(numbers) == len(ALL_BLOCKS)
-    return BlockWeights(dict(zip(ALL_BLOCKS if whole else BLOCKS, numbers, strict=True)), float(whole))
+    return number

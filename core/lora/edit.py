@@ -5,7 +5,9 @@ strength m was, so that programs that stop at 1 or 2 reach a sweet spot at 2.75.
 kohya's layout, which all of them read with its alpha. Nobody reads the alpha of a LoKr without
 factors, so its w1 is multiplied instead, in float32. In a DoRA, alpha stands inside a norm, and in
 an OFT it limits an angle: blocks can be left out, but nothing can be multiplied. A difference, a
-norm and an IA3 have no alpha, and are multiplied themselves, in float32.
+norm and an IA3 have no alpha, and are multiplied themselves, in float32. PEFT's OFT becomes
+OneTrainer's, whose turns are the series that PEFT takes unless a setting says otherwise; with another
+setting it stays as it is.
 """
 
 import json
@@ -19,7 +21,8 @@ import torch
 
 from core.lora.blocks import CONTENT_BLOCKS, STYLE_BLOCKS, BlockWeights, parse_block_weights, to_sai
 from core.lora.file import LoraFile
-from core.lora.keys import LoraModule
+from core.lora.keys import SCALED_FLAG, LoraModule
+from core.lora.rotation import NEUMANN_TERMS
 from core.schema.bounds import format_value
 from core.schema.errors import UserError
 from core.system.tensor_files import calculate_sha256, write_tensors
@@ -36,11 +39,14 @@ PART_NAMES = {
     **{part: f"{part}.weight" for part in ("a1", "a2", "b1", "b2", "bm")},
     "rotation": "oft_blocks",
     "butterfly": "oft_blocks",
+    "vectors": "oft_R.weight",
     "limit": "alpha",
     "gain": "weight",
 }
 """kohya's and LyCORIS' names of a change's parts, where they differ from ours."""
 PREFIX_BY_COMPONENT = {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
+CONVOLUTION = re.compile(r"(?:^|_)conv(?:[12]|_shortcut|_in|_out)?$")
+"""The end of the flat name of a convolution of the U-Net."""
 STALE_METADATA = (
     "sshs_model_hash",
     "sshs_legacy_hash",
@@ -164,8 +170,15 @@ def _select_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the scaled tensors of a file by kohya's keys; `shares` by block, `None` for all of it.
 
-    Raises `UserError` if nothing is left.
+    Raises `UserError` if nothing is left, and for an OFT of inputs that only PEFT's settings describe.
     """
+    turns = {module.input_turn for module in lora_file.modules if module.input_turn is not None}
+    if any((turn.terms, turn.limit) != (NEUMANN_TERMS, None) for turn in turns):
+        raise UserError(
+            "lora",
+            f"{lora_file.path.name} is PEFT's OFT with turns that no other layout has; it cannot be written "
+            f"anew. Only a series of {NEUMANN_TERMS} terms without coft can.",
+        )
     tensors, kept = lora_file.load_tensors(), dict[str, torch.Tensor]()
     for module in lora_file.modules:
         share = 1.0 if shares is None else shares.get_weight(module.component, module.name)
@@ -184,17 +197,13 @@ def _scale_module(
 ) -> dict[str, torch.Tensor]:
     """Return a module's parts and alpha by kohya's names; strength 1 is what `factor` was."""
     parts = {part: tensors[key] for part, key in module.keys.items()}
+    if module.is_full_lokr and factor * module.scale != 1:
+        parts["w1"] = parts["w1"].float() * (factor * module.scale)
     if factor != 1:  # what no alpha scales is multiplied itself
-        for part in parts.keys() & {
-            "diff",
-            "diff_b",
-            "w_norm",
-            "b_norm",
-            "gain",
-            *(["w1"] if module.is_full_lokr else []),
-        }:
+        for part in parts.keys() & {"diff", "diff_b", "w_norm", "b_norm", "gain"}:
             parts[part] = parts[part].float() * factor
-    factor = 1.0 if module.is_full_lokr else factor
+    if module.input_turn is not None and module.input_turn.is_peft and CONVOLUTION.search(module.name):
+        parts["vectors"] = -parts["vectors"]  # OneTrainer turns its weight the other way round
     if "magnitude" in parts and module.magnitudes:
         many, along = module.magnitudes
         dimensions = max(2, *(value.ndim for value in parts.values()))
@@ -205,10 +214,13 @@ def _scale_module(
     named = {PART_NAMES.get(part, part): value for part, value in parts.items()}
     if "gain" in parts and module.magnitudes:
         named["on_input"] = torch.tensor(module.magnitudes[1])
+    if module.input_turn is not None and module.input_turn.divisor != 1:
+        named[SCALED_FLAG.removeprefix(".")] = torch.tensor(True)
     if not module.has_alpha:
         return named
     # alpha / rank is the scale, also where it was alpha / sqrt(rank).
-    return {**named, "alpha": torch.tensor(module.scale * module.rank * factor)}
+    scale = 1.0 if module.is_full_lokr else module.scale * factor
+    return {**named, "alpha": torch.tensor(scale * module.rank)}
 
 
 def build_sidecar(lora_file: LoraFile, report: Mapping[str, Any], multiply: float = 1.0) -> dict[str, Any]:
@@ -267,7 +279,7 @@ def _parse_multiplier(multiply: Any) -> float:
 def _parse_shares(blocks: Any, keep: Any) -> BlockWeights | None:
     """Return the factor of each block that is kept; `None` for the whole file unchanged."""
     if blocks is not None and not isinstance(blocks, str):
-        raise UserError("blocks", f"{format_value(blocks)} is not text, such as STYLE or 12 weights.")
+        raise UserError("blocks", f"{format_value(blocks)} is not text, such as STYLE or 12 block weights.")
     if keep is not None and (not isinstance(keep, str) or keep not in KEEP_CHOICES):
         raise UserError("keep", f"{str(keep)[:40]!r} is not valid. Use one of: {', '.join(KEEP_CHOICES)}.")
     chosen = KEEP_CHOICES[keep or "all"]

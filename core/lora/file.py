@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from core.lora.keys import GAIN_FLAG, LoraModule, parse_modules
+from core.lora.keys import GAIN_FLAG, SCALED_FLAG, LoraModule, parse_modules
+from core.lora.rotation import NEUMANN_TERMS
 from core.schema.bounds import FORBIDDEN_CHARACTERS
 from core.schema.errors import UserError
 from core.system.memory import is_out_of_memory, translate_out_of_memory
@@ -31,13 +32,16 @@ MAX_HEADER_BYTES = 16_000_000  # bytes; safetensors allows 100 MB, but headers a
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 UNSUPPORTED_KINDS = {
-    "oft_R": "PEFT's OFT",
-    ".rescale": "an OFT with `rescale`",
     "bundle_emb": "a LoRA with embeddings",
+    ".lambda_layer": "a T-LoRA, whose rank changes with the step",
+    ".boft_R": "PEFT's BOFT",
+    ".ia3_l": "PEFT's IA3",
 }
 ADAPTER_CONFIG = "adapter_config.json"
 """Where PEFT's `save_pretrained` writes alpha, in the folder of `adapter_model.safetensors`."""
 MAX_ADAPTER_CONFIG_BYTES = 1_000_000
+PEFT_KEY = re.compile(r"\.(lora_[AB]|oft_R)\.")
+"""In a key of any layout that takes its settings from PEFT, unless it has an alpha of its own."""
 FAMILY_BY_WIDTH = {2048: "SDXL", 768: "SD 1.5", 1024: "SD 2", 160: "nano"}
 """Width of the text embeddings that attn2's keys read -> family of base models."""
 OTHER_ARCHITECTURES = {
@@ -165,7 +169,7 @@ def _parse_file(path: Path, name: str) -> LoraFile:
             scalars = {
                 key: file.get_tensor(key)
                 for key in shapes
-                if key.endswith((".alpha", GAIN_FLAG)) and math.prod(shapes[key]) == 1
+                if key.endswith((".alpha", GAIN_FLAG, SCALED_FLAG)) and math.prod(shapes[key]) == 1
             }
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
@@ -175,17 +179,14 @@ def _parse_file(path: Path, name: str) -> LoraFile:
     if strange := next((key for key, value in scalars.items() if value.is_complex()), None):
         raise UserError("lora", f"{name}: {strange[:80]!r} is a complex number.")
     adapter = _parse_json_object(metadata.get("lora_adapter_metadata"))
-    if not adapter and any(key.startswith("base_model.") for key in shapes):
+    if not adapter and any(key.startswith("base_model.") or PEFT_KEY.search(key) for key in shapes):
         adapter = _read_adapter_config(path)
     changes = tuple(parse_modules(shapes, scalars, adapter, name))
     if not changes:
         raise UserError(
             "lora", f"{name} contains no known LoRA format. Use kohya's, diffusers' or PEFT's for SDXL."
         )
-    stems = {module.stem for module in changes}
-    read_keys = {key for module in changes for key in module.keys.values()}
-    read_keys |= {key for key in scalars if key.rpartition(".")[0] in stems}
-    if unread := shapes.keys() - read_keys:
+    if unread := shapes.keys() - {key for module in changes for key in _list_keys(module)}:
         raise UserError(
             "lora",
             f"{name} contains {min(unread)[:80]!r}, which is not supported; without it, it would be a "
@@ -202,6 +203,16 @@ def _parse_file(path: Path, name: str) -> LoraFile:
     return found
 
 
+def _list_keys(module: LoraModule) -> Iterator[str]:
+    """Yield the keys that are read for a module, whether or not the file has all of them."""
+    yield from module.keys.values()
+    yield f"{module.stem}.alpha"
+    if "gain" in module.keys:
+        yield f"{module.stem}{GAIN_FLAG}"
+    if module.input_turn is not None and not module.input_turn.is_peft:
+        yield f"{module.stem}{SCALED_FLAG}"
+
+
 def _find_layout(stem: str) -> str:
     """Return whose layout a file has, by the beginning of a module's keys."""
     if stem.startswith(("lora_", "lycoris_", "oft_")):
@@ -212,19 +223,23 @@ def _find_layout(stem: str) -> str:
 
 
 def _read_adapter_config(path: Path) -> dict[str, Any]:
-    """Return PEFT's settings from the `adapter_config.json` beside a file; empty without one.
+    """Return PEFT's settings from the `adapter_config.json` of a file's folder or of the one above it.
 
-    A folder of several LoRAs has none that is surely this file's.
+    Empty without one, and where nobody knows whose it is: among several LoRAs it belongs to
+    `adapter_model`, PEFT's own name for its file.
     """
-    config = path.with_name(ADAPTER_CONFIG)
-    others = [file for file in path.parent.glob("*.safetensors") if file.name != path.name]
-    if (others and path.stem != "adapter_model") or not config.is_file():
-        return {}
-    with config.open("rb") as opened:
-        text = opened.read(MAX_ADAPTER_CONFIG_BYTES + 1)
-    if len(text) > MAX_ADAPTER_CONFIG_BYTES:
-        raise UserError("lora", f"{config.name} beside {path.name} is too long.")
-    return _parse_json_object(text.decode("utf-8", errors="replace"))
+    for folder in (path.parent, path.parent.parent):
+        config = folder / ADAPTER_CONFIG
+        if config.is_file() and (
+            path == folder / "adapter_model.safetensors"
+            or not any(file != path for file in folder.glob("*.safetensors"))
+        ):
+            with config.open("rb") as opened:
+                text = opened.read(MAX_ADAPTER_CONFIG_BYTES + 1)
+            if len(text) > MAX_ADAPTER_CONFIG_BYTES:
+                raise UserError("lora", f"{config.name} beside {path.name} is too long.")
+            return _parse_json_object(text.decode("utf-8", errors="replace"))
+    return {}
 
 
 def _describe_strength(
@@ -232,21 +247,30 @@ def _describe_strength(
 ) -> tuple[str, ...]:
     """Return what a person should know of a file's alphas and its law of strength, each a sentence.
 
-    `unknown` is whether alpha should stand in an `adapter_config.json` that is not there.
+    `unknown` is whether PEFT's settings should stand in an `adapter_config.json` that is not there.
     """
     zero = sum(
         module.has_alpha and f"{module.stem}.alpha" in alphas and float(alphas[f"{module.stem}.alpha"]) == 0
         for module in modules
     )
     negative = sum(module.alpha < 0 for module in modules)
+    idle = sum(
+        not module.has_alpha and f"{module.stem}.alpha" in alphas and "limit" not in module.keys
+        for module in modules
+    )
     said = {
         f"alpha is 0 in {zero} layers; the rank is taken for it, as in kohya's and LyCORIS' code.": zero,
         f"alpha is negative in {negative} layers, which work against their training.": negative,
+        f"alpha stands beside {idle} layers whose kind has none, and changes nothing there.": idle,
         "alpha stands in an adapter_config.json that is not beside the file; alpha = rank is taken, so the "
-        "strength may be off by a factor.": unknown,
+        "strength may be off by a factor.": unknown and any(module.has_alpha for module in modules),
+        "How the turns are made stands in an adapter_config.json that is not beside the file; PEFT's series "
+        f"of {NEUMANN_TERMS} terms is taken.": unknown and any(module.input_turn for module in modules),
         "A BOFT's change is not in proportion to its strength: each of its factors is.": any(
             module.kind == "BOFT" for module in modules
         ),
+        "An OFT with rescale is LyCORIS' at strength 1; at strength s it is W + s (V - W), so that 0 is the "
+        "base, where LyCORIS keeps the rescale on.": any("rescale" in module.keys for module in modules),
     }
     return tuple(sentence for sentence, applies in said.items() if applies)
 
@@ -322,7 +346,7 @@ def _can_act(module: LoraModule, filled: Collection[str]) -> bool:
     rest = module.keys.keys() - alone - {"limit"}
     factors = [rest & {"b1", "b2", "bm"}, rest & {"a1", "a2"}] if "b1" in rest else [rest]
     summands = [*({part} for part in alone), *factors]
-    return "magnitude" in rest or any(
+    return bool({"magnitude", "rescale"} & rest) or any(
         bool(parts) and all(module.keys[part] in filled for part in parts) for parts in summands
     )
 

@@ -10,7 +10,9 @@ At strength s the weight W becomes W + s * D, so that strengths mean the same fo
 - In each, a convolution's matrices may have a core between them (Tucker's decomposition).
 - A full difference, of a weight, a bias or a norm: D as it is.
 - GLoRA: D = scale * (b1 @ b2 + W @ a1 @ a2) (Chavan et al. 2023, arXiv 2306.07967).
-- OFT: D = (R - I) @ W, block by block of outputs, where R turns them (Qiu et al. 2023, arXiv 2306.07280).
+- OFT: D = (R - I) @ W, block by block of outputs, where R turns them (Qiu et al. 2023, arXiv 2306.07280);
+  PEFT's and OneTrainer's turns the inputs, D = W @ (R^T - I). With LyCORIS' `rescale`, one number an
+  output, D = rescale * R @ W - W.
 - BOFT: as OFT with several R in a row, W + D = R2 @ R1 @ W (Liu et al. 2023, arXiv 2311.06243). Each
   is I + s * (R - I) at strength s, as in LyCORIS: the one kind that is not proportional to strength.
 - IA3: D = gain * W, by output or by input (Liu et al. 2022, arXiv 2205.05638).
@@ -29,7 +31,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 import torch.nn.functional as F
 
-from core.schema.errors import UserError
+from core.lora.rotation import InputTurn, turn_inputs, turn_outputs
 
 Layer = torch.nn.Linear | torch.nn.Conv2d | torch.nn.GroupNorm | torch.nn.LayerNorm
 
@@ -181,49 +183,10 @@ class KroneckerProduct:
         return (w1 @ made.reshape(len(x), w1.shape[1], -1)).view(len(x), -1, *made.shape[2:]) * factor
 
 
-class BlockRotation:
-    """Turns that OFT and BOFT apply to blocks of a layer's outputs.
-
-    A turn of a block is R = (I + Q) (I - Q)^-1 (Cayley), where Q is what the file has minus its
-    transpose. OFT applies the transpose of R, as kohya's and LyCORIS' code does.
-    """
-
-    def __init__(self, blocks: torch.Tensor, limit: torch.Tensor | None):
-        """Prepare blocks (n, size, size) of OFT, or (factors, n, size, size) of BOFT.
-
-        `limit` times the outputs is the largest norm of all Q together; without one, or 0, it is free.
-        Raises `UserError` for numbers that no rotation can be made of in float32.
-        """
-        free = blocks.float()
-        q = free - free.mT
-        self.is_butterfly, outputs = blocks.ndim == 4, q.shape[-3] * q.shape[-1]
-        most = 0.0 if limit is None else float(limit) * outputs
-        if most > 0:
-            q = q * (most / q.norm().clamp(min=1e-8)).clamp(max=1)
-        one = torch.eye(q.shape[-1], device=q.device)
-        inverse, failed = torch.linalg.inv_ex(one - q)
-        turn = (one + q) @ inverse
-        if bool(failed.any()) or not bool(torch.isfinite(turn).all()):
-            raise UserError(
-                "lora", "a rotation of an OFT has numbers that are too large; the file is broken."
-            )
-        self.turns = (turn if self.is_butterfly else turn.mT[None]) - one
-        """R - I: float32, (factors, n, size, size)."""
-
-    def compute_change(
-        self, values: torch.Tensor, channels: int, strength: float | torch.Tensor
-    ) -> torch.Tensor:
-        """Return what the turns add to values whose dimension `channels` is the layer's outputs."""
-        start = turned = values.movedim(channels, -1)
-        size = self.turns.shape[-1]
-        for number, turn in enumerate(self.turns.to(values)):
-            # A factor of BOFT mixes outputs that are this far apart.
-            apart = 2**number * size // 2 if self.is_butterfly else 1
-            pair = 2 if self.is_butterfly else 1
-            blocks = turned.unflatten(-1, (-1, pair, apart)).mT.flatten(-3).unflatten(-1, (-1, size))
-            mixed = torch.einsum("kij,...kj->...ki", turn, blocks).flatten(-2)
-            turned = turned + mixed.unflatten(-1, (-1, apart, pair)).mT.flatten(-3) * strength
-        return (turned - start).movedim(-1, channels)
+NO_PRODUCT_PARTS = {
+    "diff_b", "b_norm", "rotation", "butterfly", "limit", "rescale", "vectors", "gain"
+}  # fmt: skip
+"""Parts of which no matrix is made that is added to the weight."""
 
 
 class LayerDelta:
@@ -233,30 +196,40 @@ class LayerDelta:
     """
 
     def __init__(
-        self, layer: Layer, parts: Mapping[str, torch.Tensor], scale: float, magnitude_dim: int | None = None
+        self,
+        layer: Layer,
+        parts: Mapping[str, torch.Tensor],
+        scale: float,
+        magnitude_dim: int | None = None,
+        input_turn: InputTurn | None = None,
     ):
         """Prepare the change from tensors named as in `LoraModule.keys`.
 
-        `magnitude_dim` is the weight's dimension, 0 or 1, along which a DoRA's magnitudes lie.
+        `magnitude_dim` is the weight's dimension, 0 or 1, along which a DoRA's magnitudes lie, and
+        `input_turn` how the turns of an OFT of inputs are made.
         """
         weight = layer.weight.detach()
         parts = _fold_glora(_fold_cores(parts), weight)
-        has_product = bool(parts.keys() - {"diff_b", "b_norm", "rotation", "butterfly", "limit", "gain"})
+        has_product = bool(parts.keys() - NO_PRODUCT_PARTS)
         self.product = _choose_product(parts)(parts, weight) if has_product else None
         bias = parts.get("diff_b", parts.get("b_norm"))
         self.bias = None if bias is None else bias.flatten().to(weight.device, weight.dtype, copy=True)
         """What is added to the layer's bias at strength 1, (out,); `None` for nothing."""
         self.scale, self.magnitude_dim = scale, magnitude_dim
         self.gain_minus_one: torch.Tensor | None = None
-        """The share of W itself that is added: an IA3's gain; for a DoRA, magnitude / norm - 1.
+        """The share of W itself that is added: an IA3's gain; rescale - 1; a DoRA's magnitude / norm - 1.
 
         float32, (out, 1, ...) or (1, in, ...).
         """
         blocks = parts.get("rotation", parts.get("butterfly"))
-        self.rotation = (
-            None if blocks is None else BlockRotation(blocks.to(weight.device), parts.get("limit"))
-        )
-        if magnitude_dim is not None and "gain" in parts:
+        self.rotation = None if blocks is None else turn_outputs(blocks.to(weight.device), parts.get("limit"))
+        if input_turn is not None:
+            self.rotation = turn_inputs(parts["vectors"].to(weight.device), input_turn, weight.ndim > 2)
+        if "rescale" in parts:
+            self.magnitude_dim = 0
+            rescale = parts["rescale"].to(weight.device, torch.float32)
+            self.gain_minus_one = rescale.reshape(-1, *[1] * (weight.ndim - 1)) - 1
+        elif magnitude_dim is not None and "gain" in parts:
             wanted = [len(weight) if magnitude_dim == 0 else 1, -1, *[1] * (weight.ndim - 2)]
             self.gain_minus_one = parts["gain"].to(weight.device, torch.float32).reshape(wanted).clone()
         elif magnitude_dim is not None and self.product is not None:
@@ -295,8 +268,6 @@ class LayerDelta:
         `pristine` is the layer's weight without any change.
         """
         own, gain = _flatten_weight(pristine).to(flat), None
-        if self.rotation is not None:
-            flat.add_(self.rotation.compute_change(own, 0, strength))
         if self.gain_minus_one is not None:
             extra = self.gain_minus_one.to(flat.device)
             extra = (
@@ -306,6 +277,9 @@ class LayerDelta:
             )
             gain = (1 + extra).to(flat.dtype)
             flat.addcmul_(own, extra.to(flat.dtype), value=strength)
+        if self.rotation is not None:
+            turned = self.rotation.compute_change(own, int(self.rotation.of_inputs), strength)
+            flat.add_(turned if gain is None else turned * gain)
         if self.product is not None:
             self.product.add_to(flat, strength * self.scale, gain)
 
@@ -323,10 +297,14 @@ class LayerDelta:
         gain = None if self.gain_minus_one is None else self.gain_minus_one.to(x).view(-1, *rest)
         if self.bias is not None:
             terms.append(self.bias.to(x).view(-1, *rest) * strength)
-        if self.rotation is not None or (gain is not None and self.magnitude_dim == 0):
+        if self.rotation is not None and self.rotation.of_inputs:
+            turned = self.rotation.compute_change(_flatten_weight(layer.weight), 1, 1.0)
+            terms.append(_forward_weight(layer, x, turned.view_as(layer.weight)) * strength)
+        elif self.rotation is not None or (gain is not None and self.magnitude_dim == 0):
             plain = out if layer.bias is None else out - layer.bias.view(-1, *rest)
             if self.rotation is not None:
-                terms.append(self.rotation.compute_change(plain, 1 if rest else -1, strength))
+                turned = self.rotation.compute_change(plain, 1 if rest else -1, strength)
+                terms.append(turned if gain is None else turned * (1 + gain))
             if gain is not None:
                 terms.append(plain * (gain * strength))
         elif gain is not None:

@@ -6,11 +6,12 @@ Parts have the names that `LoraModule.keys` gives them. What cannot be a change 
 import math
 from collections.abc import Mapping
 
+from core.lora.rotation import count_turned
 from core.schema.errors import UserError
 
 RANK_RANGE = (1, 4096)
 MAX_BLOCK_SIZE = 2560
-"""Outputs in a block of OFT: four blocks of the widest layer of SDXL. The time grows with its cube."""
+"""Outputs or inputs in a block of OFT: a quarter of the most outputs in SDXL. Time grows with the cube."""
 
 Shape = tuple[int, ...]
 
@@ -28,7 +29,9 @@ def infer_shape(
     if "b1" in parts:
         return _infer_glora(parts, where)
     if blocks := parts.get("rotation", parts.get("butterfly")):
-        return _infer_rotation(blocks, where)
+        return _infer_rotation(blocks, parts.get("rescale"), where)
+    if "vectors" in parts:
+        return 0, (0, math.prod(infer_input_blocks(parts["vectors"], where))), (), (1, 1)
     if "gain" in parts:
         many = math.prod(parts["gain"])
         if many not in parts["gain"]:
@@ -90,8 +93,25 @@ def _infer_glora(
     return rank, (parts["b1"][0], inputs), tuple(core[2:]), (1, 1)
 
 
-def _infer_rotation(blocks: Shape, where: str) -> tuple[int, tuple[int, int], Shape, tuple[int, int]]:
-    """Return rank, shape, kernel and groups of an OFT, (n, size, size), or BOFT, (factors, n, size, size)."""
+def infer_input_blocks(vectors: Shape, where: str) -> tuple[int, int]:
+    """Return the number and the size of the blocks of an OFT of inputs; one block may serve for all."""
+    size = count_turned(vectors[1]) if len(vectors) == 2 and vectors[0] > 0 else 0
+    if not 2 <= size <= MAX_BLOCK_SIZE:
+        raise UserError(
+            "lora",
+            f"{where} has numbers of {vectors} for the turns of an OFT; a block of n inputs has "
+            f"n (n - 1) / 2 of them, for n from 2 to {MAX_BLOCK_SIZE}.",
+        )
+    return vectors[0], size
+
+
+def _infer_rotation(
+    blocks: Shape, rescale: Shape | None, where: str
+) -> tuple[int, tuple[int, int], Shape, tuple[int, int]]:
+    """Return rank, shape, kernel and groups of an OFT, (n, size, size), or BOFT, (factors, n, size, size).
+
+    `rescale` is (out, 1, ...).
+    """
     count, size = blocks[-3:-1] if len(blocks) in (3, 4) else (0, 0)
     if size > MAX_BLOCK_SIZE:
         raise UserError(
@@ -109,6 +129,11 @@ def _infer_rotation(blocks: Shape, where: str) -> tuple[int, tuple[int, int], Sh
     ):
         raise UserError(
             "lora", f"{where} has blocks of {blocks}; OFT's are square, (n, size, size), and so are BOFT's."
+        )
+    if rescale is not None and (rescale[:1] != (count * size,) or math.prod(rescale) != count * size):
+        raise UserError(
+            "lora",
+            f"{where} has a rescale of {rescale}; it is one number for each of {count * size} outputs.",
         )
     return 0, (count * size, 0), (), (1, 1)
 

@@ -43,9 +43,10 @@ def fetch_lora(hub_id: str) -> Path:
                 "lora", f"{name} has {found.sizes[name]:,} bytes; the limit for a LoRA is {MAX_FILE_BYTES:,}."
             )
         check_lora_kind(hub.fetch_tensor_shapes(found, name, "lora"), name)
-    config = str(PurePosixPath(name).with_name(ADAPTER_CONFIG))
-    if 0 < found.sizes.get(config, 0) <= MAX_ADAPTER_CONFIG_BYTES:
-        hub.fetch_file(found, config, "lora")  # PEFT's alpha stands there
+    for folder in list(PurePosixPath(name).parents)[:2]:
+        config = str(folder / ADAPTER_CONFIG)
+        if 0 < found.sizes.get(config, 0) <= MAX_ADAPTER_CONFIG_BYTES:
+            hub.fetch_file(found, config, "lora")  # PEFT's alpha stands there
     return hub.fetch_file(found, name, "lora")
 
 

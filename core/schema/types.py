@@ -266,7 +266,7 @@ class LoraUse:
     text_strength: float | None = None
     """Strength for the text encoders; `None` for `strength`."""
     blocks: str | None = None
-    """12 block weights as text, or `CONTENT` or `STYLE`; `None` for the whole LoRA."""
+    """The value of `lbw=`, such as 12 weights or `STYLE`; `None` for the whole LoRA."""
 
 
 @record

@@ -59,7 +59,8 @@ def build_curve(study: SweepStudy) -> list[dict[str, Any]]:
 def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
     """Return the sweep as plain data.
 
-    What was not measured is `None`, and `why` or `unmeasured` says why.
+    What was not measured is `None`, and `why` or `unmeasured` says why. `notes` has what is unusual about
+    the LoRA's alpha and its law of strength.
     """
     verdict = study.verdict or Verdict(
         intervals={},
@@ -89,6 +90,7 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         "intervals": {name: list(ends) for name, ends in verdict.intervals.items()},
         "why": verdict.why,
         "next": verdict.next,
+        "notes": list(lora.get_lora_file(study.plan.lora.path).notes),
         "normalise_by": verdict.recommended
         if verdict.recommended and verdict.recommended >= MULTIPLY_RANGE[0]
         else None,

@@ -76,7 +76,7 @@ class TransferEntry:
     home: str | None = None
     """The model that the LoRA was trained on."""
     blocks: str | None = None
-    """12 block weights as text, or `CONTENT` or `STYLE`."""
+    """The value of `lbw=`, such as 12 weights or `STYLE`."""
     references: tuple[str, ...] = ()
     """Files of the images that the LoRA was trained on."""
     data: str | None = None

@@ -3,8 +3,9 @@
 FOLDER holds LyCORIS, which Sweetspot does not need: `pip install --no-deps --target FOLDER lycoris-lora
 toml`. LyCORIS makes a random network of a kind on nano's U-Net and saves it; the file is read and
 applied here at strengths 0.5, 1 and 2. The reference is what a module adds to its layer when the model
-runs (`get_weight`): LyCORIS' `merge_to` applies the scale of LoHa and LoKr twice (4.1.3). Prints the
-largest difference of any weight beside the largest change.
+runs (`get_weight`): LyCORIS' `merge_to` applies the scale of LoHa and LoKr twice (4.1.3). The rescale of
+OFT and BOFT counts in proportion to the strength, as here. Prints the largest difference of any weight
+beside the largest change. PEFT's kinds are in tests/lora, where PEFT is at hand.
 """
 
 import copy
@@ -42,8 +43,10 @@ KINDS: dict[str, dict[str, Any]] = {
     "IA3 of inputs": {"algo": "ia3", "train_on_input": True},
     "OFT": {"algo": "diag-oft"},
     "OFT with a limit": {"algo": "diag-oft", "constraint": 0.01},
+    "OFT with rescale": {"algo": "diag-oft", "rescaled": True},
     "BOFT": {"algo": "boft", "linear_dim": 32, "conv_dim": 32},
     "BOFT with a limit": {"algo": "boft", "linear_dim": 32, "conv_dim": 32, "constraint": 0.01},
+    "BOFT with rescale": {"algo": "boft", "linear_dim": 32, "conv_dim": 32, "rescaled": True},
 }
 SIZES = {"linear_dim": 4, "linear_alpha": 2, "conv_dim": 4, "conv_alpha": 2}
 STRENGTHS = (0.5, 1.0, 2.0)
@@ -71,7 +74,10 @@ def add_reference(network: Any, strength: float, weights: dict[str, torch.Tensor
             weights[f"{stem}.bias"] = weights[f"{stem}.bias"] + strength * module.b_norm
             continue
         if module.name in ("diag-oft", "boft"):  # not always in proportion to the strength
-            weights[f"{stem}.weight"] = base + module.get_diff_weight(strength)[0].view_as(base)
+            change = module.make_weight(strength).view_as(base) - base
+            if module.rescaled:  # which LyCORIS keeps whole at any strength
+                change = change - (1 - strength) * (module.rescale - 1) * base
+            weights[f"{stem}.weight"] = base + change
             continue
         if module.name in ("loha", "kron"):
             change = module.get_weight(module.shape) * module.scalar

@@ -177,7 +177,12 @@ REFUSED_FILES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         make_broken(lambda s: {"lora_unet_a.hada_w1_a": torch.ones(2, 2)}),
         "is incomplete: it only has hada_w1_a",
     ),
-    "oft of PEFT": (make_broken(lambda s: {"unet.a.oft_R.weight": torch.ones(2, 6)}), "is PEFT's OFT"),
+    "boft of PEFT": (make_broken(lambda s: {"unet.a.boft_R": torch.ones(2, 2, 4, 4)}), "is PEFT's BOFT"),
+    "ia3 of PEFT": (make_broken(lambda s: {"unet.a.ia3_l": torch.ones(2, 1)}), "is PEFT's IA3"),
+    "t-lora": (
+        make_broken(lambda s: {"lora_unet_a.lambda_layer": torch.ones(1, 4)}),
+        "is a T-LoRA, whose rank changes with the step",
+    ),
     "oft": (
         make_broken(lambda s: {"lora_unet_a.oft_blocks": torch.ones(2, 2, 3)}),
         r"has blocks of \(2, 2, 3\); OFT's are square",

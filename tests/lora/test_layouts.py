@@ -80,11 +80,13 @@ def test_peft_stores_alpha_beside_the_file(folder: Path, tmp_path: Path) -> None
     assert {module.scale for module in told.modules if module.name.endswith("to_q")} == {1 / RANK}
 
 
-def test_the_hub_brings_the_config_too(folder: Path, tmp_path: Path, hub_server: Hub) -> None:
+@pytest.mark.parametrize("inside", ["", "unet/"])
+def test_the_hub_brings_the_config_too(inside: str, folder: Path, tmp_path: Path, hub_server: Hub) -> None:
+    """From the file's folder, or from the one above it."""
     api, file = HfApi(token="hf_ann"), tmp_path / "adapter_model.safetensors"
     save_file(load_file(folder / "peft.safetensors"), file)
     api.create_repo("ann/peft")
-    api.upload_file(path_or_fileobj=file, path_in_repo=file.name, repo_id="ann/peft")
+    api.upload_file(path_or_fileobj=file, path_in_repo=f"{inside}{file.name}", repo_id="ann/peft")
     config = json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 8}).encode()
     api.upload_file(path_or_fileobj=config, path_in_repo="adapter_config.json", repo_id="ann/peft")
     assert lora_file.read_lora_file(from_hub.fetch_lora("ann/peft")).scale == 8 / RANK
@@ -111,6 +113,15 @@ def test_a_strange_alpha_is_read_as_kohya_does_and_said(
     found = lora_file.read_lora_file(tmp_path / "it.safetensors")
     assert found.scale == scale
     assert found.notes[0].startswith(note)
+
+
+@pytest.mark.parametrize("part", ["diff", "oft_R.weight"])
+def test_an_alpha_that_means_nothing_is_said(part: str, tmp_path: Path) -> None:
+    stem = "lora_unet_input_blocks_4_1_proj_in"
+    tensors = {f"{stem}.{part}": torch.ones(64, 28), f"{stem}.alpha": torch.tensor(8.0)}
+    save_file(tensors, tmp_path / "it.safetensors")
+    (note,) = lora_file.read_lora_file(tmp_path / "it.safetensors").notes
+    assert note == "alpha stands beside 1 layers whose kind has none, and changes nothing there."
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])

@@ -16,122 +16,35 @@ from core.lora import file as lora_file
 from core.models import bases
 from core.schema.errors import UserError
 from core.schema.types import LoraUse
-from tests.lora.parts import assert_samples_are_alone, compute_changes, write_lora
-
-CONV, LINEAR, NORM, LAYER_NORM = (
-    "down_blocks.1.resnets.0.conv2",
-    "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_out.0",
-    "down_blocks.1.resnets.0.norm1",
-    "down_blocks.1.attentions.0.transformer_blocks.0.norm1",
+from tests.lora.formulas import (
+    CONV,
+    LAYER_NORM,
+    LINEAR,
+    NORM,
+    Parts,
+    add_magnitudes,
+    add_rescale,
+    make_bias,
+    make_boft,
+    make_difference,
+    make_full_lokr,
+    make_glora,
+    make_ia3,
+    make_ia3_of_inputs,
+    make_locon_with_a_core,
+    make_loha,
+    make_loha_with_cores,
+    make_lokr,
+    make_lokr_with_a_core,
+    make_lora,
+    make_lora_with_a_bias,
+    make_norm,
+    make_oft,
+    make_oft_of_inputs,
+    make_scaled_oft_of_inputs,
+    make_shared_oft_of_inputs,
 )
-Parts = dict[str, torch.Tensor | float]
-Draw = Callable[..., torch.Tensor]
-
-
-def make_loha(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    out, area = shape[0], shape[1:].numel()
-    w1_a, w1_b, w2_a, w2_b = draw(out, 3), draw(3, area), draw(out, 3), draw(3, area)
-    parts = {"hada_w1_a": w1_a, "hada_w1_b": w1_b, "hada_w2_a": w2_a, "hada_w2_b": w2_b, "alpha": 6.0}
-    return parts, 2 * (w1_a @ w1_b) * (w2_a @ w2_b), None
-
-
-def make_loha_with_cores(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    out, inputs, *kernel = shape
-    parts: Parts = {"alpha": 6.0}
-    change = torch.ones(shape)
-    for number in "12":
-        core, a, b = draw(3, 3, *kernel), draw(3, out), draw(3, inputs)
-        parts |= {f"hada_t{number}": core, f"hada_w{number}_a": a, f"hada_w{number}_b": b}
-        change = change * torch.einsum("ijkl,jr,ip->prkl", core, b, a)
-    return parts, 2 * change, None
-
-
-def make_locon_with_a_core(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    out, inputs, *kernel = shape
-    down, mid, up = draw(3, inputs, 1, 1), draw(3, 3, *kernel), draw(out, 3, 1, 1)
-    parts = {"lora_down__weight": down, "lora_mid__weight": mid, "lora_up__weight": up, "alpha": 6.0}
-    return parts, 2 * torch.einsum("op,pqkl,qi->oikl", up[..., 0, 0], mid, down[..., 0, 0]), None
-
-
-def make_lokr_with_a_core(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    out, inputs, *kernel = shape
-    w1, core, a, b = draw(4, 2), draw(3, 3, *kernel), draw(3, out // 4), draw(3, inputs // 2)
-    w2 = torch.einsum("ijkl,jr,ip->prkl", core, b, a).contiguous()
-    parts = {"lokr_w1": w1, "lokr_t2": core, "lokr_w2_a": a, "lokr_w2_b": b, "alpha": 6.0}
-    return parts, 2 * torch.kron(w1[..., None, None], w2), None
-
-
-def make_difference(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    diff, bias = draw(*shape), draw(shape[0])
-    return {"diff": diff, "diff_b": bias}, diff, bias
-
-
-def make_lora_with_a_bias(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    down, up, bias = draw(3, shape[1]), draw(shape[0], 3), draw(shape[0])
-    parts = {"lora_down__weight": down, "lora_up__weight": up, "diff_b": bias, "alpha": 6.0}
-    return parts, 2 * up @ down, bias
-
-
-def make_bias(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    bias = draw(shape[0])
-    return {"diff_b": bias}, torch.zeros(shape), bias
-
-
-def make_norm(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    weight, bias = draw(*shape), draw(*shape)
-    return {"w_norm": weight, "b_norm": bias}, weight, bias
-
-
-def make_glora(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    out, inputs, *kernel = shape
-    a1, a2, b1, b2 = draw(inputs, 3), draw(3, inputs), draw(out, 3), draw(3, inputs, *kernel)
-    flat = {"a1": a1, "a2": a2, "b1": b1}
-    ones = [1] * len(kernel)
-    parts = {f"{part}__weight": value.view(*value.shape, *ones) for part, value in flat.items()}
-    own = torch.einsum("oi...,ij,jp->op...", get_weight(shape), a1, a2)
-    change = 2 * (own + (b1 @ b2.flatten(1)).view(shape))
-    return {**parts, "b2__weight": b2, "alpha": 6.0}, change, None
-
-
-def make_oft(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    """Return blocks of 16 outputs, turned less than they ask for: the limit is reached."""
-    blocks, limit = draw(shape[0] // 16, 16, 16), 0.02
-    q = blocks - blocks.mT
-    q = q * (limit * shape[0] / q.norm()).clamp(max=1)
-    turn = torch.block_diag(*((torch.eye(16) + each) @ torch.linalg.inv(torch.eye(16) - each) for each in q))
-    own = get_weight(shape)
-    change = (turn.T @ own.flatten(1)).view(shape) - own
-    return {"oft_blocks": blocks, "alpha": limit}, change, None
-
-
-def make_boft(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    """Return two factors: the first mixes neighbours, the second every second output with its next."""
-    blocks = draw(2, shape[0] // 2, 2, 2)
-    flat = own = get_weight(shape).flatten(1)
-    for number, factor in enumerate(blocks):
-        q = factor - factor.mT
-        turn = torch.block_diag(*((torch.eye(2) + e) @ torch.linalg.inv(torch.eye(2) - e) for e in q))
-        order = torch.arange(shape[0]).view(-1, 2, 2**number).mT.flatten()
-        flat = torch.empty_like(flat).index_copy(0, order, turn @ flat[order])
-    return {"oft_blocks": blocks}, (flat - own).view(shape), None
-
-
-def make_ia3(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    gain, ones = draw(shape[0]), [1] * (len(shape) - 2)
-    stored = gain.view(1, -1, *ones) if ones else gain
-    return {"weight": stored, "on_input": 0}, gain.view(-1, 1, *ones) * get_weight(shape), None
-
-
-def make_ia3_of_inputs(shape: torch.Size, draw: Draw) -> tuple[Parts, torch.Tensor, torch.Tensor | None]:
-    gain, ones = draw(shape[1]), [1] * (len(shape) - 2)
-    stored = gain.view(1, -1, *ones) if ones else gain
-    return {"weight": stored, "on_input": 1}, gain.view(1, -1, *ones) * get_weight(shape), None
-
-
-def get_weight(shape: torch.Size) -> torch.Tensor:
-    """Return the weight of the one layer of `LINEAR` and `CONV` that has this shape."""
-    layers = (bases.load_model("nano").unet.get_submodule(name) for name in (LINEAR, CONV))
-    return next(layer.weight.detach().clone() for layer in layers if layer.weight.shape == shape)
+from tests.lora.parts import assert_samples_are_alone, compute_changes, write_lora
 
 
 @pytest.mark.parametrize(
@@ -143,6 +56,28 @@ def get_weight(shape: torch.Size) -> torch.Tensor:
         (make_oft, CONV, "OFT"),
         (make_boft, LINEAR, "BOFT"),
         (make_boft, CONV, "BOFT"),
+        (make_oft_of_inputs, LINEAR, "OFT"),
+        (make_oft_of_inputs, CONV, "OFT"),
+        (make_scaled_oft_of_inputs, LINEAR, "OFT"),
+        (make_scaled_oft_of_inputs, CONV, "OFT"),
+        (make_shared_oft_of_inputs, LINEAR, "OFT"),
+        (make_shared_oft_of_inputs, CONV, "OFT"),
+        (add_rescale(make_oft), LINEAR, "OFT"),
+        (add_rescale(make_oft), CONV, "OFT"),
+        (add_rescale(make_boft), LINEAR, "BOFT"),
+        (add_rescale(make_boft), CONV, "BOFT"),
+        (make_lora, LINEAR, "LoRA"),
+        (make_lora, CONV, "LoRA"),
+        (make_lokr, LINEAR, "LoKr"),
+        (make_lokr, CONV, "LoKr"),
+        (make_full_lokr, LINEAR, "LoKr"),
+        (make_full_lokr, CONV, "LoKr"),
+        (add_magnitudes(make_lora), LINEAR, "DoRA"),
+        (add_magnitudes(make_lora), CONV, "DoRA"),
+        (add_magnitudes(make_loha), LINEAR, "LoHa with DoRA"),
+        (add_magnitudes(make_loha), CONV, "LoHa with DoRA"),
+        (add_magnitudes(make_difference), LINEAR, "full difference with DoRA"),
+        (add_magnitudes(make_difference), CONV, "full difference with DoRA"),
         (make_ia3, LINEAR, "IA3"),
         (make_ia3, CONV, "IA3"),
         (make_ia3_of_inputs, LINEAR, "IA3"),
@@ -170,8 +105,9 @@ def test_a_kind_is_its_formula(make: Callable, name: str, kind: str, tmp_path: P
     use = write_lora(tmp_path / "it.safetensors", name, **parts)
     found = lora_file.read_lora_file(Path(use.path))
     assert found.kind == kind
-    assert [note for note in found.notes if not note.startswith("A BOFT's change is not in proportion")] == []
-    multiples = (1,) if "OFT" in kind else (1, 2.5)
+    known = ("A BOFT's change is not in proportion", "An OFT with rescale is LyCORIS' at strength 1")
+    assert [note for note in found.notes if not note.startswith(known)] == []
+    multiples = (1,) if "OFT" in kind or "DoRA" in kind else (1, 2.5)
     changed = [edit.rewrite_lora(found, tmp_path, multiply=times) for times in multiples]
     for file, times in zip((found.path, *changed), (1, *multiples), strict=True):
         # A BOFT is not in proportion to its strength; the bench has what LyCORIS makes of 0.5 and 2.

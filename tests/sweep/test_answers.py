@@ -11,6 +11,7 @@ from core.lora import file as lora_file
 from core.sweep.decide import HELD_RANGES
 from core.sweep.report import build_sweep_report
 from core.sweep.study import SweepStudy
+from tabs.sweep import _format_answer
 from tests.sweep.conftest import EXAMPLE, PROMPTS, RunSweep
 
 STEP = 0.5
@@ -116,3 +117,15 @@ def test_one_seed_is_refused_an_answer(run_sweep: RunSweep) -> None:
     report = build_sweep_report(run_sweep(strengths="0-1 (+0.5)", seeds="1"))
     assert report["sweet_spot"] is None
     assert report["why"].startswith("Needs at least 2 seeds")
+
+
+def test_a_law_of_strength_that_is_not_linear_is_said(run_sweep: RunSweep, tmp_path: Path) -> None:
+    """Twice the strength of a BOFT is not twice the change: the report says so, and the page shows it."""
+    stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
+    blocks = torch.ones(2, 16, 4, 4).triu(1)
+    save_file({f"{stem}.oft_blocks": blocks}, tmp_path / "boft.safetensors")
+    study = run_sweep(lora=str(tmp_path / "boft.safetensors"), strengths="0, 1", seeds="1", prompts="1girl")
+    report = build_sweep_report(study)
+    (note,) = report["notes"]
+    assert note.startswith("A BOFT's change is not in proportion to its strength")
+    assert "BOFT's change is not in proportion" in _format_answer(report)
