@@ -164,7 +164,7 @@ def _select_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the scaled tensors of a file by kohya's keys; `shares` by block, `None` for all of it.
 
-    Raises `UserError` if nothing is left.
+    Its embeddings stay as they are. Raises `UserError` if nothing is left.
     """
     tensors, kept = lora_file.load_tensors(), dict[str, torch.Tensor]()
     for module in lora_file.modules:
@@ -176,7 +176,7 @@ def _select_tensors(
             }
     if not kept:
         raise UserError("keep", f"{lora_file.path.name} has nothing in the chosen blocks.")
-    return kept
+    return kept | {key: tensors[key] for key in lora_file.embedding_keys}
 
 
 def _scale_module(

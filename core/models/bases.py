@@ -6,7 +6,7 @@ A model that is not available is refused in one sentence, and the loaded one sta
 import hashlib
 import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from core.prompts import conditioning
 from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.events import LoadProgress
-from core.schema.types import Model, Request
+from core.schema.types import EmbeddingUse, Model, Request
 from core.system import paths
 from core.system.concurrency import drain
 from core.system.device import Machine, detect_machine
@@ -281,12 +281,12 @@ def describe_absence(model: Model) -> str | None:
     )
 
 
-def count_prompt_tokens(prompt: str) -> int:
+def count_prompt_tokens(prompt: str, embeddings: Sequence[EmbeddingUse] = ()) -> int:
     """Count the prompt's tokens, 75 in a chunk, with the loaded model's tokenizer.
 
     Uses nano's tokenizer if no model is loaded. Loads no model.
     """
-    return conditioning.count_tokens(_get_tokenizer(), prompt)
+    return conditioning.count_tokens(_get_tokenizer(), prompt, embeddings)
 
 
 def check_prompt_length(request: Request) -> None:
