@@ -36,8 +36,9 @@ MAX_FILE_BYTES = 10 * 2**20
 """75 vectors of SDXL have 0.6 MB."""
 MAX_NAME_LENGTH = 300  # characters, of a folder and a file's name
 
-# CLIP's own division of a text, in which a digit is a word.
-PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|(?:[^\w\s]|_)+", re.IGNORECASE)
+# CLIP's own division of a text, in which a digit is a word; but each other sign stands alone, so that a
+# name may end with a bracket before a comma.
+PIECE = re.compile(r"'(?:s|t|re|ve|m|ll|d)|[^\W\d_]+|\d|[^\w\s]|_", re.IGNORECASE)
 COMFYUI_MARK = re.compile(r"embedding:(?=[^\s,])", re.IGNORECASE)
 MODEL_SUFFIX = re.compile(r"\.(?:safetensors|pt|bin)$", re.IGNORECASE)
 
@@ -234,8 +235,9 @@ def _split_text(text: str, words: tuple[str, ...]) -> list[str | Mention]:
 def _match_pieces(plain: Sequence[str], start: int, known: _Words) -> tuple[str | None, int]:
     """Return the longest name that begins at a piece, and its pieces."""
     for length in known.lengths:
-        if (word := known.by_pieces.get(tuple(plain[start : start + length]))) is not None:
-            return word, length
+        pieces = tuple(plain[start : start + length])
+        if (word := known.by_pieces.get(pieces)) is not None:
+            return word, len(pieces)
     return None, 1
 
 
