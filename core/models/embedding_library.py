@@ -64,9 +64,11 @@ def find_embeddings(
 
 def find_countable_embeddings(prompt: str) -> tuple[EmbeddingUse, ...]:
     """Return what a prompt names and can be used: what a prompt that is being written is counted by."""
-    found: dict[EmbeddingUse, None] = {}
+    loras, found = tuple[LoraUse, ...](), dict[EmbeddingUse, None]()
     with suppress(UserError):  # making the picture says what is wrong
-        words = _list_words(parse_lora_tags(prompt))
+        loras = parse_lora_tags(prompt)
+    with suppress(UserError):
+        words = _list_words(loras)
         for mention in find_mentions(prompt, words):
             with suppress(UserError):
                 found[_read_mention(mention, words)] = None
