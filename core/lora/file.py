@@ -193,6 +193,8 @@ def _parse_file(path: Path, name: str) -> LoraFile:
     if not adapter and any(key.startswith("base_model.") for key in shapes):
         adapter = _read_adapter_config(path)
     changes = tuple(parse_modules(shapes, scalars, adapter, name))
+    if not changes and set(EMBEDDING_PARTS) <= shapes.keys():
+        raise UserError("lora", f"{name} is an embedding (textual inversion). Put it into models/embeddings.")
     if not changes:
         raise UserError(
             "lora", f"{name} contains no known LoRA format. Use kohya's, diffusers' or PEFT's for SDXL."

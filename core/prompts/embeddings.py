@@ -2,8 +2,10 @@
 
 A file for SDXL has `clip_l` and `clip_g`, n vectors for each text encoder. A name counts as a word as
 in A1111 (`modules/textual_inversion/textual_inversion.py`): whatever its capitals, between the words
-into which CLIP's tokenizer divides a text, and the longest of several names. `embedding:name` is
-ComfyUI's form. The vectors take the place of token embeddings; tokenizer and vocabulary stay.
+into which CLIP's tokenizer divides a text, and the longest of several names. A1111 compares tokens,
+so that `style` is also found in `restyle`; here it is not, and a name means the same for every
+tokenizer. `embedding:name` is ComfyUI's form. The vectors take the place of token embeddings;
+tokenizer and vocabulary stay.
 """
 
 import re
@@ -128,6 +130,8 @@ def _read_embedding(path: Path, prefix: str) -> Embedding:
 def _check_shapes(shapes: Mapping[str, tuple[int, ...]], name: str) -> None:
     """Raise `UserError`, with what the file is, unless it holds an embedding of SDXL's or nano's."""
     need = "Use one for SDXL, with clip_l and clip_g"
+    if any(key.startswith(("lora_", "lycoris_")) or ".lora_" in key for key in shapes):
+        raise UserError("embedding", f"{name} is a LoRA. Put it into models/loras.")
     if not set(ENCODER_KEYS) <= shapes.keys():
         widths = {shape[-1] for shape in shapes.values() if shape}
         family = OTHER_FAMILIES.get(next(iter(widths))) if len(widths) == 1 else None

@@ -192,14 +192,14 @@ def write_bundle(file: Path, **parts: torch.Tensor) -> LoraUse:
 
 
 def test_a_loras_embedding_works_while_it_is_in_use(bundle: LoraUse, shelf: Path) -> None:
-    values = {"prompt": "mychar, 1girl", "lora_file": bundle.path, "lora_strength": 0.5}
-    (use,) = fill(**values).embeddings
+    prompt, values = "mychar, 1girl", {"lora_file": bundle.path, "lora_strength": 0.5}
+    request = fill(prompt, **values)
+    (use,) = request.embeddings
     assert (use.word, use.path, use.key_prefix) == ("MyChar", bundle.path, "bundle_emb.MyChar.")
-    assert fill(**values | {"lora_strength": 0.0}).embeddings == ()
-    assert fill("mychar, 1girl").embeddings == ()
+    assert fill(prompt, **values | {"lora_strength": 0.0}).embeddings == ()
+    assert fill(prompt).embeddings == ()
     with pytest.raises(UserError, match="'embedding:mychar' is not among the embeddings, which are none"):
         fill("embedding:mychar")
-    request = fill(**values)
     assert "TI hashes" not in picture_file.save_picture(
         Image.new("RGB", (8, 8)), request, shelf / "picture.png"
     ), "A1111 writes hashes of files alone"
@@ -233,6 +233,12 @@ def test_a_rewritten_lora_keeps_its_embeddings(bundle: LoraUse, tmp_path: Path) 
     assert again.embeddings == ("MyChar",)
     for key, value in make_parts().items():
         assert torch.equal(again.load_tensors()[key], value)
+
+
+def test_an_embedding_among_loras_is_told(tmp_path: Path) -> None:
+    file = write_embedding(tmp_path / "lost.safetensors")
+    with pytest.raises(UserError, match=r"lost.safetensors is an embedding .* Put it into models/embeddings"):
+        read_lora_file(file)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import CLIPTokenizer
 
 from core.models import bases
 from core.prompts import conditioning, embeddings
@@ -63,7 +64,7 @@ def test_the_states_are_those_of_a_vocabulary_with_the_vectors_in_it(
     """The oracle is diffusers' way: new tokens, whose rows of a resized table are the vectors."""
     use = use_embedding(write_embedding(tmp_path / "zzq.safetensors"))
     ours = encode(nano, prompt.format("ZZQ"), use)
-    states, pooled = [], None
+    states, pooled = [], torch.empty(0)
     both = ((nano.tokenizer, nano.text_encoder), (nano.tokenizer_2, nano.text_encoder_2))
     for number, (tokenizer, encoder) in enumerate(both):
         vectors = get_embedding(use).vectors[number]
@@ -115,6 +116,34 @@ NAMES = ("EasyNegative", "easy", "bad hands", "style", "bad-X_v2", "smile", "foo
 )
 def test_a_name_is_found_as_a_word(prompt: str, words: list[str | None]) -> None:
     assert [mention.word for mention in find_mentions(prompt, NAMES)] == words
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "1girl, easynegative, smile. bad hands!?",
+        "Bad-X_V2,bad hands;style(smile)",
+        "it's a style, smiles, smile2 日本 easy",
+        "unstyled, easynegativex, 2smile",
+    ],
+)
+def test_names_are_found_where_a1111_finds_them_among_clips_tokens(prompt: str) -> None:
+    """A1111 compares the ids of a name with those of the prompt, and takes the longest.
+
+    Only what is a name by accident of the vocabulary, as `style` in `restyle`, is none here.
+    """
+    tokenizer = CLIPTokenizer.from_pretrained("core/models/sdxl/tokenizer", local_files_only=True)
+
+    def tokenize(text: str) -> list[int]:
+        return tokenizer(text, add_special_tokens=False).input_ids
+
+    ids, found, place = tokenize(prompt), [], 0
+    names = sorted(((name, tokenize(name)) for name in NAMES), key=lambda each: -len(each[1]))
+    while place < len(ids):
+        name, own = next((each for each in names if ids[place:][: len(each[1])] == each[1]), (None, [0]))
+        found += [name] if name else []
+        place += len(own)
+    assert [mention.word for mention in find_mentions(prompt, NAMES)] == found
 
 
 def test_a_prompt_that_names_none_stays_as_it_is(nano, use: EmbeddingUse) -> None:
@@ -202,7 +231,8 @@ L, G = torch.ones(2, 64), torch.ones(2, 96)
     [
         ({"emb_params": torch.ones(2, 768)}, "bad.safetensors is an embedding for SD 1.5. Use one for SDXL"),
         ({"string_to_param.*": torch.ones(2, 1024)}, "is an embedding for SD 2"),
-        ({"x.lora_up.weight": torch.ones(2, 3)}, "has no clip_l and clip_g. Use one for SDXL"),
+        ({"x.weight": torch.ones(2, 3)}, "has no clip_l and clip_g. Use one for SDXL"),
+        ({"lora_unet_x.lora_up.weight": torch.ones(2, 3)}, "is a LoRA. Put it into models/loras"),
         ({"clip_l": L}, "has no clip_l and clip_g"),
         ({"clip_l": G, "clip_g": L}, r"shapes \(2, 96\) and \(2, 64\).* 768 and 1280 wide"),
         ({"clip_l": torch.ones(64), "clip_g": G}, "shapes"),
