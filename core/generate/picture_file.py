@@ -7,7 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from core.models import bases, lora_library
+from core.models import bases, embedding_library, lora_library
 from core.prompts.infotext import create_infotext
 from core.prompts.png_metadata import save_png
 from core.schema.types import Request
@@ -16,9 +16,13 @@ from core.schema.types import Request
 def save_picture(picture: Image.Image, request: Request, file: Path) -> str:
     """Write the picture as a PNG with the infotext of its request, and return that text.
 
-    It holds the model, the hashes of an embedded model and of the LoRAs, and all settings.
+    It holds the model, the hashes of an embedded model, of LoRAs and embeddings, and all settings.
     """
-    hashes = {"Model hash": bases.hash_weights(request.model) or "", **lora_library.hash_loras(request.loras)}
+    hashes = {
+        "Model hash": bases.hash_weights(request.model) or "",
+        **lora_library.hash_loras(request.loras),
+        **embedding_library.hash_embeddings(request.embeddings),
+    }
     text = create_infotext(request, bases.find_model(request.model), hashes)
     save_png(picture, file, text)
     return text

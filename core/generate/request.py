@@ -5,7 +5,7 @@ The preset fills in what the form leaves open, and each picture gets a seed.
 
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from core.generate.stages.hires import LANCZOS, LATENT
 from core.generate.tag_expander import Expansion, check_expand_settings, expand
 from core.hub import client as hub
 from core.hub.preflight import NeedsJob
-from core.models import bases, catalogue, from_hub, lora_library, tools
+from core.models import bases, catalogue, embedding_library, from_hub, lora_library, tools
 from core.models.families import find_preset
 from core.prompts.grammar import EXTRA_NETWORK, extract_lora_tags
 from core.schema import limits, presets
@@ -26,6 +26,7 @@ from core.schema.samplers import SAMPLERS
 from core.schema.types import (
     Cell,
     Detail,
+    EmbeddingUse,
     Expand,
     Grain,
     Hires,
@@ -181,10 +182,31 @@ def _find_combination_problems(form: PictureForm) -> dict[str, str]:
         if form.expand:
             check_expand_settings(form.expand)
         if not find_problems(Request, values := _fill_values(form)):
-            _check_together(Request(**values))
+            _check_together(Request(**values, embeddings=_find_known_embeddings(form, values)))
     except UserError as error:
         return {str(error.field): str(error)}
     return {}
+
+
+def _find_known_embeddings(form: PictureForm, values: Mapping[str, Any]) -> tuple[EmbeddingUse, ...]:
+    """Return the embeddings of a form; none where its LoRAs, which may bring some, are not known yet."""
+    try:
+        applied = collect_loras(form)
+    except (UserError, NeedsJob):
+        return ()
+    return collect_embeddings(values, applied)
+
+
+def collect_embeddings(values: Mapping[str, Any], applied: Sequence[LoraUse]) -> tuple[EmbeddingUse, ...]:
+    """Return the embeddings that a request's prompts name, those of its details included.
+
+    `values` are fields of a `Request`. Raises `UserError` for one that is not there, cannot be used or
+    is made for another family of models.
+    """
+    prompts = {name: values[name] for name in ("prompt", "negative")}
+    if values["detail"]:
+        prompts |= {f"detail.{name}": getattr(values["detail"], name) for name in ("prompt", "negative")}
+    return embedding_library.find_embeddings(prompts, applied, bases.find_model(values["model"]))
 
 
 def _check_together(request: Request) -> None:
@@ -216,8 +238,8 @@ def _find_unknown_models(form: PictureForm) -> dict[str, str]:
 def fill_form(form: PictureForm) -> PictureOrder:
     """Fill in what the form leaves to the preset, and collect its LoRAs.
 
-    Raises `UserError` for the first value that is not allowed, and for LoRAs that `collect_loras`
-    refuses.
+    Raises `UserError` for the first value that is not allowed, and for LoRAs and embeddings
+    that `collect_loras` and `collect_embeddings` refuse.
     """
     for field, sentence in _find_unknown_models(form).items():
         raise UserError(field, sentence)
@@ -229,7 +251,7 @@ def fill_form(form: PictureForm) -> PictureOrder:
     tags = " ".join(map(lora_library.format_lora_tag, applied[: len(applied) - len(from_prompt)]))
     values = _fill_values(form)
     values["prompt"] = f"{form.prompt.strip()} {tags}".strip().replace("\r\n", "\n")
-    request = Request(**values, loras=applied)
+    request = Request(**values, loras=applied, embeddings=collect_embeddings(values, applied))
     _check_together(request)
     return PictureOrder(request=request, count=form.count or 1, expand=form.expand)
 

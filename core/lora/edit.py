@@ -170,7 +170,8 @@ def _select_tensors(
 ) -> dict[str, torch.Tensor]:
     """Return the scaled tensors of a file by kohya's keys; `shares` by block, `None` for all of it.
 
-    Raises `UserError` if nothing is left, and for an OFT of inputs that only PEFT's settings describe.
+    Its embeddings stay as they are. Raises `UserError` if nothing is left, and for an OFT of inputs that
+    only PEFT's settings describe.
     """
     turns = {module.input_turn for module in lora_file.modules if module.input_turn is not None}
     if any((turn.terms, turn.limit) != (NEUMANN_TERMS, None) for turn in turns):
@@ -189,7 +190,7 @@ def _select_tensors(
             }
     if not kept:
         raise UserError("keep", f"{lora_file.path.name} has nothing in the chosen blocks.")
-    return kept
+    return kept | {key: tensors[key] for key in lora_file.embedding_keys}
 
 
 def _scale_module(

@@ -32,11 +32,15 @@ MAX_HEADER_BYTES = 16_000_000  # bytes; safetensors allows 100 MB, but headers a
 
 COMPONENTS = ("unet", "text_encoder", "text_encoder_2")
 UNSUPPORTED_KINDS = {
-    "bundle_emb": "a LoRA with embeddings",
     ".lambda_layer": "a T-LoRA, whose rank changes with the step",
     ".boft_R": "PEFT's BOFT",
     ".ia3_l": "PEFT's IA3",
 }
+BUNDLE_PREFIX = "bundle_emb."
+"""How the names of embeddings begin that a LoRA brings along: `bundle_emb.WORD.clip_l`."""
+EMBEDDING_PARTS = ("clip_g", "clip_l")
+MAX_EMBEDDINGS = 64
+MAX_WORD_LENGTH = 100  # characters of an embedding's name
 ADAPTER_CONFIG = "adapter_config.json"
 """Where PEFT's `save_pretrained` writes alpha, in the folder of `adapter_model.safetensors`."""
 MAX_ADAPTER_CONFIG_BYTES = 1_000_000
@@ -63,6 +67,8 @@ class LoraFile:
     modules: tuple[LoraModule, ...]
     notes: tuple[str, ...] = ()
     """What a person should know of its alphas and its law of strength, each a sentence."""
+    embeddings: tuple[str, ...] = ()
+    """Words of the embeddings that it brings along (`core.prompts.embeddings`)."""
     metadata: Mapping[str, str] = field(repr=False)
     state: FileIdentity = field(repr=False)
     """The file's identity when it was read and checked."""
@@ -103,6 +109,11 @@ class LoraFile:
         return tuple(name for name in COMPONENTS if any(module.component == name for module in self.modules))
 
     @property
+    def embedding_keys(self) -> tuple[str, ...]:
+        """The names of its embeddings' tensors."""
+        return tuple(f"{BUNDLE_PREFIX}{word}.{part}" for word in self.embeddings for part in EMBEDDING_PARTS)
+
+    @property
     def trigger(self) -> str | None:
         """The trigger words: modelspec's, else the folder name that kohya trained from."""
         if said := self.metadata.get("modelspec.trigger_phrase"):
@@ -123,7 +134,7 @@ class LoraFile:
         return {tag: n for tag, n in counts.most_common() if tag}
 
     def load_tensors(self) -> dict[str, torch.Tensor]:
-        """Read all matrices in the precision of the file.
+        """Read all matrices and embeddings in the precision of the file.
 
         They are read again on every call, so that nothing large stays in memory.
         Raises `UserError` if the file changed since it was checked, and if memory runs out.
@@ -136,8 +147,10 @@ class LoraFile:
                 with safe_open(self.path, framework="pt") as file:
                     tensors = {
                         key: widen_float8(file.get_tensor(key))
-                        for module in self.modules
-                        for key in module.keys.values()
+                        for key in (
+                            *(key for module in self.modules for key in module.keys.values()),
+                            *self.embedding_keys,
+                        )
                     }
                 if identify_file(self.path) == self.state:
                     return tensors
@@ -175,6 +188,8 @@ def _parse_file(path: Path, name: str) -> LoraFile:
         raise UserError(
             "lora", f"{name} is not a complete safetensors file ({type(error).__name__})."
         ) from error
+    embeddings = _find_embeddings([key for key in shapes if key.startswith(BUNDLE_PREFIX)], name)
+    shapes = {key: shape for key, shape in shapes.items() if not key.startswith(BUNDLE_PREFIX)}
     check_lora_kind(shapes, name)
     if strange := next((key for key, value in scalars.items() if value.is_complex()), None):
         raise UserError("lora", f"{name}: {strange[:80]!r} is a complex number.")
@@ -182,6 +197,8 @@ def _parse_file(path: Path, name: str) -> LoraFile:
     if not adapter and any(key.startswith("base_model.") or PEFT_KEY.search(key) for key in shapes):
         adapter = _read_adapter_config(path)
     changes = tuple(parse_modules(shapes, scalars, adapter, name))
+    if not changes and set(EMBEDDING_PARTS) <= shapes.keys():
+        raise UserError("lora", f"{name} is an embedding (textual inversion). Put it into models/embeddings.")
     if not changes:
         raise UserError(
             "lora", f"{name} contains no known LoRA format. Use kohya's, diffusers' or PEFT's for SDXL."
@@ -194,7 +211,17 @@ def _parse_file(path: Path, name: str) -> LoraFile:
         )
     layout = _find_layout(changes[0].stem)
     notes = _describe_strength(changes, scalars, layout == "PEFT" and not adapter)
-    found = LoraFile(path=path, format=layout, modules=changes, notes=notes, metadata=metadata, state=state)
+    if embeddings:
+        notes += (f"It brings embeddings, which work by their words: {', '.join(embeddings)}.",)
+    found = LoraFile(
+        path=path,
+        format=layout,
+        modules=changes,
+        notes=notes,
+        embeddings=embeddings,
+        metadata=metadata,
+        state=state,
+    )
     if found.family in ("SD 1.5", "SD 2"):
         raise UserError("lora", f"{name} is made for {found.family}. Use a LoRA for SDXL.")
     _check_values(found, name)
@@ -211,6 +238,27 @@ def _list_keys(module: LoraModule) -> Iterator[str]:
         yield f"{module.stem}{GAIN_FLAG}"
     if module.input_turn is not None and not module.input_turn.is_peft:
         yield f"{module.stem}{SCALED_FLAG}"
+
+
+def _find_embeddings(keys: Sequence[str], name: str) -> tuple[str, ...]:
+    """Return the words of the embeddings that a file brings along, by the names of their tensors.
+
+    Raises `UserError` for one that is not made for both of SDXL's text encoders.
+    """
+    parts = [key.removeprefix(BUNDLE_PREFIX).rpartition(".") for key in keys]
+    words = dict.fromkeys(word for word, _, _ in parts)
+    if len(words) > MAX_EMBEDDINGS:
+        raise UserError("lora", f"{name} has {len(words):,} embeddings; the limit is {MAX_EMBEDDINGS}.")
+    for word in words:
+        if not word or word != _clean_text(word, MAX_WORD_LENGTH + 1) or len(word) > MAX_WORD_LENGTH:
+            raise UserError("lora", f"{name} has an embedding whose name is not valid: {word[:60]!r}.")
+        if (own := sorted(part for each, _, part in parts if each == word)) != list(EMBEDDING_PARTS):
+            raise UserError(
+                "lora",
+                f"{name} has the embedding {word[:60]!r} with {own[0][:40]!r}, which is not for SDXL. "
+                "Use one with clip_l and clip_g.",
+            )
+    return tuple(words)
 
 
 def _find_layout(stem: str) -> str:
@@ -321,8 +369,9 @@ def _check_values(lora_file: LoraFile, name: str) -> None:
     Only one tensor at a time is in memory.
     """
     filled: set[str] = set()
+    matrices = [key for module in lora_file.modules for key in module.keys.values()]
     with safe_open(lora_file.path, framework="pt") as file:
-        for key in (key for module in lora_file.modules for key in module.keys.values()):
+        for key in (*matrices, *lora_file.embedding_keys):
             tensor = widen_float8(file.get_tensor(key))
             if tensor.is_complex():
                 raise UserError("lora", f"{name}: {key[:80]!r} has complex numbers, which no layer has.")

@@ -21,7 +21,7 @@ from core.models.catalogue import find_model
 from core.prompts import conditioning
 from core.schema.errors import UserError
 from core.schema.events import LoadProgress
-from core.schema.types import Model, Request
+from core.schema.types import EmbeddingUse, Model, Request
 from core.system import paths
 from core.system.concurrency import drain
 from core.system.device import Machine, detect_machine
@@ -264,12 +264,12 @@ def describe_absence(model: Model) -> str | None:
     )
 
 
-def count_prompt_tokens(prompt: str) -> int:
+def count_prompt_tokens(prompt: str, embeddings: Sequence[EmbeddingUse] = ()) -> int:
     """Count the prompt's tokens, 75 in a chunk, with the loaded model's tokenizer.
 
     Uses nano's tokenizer if no model is loaded. Loads no model.
     """
-    return conditioning.count_tokens(_get_tokenizer(), prompt)
+    return conditioning.count_tokens(_get_tokenizer(), prompt, embeddings)
 
 
 def check_prompt_length(request: Request) -> None:

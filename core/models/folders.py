@@ -17,6 +17,7 @@ from core.system.device import is_space
 FOLDER_NAMES = {
     "checkpoint": ("checkpoints", "Stable-diffusion", "Stable-Diffusion", "StableDiffusion"),
     "lora": ("loras", "Lora", "LyCORIS"),
+    "embedding": ("embeddings", "Embeddings", "TextualInversion"),
     "upscaler": ("upscalers", "upscale_models", "ESRGAN", "RealESRGAN", "DAT"),
     "detector": ("detectors", "adetailer"),
     "vae": ("vae", "VAE"),
@@ -27,6 +28,7 @@ MODEL_PLACES = ("models", "Models", "Data/Models", "")
 SUFFIXES = {
     "checkpoint": (".safetensors",),
     "lora": (".safetensors",),
+    "embedding": (".safetensors", ".pt", ".bin"),  # pickles only to say what they are
     "upscaler": (".safetensors", ".pth"),
     "detector": (".onnx",),
     "vae": (".safetensors",),

@@ -13,9 +13,10 @@ from typing import NamedTuple
 import torch
 from diffusers import StableDiffusionXLPipeline
 
+from core.prompts.embeddings import EmbeddingSpan, get_embedding, insert_vectors, place_embeddings
 from core.prompts.grammar import CHUNK_LENGTH, Break, Span, extract_lora_tags, parse_prompt, resolve_spans
 from core.schema.errors import UserError
-from core.schema.types import Request
+from core.schema.types import EmbeddingUse, Request
 
 COMMA_BACKTRACK = 20
 """A1111's `comma_padding_backtrack`: a chunk is cut after a comma among its last 20 tokens."""
@@ -24,7 +25,7 @@ MAX_CHUNKS = 16
 MAX_TOTAL_CHUNKS = 320
 """Chunks of all texts that a request has at any step."""
 
-PromptSpans = tuple[Span | Break, ...]
+PromptSpans = tuple[Span | EmbeddingSpan | Break, ...]
 """The content of a prompt at one step."""
 
 
@@ -34,6 +35,17 @@ class Chunk(NamedTuple):
     ids: list[int]
     """At most 75 tokens."""
     weights: list[float]
+    embeddings: list[tuple[int, EmbeddingUse]]
+    """Places in `ids` where an embedding begins, which has one stand-in for each of its vectors."""
+
+    def cut(self, place: int) -> "tuple[Chunk, Chunk]":
+        """Return what stands before a place, and what follows."""
+        before = [(at, use) for at, use in self.embeddings if at < place]
+        after = [(at - place, use) for at, use in self.embeddings if at >= place]
+        return (
+            Chunk(self.ids[:place], self.weights[:place], before),
+            Chunk(self.ids[place:], self.weights[place:], after),
+        )
 
 
 class Conditioning(NamedTuple):
@@ -45,26 +57,34 @@ class Conditioning(NamedTuple):
     """(n, pooled width) of the second encoder."""
 
 
-def count_tokens(tokenizer, prompt: str) -> int:
-    """Count the tokens of the prompt's first step; chunks before the last count as full."""
-    made = split_chunks(tokenizer, resolve_prompt(prompt))
+def count_tokens(tokenizer, prompt: str, embeddings: Sequence[EmbeddingUse] = ()) -> int:
+    """Count the tokens of the prompt's first step; chunks before the last count as full.
+
+    An embedding counts as many as it has vectors.
+    """
+    made = split_chunks(tokenizer, resolve_prompt(prompt, embeddings))
     return CHUNK_LENGTH * (len(made) - 1) + len(made[-1].ids)
 
 
-def resolve_prompt(prompt: str) -> PromptSpans:
+def resolve_prompt(prompt: str, embeddings: Sequence[EmbeddingUse] = ()) -> PromptSpans:
     """Return what the prompt contains at its first step, without its `<lora:...>` tags."""
-    return resolve_steps(prompt, 1)[0]
+    return resolve_steps(prompt, 1, embeddings=embeddings)[0]
 
 
-def resolve_steps(prompt: str, steps: int, steps_before: int = 0) -> list[PromptSpans]:
+def resolve_steps(
+    prompt: str, steps: int, steps_before: int = 0, embeddings: Sequence[EmbeddingUse] = ()
+) -> list[PromptSpans]:
     """Return what the prompt contains at each step of a pass, without its `<lora:...>` tags.
 
-    `steps_before` are the steps of the pass before this one.
+    `steps_before` are the steps of the pass before this one. `embeddings` stand where they are named.
     """
     parts = parse_prompt(extract_lora_tags(prompt)[0])
     if "[" not in prompt:  # it is the same at every step
-        return [tuple(resolve_spans(parts))] * steps
-    return [tuple(resolve_spans(parts, step, steps, steps_before)) for step in range(1, steps + 1)]
+        return [tuple(place_embeddings(resolve_spans(parts), embeddings))] * steps
+    return [
+        tuple(place_embeddings(resolve_spans(parts, step, steps, steps_before), embeddings))
+        for step in range(1, steps + 1)
+    ]
 
 
 def encode_requests(
@@ -81,7 +101,10 @@ def encode_requests(
         count_chunks(pipeline.tokenizer, request)
     steps = requests[0].steps
     prompts = [r.negative for r in requests] * guided + [r.prompt for r in requests]
-    rows = [resolve_steps(text, steps, steps_before) for text in prompts]
+    embeddings = [r.embeddings for r in requests] * (1 + guided)
+    rows = [
+        resolve_steps(text, steps, steps_before, uses) for text, uses in zip(prompts, embeddings, strict=True)
+    ]
     where = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row))}
     made = encode_texts(pipeline, list(where), requests[0].clip_skip)
     # SDXL base knows an empty prompt as zeros.
@@ -108,7 +131,8 @@ def count_chunks(tokenizer, request: Request) -> int:
     they are so long, or change so often, that they would fill the memory.
     """
     texts = {
-        field: set(resolve_steps(getattr(request, field), request.steps)) for field in ("prompt", "negative")
+        field: set(resolve_steps(getattr(request, field), request.steps, embeddings=request.embeddings))
+        for field in ("prompt", "negative")
     }
     chunks = {field: max(len(split_chunks(tokenizer, text)) for text in texts[field]) for field in texts}
     for field, many in chunks.items():
@@ -140,9 +164,9 @@ def encode_texts(
     rows = []
     for text in texts:
         states, pooled = [], torch.empty(0)
-        for tokenizer, encoder in both:
+        for number, (tokenizer, encoder) in enumerate(both):
             made = split_chunks(tokenizer, text)
-            made += [Chunk([], [])] * (many - len(made))
+            made += [Chunk([], [], [])] * (many - len(made))
             start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
             ids = torch.tensor(
                 [[start, *c.ids, end, *[pad] * (CHUNK_LENGTH - len(c.ids))] for c in made], device=device
@@ -150,7 +174,9 @@ def encode_texts(
             weights = torch.tensor(
                 [[1.0, *c.weights, *[1.0] * (CHUNK_LENGTH + 1 - len(c.ids))] for c in made]
             )
-            out = encoder(ids, output_hidden_states=True)
+            places = [(row, 1 + at, use) for row, c in enumerate(made) for at, use in c.embeddings]
+            with insert_vectors(encoder, number, places):
+                out = encoder(ids, output_hidden_states=True)
             states.append(_apply_prompt_weights(out.hidden_states[-clip_skip], weights).flatten(0, 1))
             pooled = out[0][0]
         rows.append(Conditioning(torch.cat(states, dim=-1), pooled))
@@ -172,13 +198,16 @@ def _apply_prompt_weights(states: torch.Tensor, weights: torch.Tensor) -> torch.
 
 
 def split_chunks(tokenizer, text: PromptSpans) -> list[Chunk]:
-    """Split the text's tokens into chunks of at most 75; returns at least one chunk."""
+    """Split the text's tokens into chunks of at most 75; returns at least one chunk.
+
+    An embedding is never divided.
+    """
     comma = tokenizer(",", add_special_tokens=False).input_ids[-1]
-    done, now, after_comma = [], Chunk([], []), 0
+    done, now, after_comma = [], Chunk([], [], []), 0
     for token, weight in _iterate_tokens(tokenizer, text):
         if token is None:
             done.append(now)
-            now, after_comma = Chunk([], []), 0
+            now, after_comma = Chunk([], [], []), 0
             continue
         if len(now.ids) == CHUNK_LENGTH:
             cut = (
@@ -186,8 +215,18 @@ def split_chunks(tokenizer, text: PromptSpans) -> list[Chunk]:
                 if after_comma and CHUNK_LENGTH - after_comma < COMMA_BACKTRACK and token != comma
                 else CHUNK_LENGTH
             )
-            done.append(Chunk(now.ids[:cut], now.weights[:cut]))
-            now, after_comma = Chunk(now.ids[cut:], now.weights[cut:]), 0
+            full, now = now.cut(cut)
+            done.append(full)
+            after_comma = 0
+        if isinstance(token, EmbeddingUse):
+            length = get_embedding(token).length
+            if len(now.ids) + length > CHUNK_LENGTH:
+                done.append(now)
+                now, after_comma = Chunk([], [], []), 0
+            now.embeddings.append((len(now.ids), token))
+            now.ids.extend([comma] * length)  # any token that is no mark
+            now.weights.extend([weight] * length)
+            continue
         now.ids.append(token)
         now.weights.append(weight)
         if token == comma:
@@ -195,11 +234,13 @@ def split_chunks(tokenizer, text: PromptSpans) -> list[Chunk]:
     return [*done, now] if now.ids or not done else done  # a BREAK at the end begins nothing
 
 
-def _iterate_tokens(tokenizer, text: PromptSpans) -> Iterator[tuple[int | None, float]]:
-    """Yield tokens with their weights; `None` where a new chunk begins."""
+def _iterate_tokens(tokenizer, text: PromptSpans) -> Iterator[tuple[int | EmbeddingUse | None, float]]:
+    """Yield tokens and embeddings with their weights; `None` where a new chunk begins."""
     for part in text:
         if isinstance(part, Break):
             yield None, 1.0
+        elif isinstance(part, EmbeddingSpan):
+            yield part.use, part.weight
         else:
             for token in tokenizer(part.text, add_special_tokens=False, verbose=False).input_ids:
                 yield token, part.weight

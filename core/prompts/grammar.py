@@ -7,7 +7,7 @@ asks for a LoRA. What does not fit is text: parsing takes linear time and never 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from itertools import chain, groupby
@@ -223,6 +223,22 @@ def parse_prompt(prompt: str) -> Parts:
             Weighted(opened.flatten(), BRACKET_WEIGHT if opened.mark == "(" else 1 / BRACKET_WEIGHT)
         )
     return _join_texts(stack[0].cuts[0])
+
+
+def iterate_texts(parts: Parts) -> Iterator[str]:
+    """Yield the texts of a tree, whatever step they are for."""
+    for part in parts:
+        match part:
+            case str():
+                yield part
+            case Weighted():
+                yield from iterate_texts(part.parts)
+            case Scheduled():
+                yield from iterate_texts(part.before)
+                yield from iterate_texts(part.after)
+            case Alternating():
+                for option in part.options:
+                    yield from iterate_texts(option)
 
 
 def _close_round(bracket: _Bracket) -> Part:

@@ -270,6 +270,20 @@ class LoraUse:
 
 
 @record
+class EmbeddingUse:
+    """An embedding (textual inversion) that a prompt names."""
+
+    word: str
+    """What the prompt calls it."""
+    path: str
+    """A file of its own, or a LoRA that brings it along."""
+    sha256: str
+    """Of the file, so that another one under its name makes another picture."""
+    key_prefix: str = ""
+    """How the names of its tensors begin in a LoRA."""
+
+
+@record
 class Request:
     """Everything that is needed to make one picture again; it is written into the PNG."""
 
@@ -291,6 +305,8 @@ class Request:
     detail: Detail | None = None
     grain: Grain | None = None
     loras: tuple[LoraUse, ...] = ()
+    embeddings: tuple[EmbeddingUse, ...] = ()
+    """What its prompts name, those of its details included; any other name is read as words."""
     expanded: str | None = None
     """The prompt before tags were added; `None` if none were."""
 

@@ -35,7 +35,7 @@ def hash_request(request: Request) -> str:
     """Return the SHA-256 (hex) of all that a cell's picture, infotext and features depend on.
 
     A LoRA contributes the hash of its content, and the name and origin that are written into the
-    infotext.
+    infotext; an embedding the hash of its content, and its name.
 
     The prompt counts as it is written: a tag that never reaches the model would otherwise put
     somebody else's words into a picture that others reuse.
@@ -46,6 +46,9 @@ def hash_request(request: Request) -> str:
         for use in request.loras
         if use.strength or use.text_strength
     ]
+    named = [{key: value for key, value in use.items() if key != "path"} for use in told.pop("embeddings")]
+    if named:  # left out otherwise, so that cells from before there were embeddings are found
+        told["embeddings"] = named
     made = {
         "engine": ENGINE_VERSION,
         "precision": str(detect_machine().dtype),

@@ -15,7 +15,7 @@ from PIL import Image
 from core.generate.features import VAE
 from core.hub.preflight import is_job
 from core.lora import apply as lora
-from core.models import bases, catalogue, families, tools
+from core.models import bases, catalogue, embedding_library, families, tools
 from core.prompts.grammar import extract_lora_tags
 from core.prompts.neutral import compose_neutral_prompts
 from core.prompts.png_metadata import MAX_PIXELS
@@ -23,7 +23,7 @@ from core.schema import limits, presets
 from core.schema.bounds import Switch, format_value, is_number
 from core.schema.errors import UserError
 from core.schema.records import record
-from core.schema.types import LoraUse, PromptPreset, Request
+from core.schema.types import EmbeddingUse, LoraUse, PromptPreset, Request
 
 _NUMBER = r"-?[0-9]{1,12}(?:\.[0-9]{1,6})?"
 RANGE_PATTERN = re.compile(
@@ -39,7 +39,8 @@ class SweepPlan:
     lora: LoraUse
     """The LoRA to sweep; its strength is ignored."""
     settings: Request
-    """What all pictures share; its prompt, seed and LoRAs are ignored."""
+    """What all pictures share; its prompt, seed and LoRAs are ignored, its embeddings are those of all
+    prompts."""
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     strengths: tuple[float, ...]
@@ -110,9 +111,13 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
         {**shared, "model": base.name, "prompt": prompt, "sampler": preset.sampler, "seed": seeds[0]}
         for prompt in prompts
     ]
+    named: dict[EmbeddingUse, None] = {}
     for values in settings:
         try:
-            bases.check_prompt_length(Request(**values))
+            texts = {field: values[field] for field in ("prompt", "negative")}
+            found = embedding_library.find_embeddings(texts, [use], base)
+            bases.check_prompt_length(Request(**values, embeddings=found))
+            named |= dict.fromkeys(each for each in found if not each.key_prefix)
         except UserError as error:
             raise UserError("prompts" if error.field == "prompt" else error.field, error.sentence) from error
     if form.feature_extractor not in list_feature_extractors():
@@ -123,7 +128,7 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
         )
     return SweepPlan(
         lora=use,
-        settings=Request(**settings[0]),
+        settings=Request(**settings[0], embeddings=tuple(named)),
         feature_extractor=form.feature_extractor,
         references=tuple(check_reference(Path(str(file))) for file in _list_references(form.references)),
         refine=form.refine,

@@ -15,10 +15,11 @@ from PIL import Image, ImageOps
 from core.generate.features import PARTS_PER_SIDE
 from core.generate.picture_file import save_picture
 from core.generate.stages import details
-from core.models import bases, lora_library, tools
+from core.models import bases, embedding_library, lora_library, tools
 from core.models.families import find_preset
 from core.models.tagger import Tagger
 from core.prompts.conditioning import resolve_prompt
+from core.prompts.embeddings import select_embeddings
 from core.prompts.grammar import Span
 from core.schema import limits
 from core.schema.errors import UserError
@@ -106,12 +107,16 @@ class SweepStudy:
         At strength 0 it does not mention the LoRA, so that every sweep shares the cell.
         """
         use = replace(self.plan.lora, strength=strength)
-        worn = (
-            {"prompt": f"{item[0]} {lora_library.format_lora_tag(use)}", "loras": (use,)}
-            if strength
-            else {"prompt": item[0]}
+        prompt, loras = item[0], (use,) if strength else ()
+        texts, shared = (prompt, self.plan.settings.negative), self.plan.settings.embeddings
+        bundled = embedding_library.find_bundled_embeddings(texts, loras)
+        return replace(
+            self.plan.settings,
+            seed=item[1],
+            prompt=f"{prompt} {lora_library.format_lora_tag(use)}" if loras else prompt,
+            loras=loras,
+            embeddings=select_embeddings(texts, (*bundled, *shared)),
         )
-        return replace(self.plan.settings, seed=item[1], **worn)
 
     def touch_cells(self) -> None:
         """Mark the study's cells as in use, at most once per `TOUCH_SECONDS`.

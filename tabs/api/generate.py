@@ -13,7 +13,7 @@ import gradio as gr
 
 from core.generate import request
 from core.generate.stages.hires import output_size
-from core.models import bases
+from core.models import bases, embedding_library
 from core.prompts import png_metadata
 from core.prompts.grammar import CHUNK_LENGTH
 from core.runtime import gpu, torch_thread
@@ -55,7 +55,7 @@ def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
                 notes += event.notes
             yield gr.skip(), gr.skip()
     first = cells[0].request
-    tokens = bases.count_prompt_tokens(first.prompt)
+    tokens = bases.count_prompt_tokens(first.prompt, first.embeddings)
     too_long = f"prompt: {tokens} tokens; over {CHUNK_LENGTH}, the prompt is split into chunks."
     report = {
         "seeds": [cell.request.seed for cell in cells],
@@ -105,10 +105,11 @@ def expand_prompt(form: ExpandForm) -> dict[str, Any]:
     with translate_errors():
         expansion = torch_thread.run_on_torch_thread(request.expand_request, picture_form)
     assert expansion is not None
+    embeddings = embedding_library.find_countable_embeddings(expansion.prompt)
     return {
         "prompt": expansion.prompt,
         "added": list(expansion.added),
-        "tokens": bases.count_prompt_tokens(expansion.prompt),
+        "tokens": bases.count_prompt_tokens(expansion.prompt, embeddings),
     }
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from core.models import bases
+from core.models import bases, embedding_library
 from core.prompts.grammar import CHUNK_LENGTH, add_missing_tags, compose_prompt
 from core.schema import limits, presets
 from core.schema.presets import PROMPT_PARTS
@@ -60,7 +60,8 @@ def compose_start_prompt(preset: PromptPreset) -> str:
 
 def format_token_count(prompt: str) -> str:
     """Return a line that says how many tokens the prompt has."""
-    many = bases.count_prompt_tokens(prompt[: limits.PROMPT_LENGTH])
+    prompt = prompt[: limits.PROMPT_LENGTH]
+    many = bases.count_prompt_tokens(prompt, embedding_library.find_countable_embeddings(prompt))
     return f"{many} / {CHUNK_LENGTH} tokens" + (
         "" if many <= CHUNK_LENGTH else " · over 75: the prompt is split into chunks"
     )

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from core.generate import request
-from core.models import bases, catalogue
+from core.models import bases, catalogue, embedding_library
 from core.models.families import find_preset
 from core.prompts import png_metadata
 from core.prompts.grammar import compose_prompt
@@ -109,18 +109,21 @@ def _load_picture_settings(
         notes.append(
             f"Made with {other} weights of {recipe.model}; the same settings may give another image."
         )
+    notes += embedding_library.describe_other_embeddings(
+        reading.unused.pop("TI hashes", ""), (said["prompt"], said["negative"])
+    )
     said.pop("expanded", None)  # the prompt holds the added tags
     for stage in stages.STAGE_FIELDS:
         said[stage] = said.get(stage, False)
     while problems := request.find_form_problems({**stages.select_form_values(said), "preset": recipe.name}):
         for field, sentence in problems.items():
-            if field == "prompt":  # a LoRA that is not here; the text stays
+            if field in ("prompt", "negative"):  # a LoRA or embedding that is not here; the text stays
                 notes.append(sentence)
                 continue
             notes.append(f"Not changed: {sentence}")
             stage, _, part = field.partition(".")
             said[stage].pop(part, None) if part and said[stage] else said.pop(stage)
-        if list(problems) == ["prompt"]:
+        if set(problems) <= {"prompt", "negative"}:
             break
     values = {**fill(recipe), "preset": recipe.name, "model": own, "ratio": None}
     values |= dict.fromkeys(presets.PROMPT_PARTS, "")  # the prompt is whole already
@@ -143,4 +146,4 @@ def _load_picture_settings(
             values[name] = value
     if unused := [key for key in reading.unused if key != "Sweetspot"]:
         notes.append(f"Ignored: {', '.join(unused[:30])}.")
-    return values, " ".join(["Settings loaded.", *notes])
+    return values, " ".join(["Settings loaded.", *dict.fromkeys(notes)])

@@ -131,7 +131,10 @@ def test_a_link_that_leads_out_is_followed_at_home_and_not_on_a_space(
     [
         ("roots = 3", r"roots: use a folder, or a list of folders, in quotes"),
         ("root = ['x']", r"'root' is not valid. Use roots = \[...\]"),
-        ("[folders]\nlora = ['x']", r"'lora' is not valid. .* checkpoints, loras, upscalers, detectors"),
+        (
+            "[folders]\nlora = ['x']",
+            r"'lora' is not valid. .* checkpoints, loras, embeddings, upscalers, detectors",
+        ),
         ("folders = 3", r"'folders' is not valid"),
         ("roots = [", r"it is not TOML.* Write paths with / or in single quotes\."),
         ('roots = ["D:\\sd"]', r"it is not TOML.* Write paths with / or in single quotes\."),

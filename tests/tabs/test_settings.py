@@ -176,6 +176,18 @@ def test_a_picture_of_other_weights_is_told(hashes: dict[str, str], which: str, 
     assert values["steps"] == 9
 
 
+def test_a_picture_with_embeddings_that_are_not_here_names_each_once(tmp_path: Path) -> None:
+    text = (
+        "1girl, embedding:gonezz\nNegative prompt: easynegativezz\n"
+        'Steps: 9, Sampler: Euler a, Seed: 1, TI hashes: "gonezz: 0123456789, easynegativezz: 0123456789ab"'
+    )
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
+    values, said = load_settings(tmp_path / "theirs.png")
+    assert said.count("gonezz") == said.count("easynegativezz") == 1
+    assert "TI hashes" not in said
+    assert (values["prompt"], values["negative"]) == ("1girl, embedding:gonezz", "easynegativezz")
+
+
 def test_another_tools_picture_says_what_was_left(tmp_path: Path) -> None:
     text = (
         "1girl\nNegative prompt: bad\nSteps: 20, Sampler: LCM, CFG scale: 7, Seed: 1, Size: 1000x1216, "
