@@ -13,23 +13,36 @@ from core.generate.features import VAE
 from core.lora import apply as lora
 from core.lora import edit
 from core.lora.blocks import BLOCKS
-from core.models import lora_library
 from core.prompts.neutral import compose_neutral_prompts
 from core.runtime import gpu
 from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
 from core.sweep import charts
-from core.sweep.plan import DEFAULT_SEEDS, DEFAULT_STRENGTHS, SweepForm, list_feature_extractors, plan_sweep
+from core.sweep.plan import (
+    DEFAULT_SEEDS,
+    DEFAULT_STRENGTHS,
+    SweepForm,
+    list_feature_extractors,
+    plan_sweep,
+    suggest_strengths,
+)
 from core.sweep.report import SweepFiles, build_sweep_report, draw_sweep_sheet, export_sweep
 from core.sweep.study import SweepStudy
 from core.system.markdown import escape_markdown
 from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder
 from tabs.shared import hub_fetch
-from tabs.shared.checks import QUIET_OPTIONS, WRITE_OPTIONS, make_plan_validator, translate_errors
+from tabs.shared.checks import (
+    QUIET_OPTIONS,
+    READ_OPTIONS,
+    WRITE_OPTIONS,
+    make_plan_validator,
+    translate_errors,
+)
 from tabs.shared.handoff import GenerateHandoff, ReportHandoff, SweepHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
+from tabs.shared.lora_choices import describe_choice, find_chosen_lora, list_lora_choices
 from tabs.shared.updates import answer_by_name, refresh_choices
 
 INPUT_NAMES = (
@@ -87,8 +100,15 @@ def _wire_controls(c: dict[str, Any]) -> None:
         c["lora_facts"],
         **QUIET_OPTIONS,
     )
+    gr.on(
+        [c["lora_file"].change, c["shelf"].input, c["preset"].input],
+        _describe_choice,
+        [c["lora_file"], c["shelf"], c["preset"], c["strengths"], c["suggested"]],
+        [c["lora_line"], c["strengths"], c["suggested"]],
+        **READ_OPTIONS,
+    )
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
-    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
+    refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)
     c["preset"].input(_update_prompts, [c["preset"], c["prompts"]], c["prompts"], **QUIET_OPTIONS)
 
 
@@ -162,9 +182,8 @@ def _build_controls() -> dict[str, Any]:
     c["lora_file"] = gr.File(
         label="LoRA to sweep", file_types=[".safetensors"], height=110, elem_id="sweep-lora"
     )
-    c["shelf"] = gr.Dropdown(
-        lora_library.list_loras(), value=None, label="LoRA library", elem_id="sweep-shelf"
-    )
+    c["shelf"] = gr.Dropdown(list_lora_choices(), value=None, label="LoRA library", elem_id="sweep-shelf")
+    c["lora_line"] = gr.HTML(elem_id="sweep-lora-line")
     c |= hub_fetch.build_lora_box("sweep-hub")
     with gr.Accordion("About this LoRA", open=True):
         c["lora_facts"] = gr.Markdown("Choose a LoRA.", elem_id="explained")
@@ -179,6 +198,7 @@ def _build_controls() -> dict[str, Any]:
         c["strengths"] = gr.Textbox(
             DEFAULT_STRENGTHS, label="Strengths", info=info, min_width=140, elem_id="strengths"
         )
+        c["suggested"] = gr.State(DEFAULT_STRENGTHS)
         c["seeds"] = gr.Textbox(
             DEFAULT_SEEDS, label="Seeds", info="two or more for a verdict", min_width=100, elem_id="seeds"
         )
@@ -289,15 +309,7 @@ def _build_form(values: Mapping[str, Any]) -> SweepForm:
     """Return what the tab asks for. Raises `UserError` if the LoRA cannot be found."""
     names = ("preset", "prompts", "seeds", "strengths", "references", "feature_extractor", "refine")
     shared = {name: values[name] for name in names if values[name] is not None}
-    return SweepForm(lora=_find_path(values["lora_file"], values["shelf"]), **shared)
-
-
-def _find_path(file: str | None, name: str | None) -> str | None:
-    """Return the path of an uploaded LoRA, or of one in the library.
-
-    Raises `UserError` if the library has none of that name.
-    """
-    return file or (str(lora_library.locate_lora(name)) if name else None)
+    return SweepForm(lora=find_chosen_lora(values["lora_file"], values["shelf"]), **shared)
 
 
 def _format_neutral_prompts(preset: str) -> str:
@@ -316,10 +328,24 @@ def _update_prompts(preset: str, prompts: str) -> Any:
     return gr.update(value=_format_neutral_prompts(preset), info=PROMPTS_INFO)
 
 
+def _describe_choice(
+    file: str | None, name: str | None, preset: str, strengths: str, suggested: str
+) -> tuple[str, Any, Any]:
+    """Return a line on the chosen LoRA, and the strengths around the one that is known to work.
+
+    Strengths that a person wrote, which are not those `suggested` before, stay.
+    """
+    with translate_errors():
+        line, facts = describe_choice(find_chosen_lora(file, name), preset)
+    found = suggest_strengths(facts.strength.value if facts and facts.strength else None)
+    own = strengths.strip() not in ("", suggested)
+    return (line, gr.skip(), gr.skip()) if own or not facts else (line, found, found)
+
+
 def _describe_lora(file: str | None, name: str | None) -> str:
     """Describe the file of the chosen LoRA for a person."""
     try:
-        path = _find_path(file, name)
+        path = find_chosen_lora(file, name)
         if not path:
             return "Choose a LoRA."
         told = gpu.inspect_with_model(lora.get_lora_file(path))
@@ -465,7 +491,7 @@ def _rewrite_lora(
 ) -> tuple[Any, str]:
     """Save the chosen LoRA with other blocks or another alpha."""
     try:
-        path = _find_path(file, name)
+        path = find_chosen_lora(file, name)
         if not path:
             raise UserError("lora", "choose a LoRA first.")
         return gr.update(

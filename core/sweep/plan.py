@@ -54,6 +54,8 @@ class SweepPlan:
 
 DEFAULT_STRENGTHS = "0-3.5 (+0.25)"
 DEFAULT_SEEDS = "1-4"
+SUGGESTED_STEPS = (0.05, 0.1, 0.2, 0.25, 0.5)
+"""Steps between suggested strengths."""
 
 
 @record
@@ -74,6 +76,18 @@ class SweepForm:
     refine: Annotated[bool, Switch()] = False
     feature_extractor: str = VAE
     """`VAE` or the name of a `Tool` of kind `eye`."""
+
+
+def suggest_strengths(known: float | None) -> str:
+    """Return what to sweep, as text: up to 2.5 times a strength that is known to work, in 15 steps at most.
+
+    The default for a negative one, and where none is known.
+    """
+    if known is None or known <= 0:
+        return DEFAULT_STRENGTHS
+    last = min(2.5 * known, limits.STRENGTH[1])
+    step = next((step for step in SUGGESTED_STEPS if last / step <= 15), SUGGESTED_STEPS[-1])
+    return f"0-{step * round(last / step):g} (+{step:g})"
 
 
 def plan_sweep(form: SweepForm) -> SweepPlan:

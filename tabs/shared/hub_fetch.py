@@ -37,9 +37,9 @@ def _build_box(label: str, placeholder: str, elem_id: str) -> dict[str, Any]:
     return {"hub_id": name, "fetch": fetch, "fetch_message": gr.Markdown(elem_id=f"{elem_id}-arrived")}
 
 
-def wire(box: dict[str, Any], fetch: Callable[..., Iterator[tuple[str, Any]]], target: Any) -> None:
-    """Connect the box: the button, or Enter, fetches what is named into `target`."""
-    gr.on(
+def wire(box: dict[str, Any], fetch: Callable[..., Iterator[tuple[str, Any]]], target: Any) -> Any:
+    """Connect the box: the button, or Enter, fetches what is named into `target`. Returns the event."""
+    return gr.on(
         [box["fetch"].click, box["hub_id"].submit],
         fetch,
         [box["hub_id"], target],
