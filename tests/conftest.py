@@ -37,7 +37,7 @@ from core.schema import presets  # isort: skip
 import torch  # isort: skip
 from gradio_client import Client  # isort: skip
 
-pytest_plugins = ["tests.hub.fixtures"]
+pytest_plugins = ["tests.hub.fixtures", "tests.models.library"]
 
 for place in (
     "GRADIO_TEMP_DIR",

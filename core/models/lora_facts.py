@@ -10,7 +10,7 @@ from pathlib import Path
 from core.hub import client as hub
 from core.lora.file import MAX_METADATA_LENGTH, read_lora_header
 from core.models import bases
-from core.models.families import choose_family, find_base_family, is_related
+from core.models.base_families import choose_family, find_base_family, is_related
 from core.models.lora_sidecars import (
     MAX_TRIGGER_LENGTH,
     Sidecar,
@@ -54,7 +54,7 @@ class LoraFacts:
     rank: int
     """0 if its kind has none."""
     family: str | None
-    """The family of base models that it was made for (`core.models.families`)."""
+    """The family of base models that it was made for (`core.models.base_families`)."""
     trigger: str | None
     """The text that belongs into a prompt, where its maker says so."""
     words: tuple[str, ...] = ()

@@ -65,7 +65,7 @@ def find_strength(lora: Path, model: str | None) -> MeasuredStrength | None:
         return None
     name = f"{_count_payload(lora)}-{calculate_payload_sha256(lora)}.json"
     records = _read_records(paths.MEASURED / name)
-    for own in (model, *reversed(records)):
+    for own in (model, *reversed([*records])):
         found = records.get(own) if own is not None else None
         if not isinstance(found, dict):
             continue
