@@ -183,7 +183,7 @@ def _build_controls() -> dict[str, Any]:
         label="LoRA to sweep", file_types=[".safetensors"], height=110, elem_id="sweep-lora"
     )
     c["shelf"] = gr.Dropdown(list_lora_choices(), value=None, label="LoRA library", elem_id="sweep-shelf")
-    c["lora_line"] = gr.HTML(elem_id="sweep-lora-line")
+    c["lora_line"] = gr.HTML(elem_id="sweep-lora-line", padding=False)
     c |= hub_fetch.build_lora_box("sweep-hub")
     with gr.Accordion("About this LoRA", open=True):
         c["lora_facts"] = gr.Markdown("Choose a LoRA.", elem_id="explained")

@@ -149,9 +149,9 @@ def _choose_strength(path: Path, model: str | None, sidecar: Sidecar, hint: str)
             source=f"measured here on {measured.model}",
         )
     if sidecar.strength is not None:
-        place = "its card on Hugging Face" if hub.find_origin(path) else "its sidecar"
-        source = f"{place}, measured on {sidecar.model}" if sidecar.model else place
-        return LoraStrength(value=sidecar.strength, interval=sidecar.interval, source=source)
+        place = f"from its {'card on Hugging Face' if hub.find_origin(path) else 'sidecar'}"
+        measured_on = f", measured on {sidecar.model}" if sidecar.model else ""
+        return LoraStrength(value=sidecar.strength, interval=sidecar.interval, source=place + measured_on)
     return _read_hint(hint)
 
 
@@ -165,4 +165,6 @@ def _read_hint(hint: str) -> LoraStrength | None:
     interval = parse_interval(ends)
     value = sum(interval) / 2 if interval and found[2] else float(found[1])
     strength = parse_strength(value)
-    return None if strength is None else LoraStrength(value=strength, interval=interval, source="modelspec")
+    return (
+        None if strength is None else LoraStrength(value=strength, interval=interval, source="from modelspec")
+    )

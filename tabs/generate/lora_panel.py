@@ -20,7 +20,9 @@ def build_panel() -> dict[str, Any]:
     """Build the panel of the LoRA: components by name."""
     c: dict[str, Any] = {}
     with gr.Accordion("LoRA", open=False):
-        info = f"{limits.STRENGTH[0]:g} to {limits.STRENGTH[1]:g} (alpha in the file is applied)"
+        info = (
+            f"of the uploaded LoRA: {limits.STRENGTH[0]:g} to {limits.STRENGTH[1]:g} (its alpha is applied)"
+        )
         c["lora_file"] = gr.File(
             label="Upload a LoRA", file_types=[".safetensors"], height=110, elem_id="lora"
         )
@@ -32,7 +34,7 @@ def build_panel() -> dict[str, Any]:
             info="adds its tag and trigger to the prompt",
             elem_id="shelf",
         )
-        c["lora_facts"] = gr.HTML(elem_id="lora-facts")
+        c["lora_facts"] = gr.HTML(elem_id="lora-facts", padding=False)
         c["lora_suggested"] = gr.State(1)
         c |= hub_fetch.build_lora_box("generate-hub")
     return c
@@ -55,13 +57,13 @@ def wire(c: dict[str, Any]) -> None:
     )
     fetched = hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
     # Not at each change: Send to Generate brings a file with a strength of its own.
-    gr.on(
-        [c["lora_file"].upload, fetched.success],
-        _bring_lora,
-        [c["lora_file"], c["preset"], c["lora_strength"], c["lora_suggested"]],
-        [c["lora_facts"], c["lora_strength"], c["lora_suggested"]],
-        **READ_OPTIONS,
-    )
+    for event in (c["lora_file"].upload, fetched.success):
+        event(
+            _bring_lora,
+            [c["lora_file"], c["preset"], c["lora_strength"], c["lora_suggested"]],
+            [c["lora_facts"], c["lora_strength"], c["lora_suggested"]],
+            **READ_OPTIONS,
+        )
 
 
 def _choose_lora(name: str | None, preset: str, text: str) -> tuple[str, Any]:

@@ -27,7 +27,7 @@ def test_the_header_alone_tells_kind_rank_family_trigger_and_strength(shelf: Pat
     told["modelspec.usage_hint"] = "Strength 1.2, sweet spot 0.8 to 1.6, measured on nano."
     facts = read_lora_facts(write_lora(shelf / "a.safetensors", **told))
     assert (facts.kind, facts.rank, facts.family, facts.trigger) == ("LoRA", 2, "Pony", "arona")
-    assert facts.strength == lora_facts.LoraStrength(value=1.2, interval=(0.8, 1.6), source="modelspec")
+    assert facts.strength == lora_facts.LoraStrength(value=1.2, interval=(0.8, 1.6), source="from modelspec")
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_programs_sidecar_is_read(program: str, shelf: Path) -> None:
     facts = read_lora_facts(file)
     assert (facts.family, facts.trigger, facts.strength and facts.strength.value) == expected
     if facts.strength:
-        assert facts.strength.source == "its sidecar"
+        assert facts.strength.source == "from its sidecar"
     if program == "Lora Manager":
         assert facts.words == ("one", "two"), "of several words, a person chooses"
         assert facts.strength
@@ -89,7 +89,10 @@ def test_a_programs_sidecar_is_read(program: str, shelf: Path) -> None:
 def test_a_sidecar_of_a_sweep_tells_its_range_and_model(shelf: Path) -> None:
     notes = {"model": "nano", "sweet_spot": [0.8, 1.6], "recommended": 1.2}
     file = write_lora(shelf / "a.safetensors")
-    for weight, said in ((1.2, ((0.8, 1.6), "its sidecar, measured on nano")), (1.0, (None, "its sidecar"))):
+    for weight, said in (
+        (1.2, ((0.8, 1.6), "from its sidecar, measured on nano")),
+        (1.0, (None, "from its sidecar")),
+    ):
         table = {"preferred weight": weight, "notes": json.dumps(notes)}
         (shelf / "a.json").write_text(json.dumps(table))
         found = read_lora_facts(file).strength
@@ -118,7 +121,7 @@ def test_what_was_measured_here_comes_first_and_stays_with_the_content(
     monkeypatch.setattr(measured_strengths, "is_space", lambda: True)
     found = read_lora_facts(file, "nano").strength
     assert found
-    assert found.source == "its sidecar", "a visitor sees what another one measured"
+    assert found.source == "from its sidecar", "a visitor sees what another one measured"
 
 
 def test_a_space_keeps_no_measurement(shelf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

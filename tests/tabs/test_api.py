@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from core.prompts import png_metadata
 from core.system.device import is_zerogpu
+from tests.models.library import write_lora
 
 SNAPSHOT = Path(__file__).parent.parent / "api_snapshot.json"
 
@@ -325,6 +326,14 @@ def test_inspect_lora_tells_what_it_is(client: Client, lora_file: Path) -> None:
     else:
         assert told["effective_norm"]["OUT01"] > 0
     assert told["expect"].startswith("U-Net only, alpha/rank 0.5: probably needs more than 1.0")
+    assert (told["strength"], told["strength_source"]) == (None, None), "nobody has measured it"
+
+
+def test_inspect_lora_tells_the_strength_of_one_in_the_library(client: Client, shelf: Path) -> None:
+    write_lora(shelf / "mine.safetensors")
+    (shelf / "mine.json").write_text(json.dumps({"preferred weight": 0.8}))
+    told = client.predict(lora="mine", api_name="/inspect_lora")
+    assert (told["strength"], told["strength_source"]) == (0.8, "from its sidecar")
 
 
 @pytest.mark.parametrize(
