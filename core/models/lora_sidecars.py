@@ -4,6 +4,7 @@ Anybody may have written them, so they are small JSON files of which only known 
 """
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePosixPath
@@ -49,7 +50,8 @@ def find_beside(lora: Path, suffix: str) -> Path | None:
         told = str(PurePosixPath(name).with_suffix(suffix)) if name else ""
         return hub.find_cached_file(repo, commit, told) if commit and told else None
     file = lora.with_name(lora.stem + suffix)
-    return file if file.is_file() and not (is_space() and file.is_symlink()) else None
+    # `is_file` raises for a name that is too long.
+    return file if os.path.isfile(file) and not (is_space() and file.is_symlink()) else None  # noqa: PTH113
 
 
 def read_sidecar(lora: Path) -> Sidecar:

@@ -1,7 +1,7 @@
 """Measure how long a list of 5,000 LoRAs takes: `python tests/bench/library.py`.
 
-Makes 5,000 small files in 50 folders, each with a sidecar and a preview's name beside it, lists them
-as every tab does, ten times, and reads the facts of one. Prints seconds; the first list is the cold one.
+Makes 5,000 small files in 50 folders, each with a sidecar and an empty preview beside it, lists them as
+every tab does, ten times, and reads what is known of one. Prints seconds; the first list is the cold one.
 """
 
 import json

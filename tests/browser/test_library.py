@@ -31,7 +31,7 @@ def test_choosing_a_lora_fills_in_its_strength_and_shows_what_is_known(
     shutil.copy(EXAMPLE, shelf / "brought.safetensors")
     (shelf / "brought.json").write_text('{"preferred weight": 1.7, "activation text": "<b>soft</b> light"}')
     Image.new("RGB", (512, 768), "teal").save(shelf / "brought.preview.png")
-    write_lora(shelf / "horse.safetensors", ss_sd_model_name="ponyDiffusionV6XL.safetensors")
+    write_lora(shelf / "horse.safetensors", {"ss_sd_model_name": "ponyDiffusionV6XL.safetensors"})
     prompt, facts = page.locator("#prompt textarea"), page.locator("#lora-facts")
     prompt.fill("1girl")
     open_part(page, "button", "LoRA")

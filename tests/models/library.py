@@ -20,7 +20,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write_lora(file: Path, value: float = 1.0, **metadata: str) -> Path:
+def write_lora(file: Path, metadata: dict[str, str] | None = None, value: float = 1.0) -> Path:
     """Write a LoRA of rank 2 for one layer of SDXL."""
     stem = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
     tensors = {f"{stem}.lora_down.weight": torch.full((2, 2048), value)}

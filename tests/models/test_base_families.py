@@ -41,8 +41,8 @@ def test_a_family_and_its_descendants_belong_together() -> None:
 
 
 def test_a_lora_for_another_family_is_told_before_the_picture_is_made(shelf: Path) -> None:
-    write_lora(shelf / "horse.safetensors", ss_sd_model_name="ponyDiffusionV6XL.safetensors")
-    write_lora(shelf / "general.safetensors", ss_base_model_version="sdxl_base_v1-0")
+    write_lora(shelf / "horse.safetensors", {"ss_sd_model_name": "ponyDiffusionV6XL.safetensors"})
+    write_lora(shelf / "general.safetensors", {"ss_base_model_version": "sdxl_base_v1-0"})
     write_lora(shelf / "unknown.safetensors")
     prompt = "1girl <lora:horse:1> <lora:general:1> <lora:unknown:1>"
     warned = {

@@ -25,7 +25,7 @@ def draw_preview(kind: str = "PNG", size: tuple[int, int] = (640, 960)) -> bytes
 def test_the_header_alone_tells_kind_rank_family_trigger_and_strength(shelf: Path) -> None:
     told = {"modelspec.trigger_phrase": "arona", "ss_sd_model_name": "ponyDiffusionV6XL_v6.safetensors"}
     told["modelspec.usage_hint"] = "Strength 1.2, sweet spot 0.8 to 1.6, measured on nano."
-    facts = read_lora_facts(write_lora(shelf / "a.safetensors", **told))
+    facts = read_lora_facts(write_lora(shelf / "a.safetensors", told))
     assert (facts.kind, facts.rank, facts.family, facts.trigger) == ("LoRA", 2, "Pony", "arona")
     assert facts.strength == lora_facts.LoraStrength(value=1.2, interval=(0.8, 1.6), source="from modelspec")
 
@@ -44,7 +44,7 @@ def test_the_header_alone_tells_kind_rank_family_trigger_and_strength(shelf: Pat
 def test_a_free_hint_is_read_or_left(
     hint: str, value: float | None, interval: tuple[float, float] | None, shelf: Path
 ) -> None:
-    found = read_lora_facts(write_lora(shelf / "a.safetensors", **{"modelspec.usage_hint": hint})).strength
+    found = read_lora_facts(write_lora(shelf / "a.safetensors", {"modelspec.usage_hint": hint})).strength
     assert (found and found.value, found and found.interval) == (value, interval)
 
 
@@ -107,7 +107,7 @@ def test_what_was_measured_here_comes_first_and_stays_with_the_content(
     (shelf / "a.json").write_text('{"preferred weight": 0.8}')
     record_strength(file, MeasuredStrength(model="nano", recommended=1.5, interval=(1.0, 2.0)))
     record_strength(file, MeasuredStrength(model="pony-v6", recommended=0.7, interval=(0.5, 1.0)))
-    copy = write_lora(shelf / "renamed.safetensors", title="with other metadata")
+    copy = write_lora(shelf / "renamed.safetensors", {"title": "with other metadata"})
     other = write_lora(shelf / "other.safetensors", value=2.0)
     for model, value, source in (
         ("nano", 1.5, "measured here on nano"),
@@ -155,6 +155,11 @@ def test_case_04_a_hostile_sidecar_says_nothing(kind: str, suffix: str, shelf: P
     assert (facts.trigger, facts.words, facts.strength) == (None, (), None)
 
 
+def test_case_04_a_name_as_long_as_a_name_can_be_is_read(shelf: Path) -> None:
+    """There is no room for a sidecar's ending."""
+    assert read_lora_facts(write_lora(shelf / f"{'a' * 243}.safetensors")).rank == 2
+
+
 @pytest.mark.parametrize("name", ["a.preview.png", "a.png", "a.jpg", "a.preview.webp"])
 def test_a_preview_beside_the_file_becomes_a_small_thumbnail(name: str, shelf: Path) -> None:
     file = write_lora(shelf / "a.safetensors")
@@ -179,7 +184,7 @@ def test_the_metadatas_picture_is_shown_if_it_is_one(shelf: Path) -> None:
             (f"data:image/jpeg;base64,{'A' * 3_000_000}", False),
         ]
     ):
-        file = write_lora(shelf / f"{number}.safetensors", **{"modelspec.thumbnail": uri})
+        file = write_lora(shelf / f"{number}.safetensors", {"modelspec.thumbnail": uri})
         assert bool(read_lora_facts(file).thumbnail) == is_shown, uri[:60]
 
 
@@ -212,14 +217,14 @@ def test_a_file_that_cannot_be_used_says_why_when_it_is_chosen(shelf: Path) -> N
 
 
 def test_a_file_that_was_replaced_is_read_again(shelf: Path) -> None:
-    file = write_lora(shelf / "a.safetensors", **{"modelspec.trigger_phrase": "old"})
+    file = write_lora(shelf / "a.safetensors", {"modelspec.trigger_phrase": "old"})
     assert read_lora_facts(file).trigger == "old"
-    write_lora(file, **{"modelspec.trigger_phrase": "new"})
+    write_lora(file, {"modelspec.trigger_phrase": "new"})
     assert read_lora_facts(file).trigger == "new"
 
 
 def test_no_sidecar_outweighs_the_shapes(shelf: Path) -> None:
     """A LoRA of SDXL that a note takes for one of nano would be said not to fit where it fits."""
-    file = write_lora(shelf / "a.safetensors", ss_sd_model_name="sd_xl_base_1.0.safetensors")
+    file = write_lora(shelf / "a.safetensors", {"ss_sd_model_name": "sd_xl_base_1.0.safetensors"})
     (shelf / "a.civitai.info").write_text('{"baseModel": "SD 1.5"}')
     assert read_lora_facts(file).family == "SDXL"

@@ -19,7 +19,7 @@ from tests.models.library import write_lora
 
 def test_case_04_a_sidecars_words_stay_text(shelf: Path) -> None:
     evil = "<script>alert(1)</script>\n" + "x" * 10_000
-    file = write_lora(shelf / "a.safetensors", **{"modelspec.trigger_phrase": evil})
+    file = write_lora(shelf / "a.safetensors", {"modelspec.trigger_phrase": evil})
     (shelf / "a.civitai.info").write_text(json.dumps({"trainedWords": [evil, "<img src=x onerror=y>"] * 99}))
     shown, facts = describe_choice(str(file), "sdxl-base")
     assert "<script" not in shown
@@ -32,7 +32,7 @@ def test_case_04_a_sidecars_words_stay_text(shelf: Path) -> None:
 
 
 def test_the_line_names_what_is_known_and_what_does_not_fit(shelf: Path) -> None:
-    file = write_lora(shelf / "horse.safetensors", ss_sd_model_name="ponyDiffusionV6XL.safetensors")
+    file = write_lora(shelf / "horse.safetensors", {"ss_sd_model_name": "ponyDiffusionV6XL.safetensors"})
     record_strength(file, MeasuredStrength(model="nano", recommended=1.2, interval=(0.8, 1.6)))
     shown = {name: describe_choice(str(file), name)[0] for name in ("pony-v6", "illustrious-xl")}
     for text in shown.values():
@@ -44,7 +44,7 @@ def test_the_line_names_what_is_known_and_what_does_not_fit(shelf: Path) -> None
 
 
 def test_choosing_one_puts_its_trigger_and_its_strength_into_the_prompt(shelf: Path) -> None:
-    write_lora(shelf / "my style.safetensors", **{"modelspec.trigger_phrase": "arona"})
+    write_lora(shelf / "my style.safetensors", {"modelspec.trigger_phrase": "arona"})
     (shelf / "my style.json").write_text('{"preferred weight": 0.8}')
     prompts = {"1girl, smile, ": "1girl, smile, arona <lora:my_style:0.8>"}
     prompts |= {"Arona, smile": "Arona, smile <lora:my_style:0.8>", "": "arona <lora:my_style:0.8>"}
