@@ -13,7 +13,7 @@ from core.generate.features import VAE
 from core.lora import apply as lora
 from core.lora import edit
 from core.lora.blocks import BLOCKS
-from core.prompts.neutral import compose_neutral_prompts
+from core.prompts.neutral import compose_neutral_prompts, insert_trigger
 from core.runtime import gpu
 from core.schema import limits, presets
 from core.schema.errors import UserError
@@ -69,7 +69,10 @@ OUTPUT_NAMES = (
     "open",
 )
 
+FILLED_NAMES = ("strengths", "prompts")
+"""The texts that the choice of a LoRA and of a preset fills in."""
 PROMPTS_INFO = "one per line"
+PROMPTS_KEPT = "; your prompts were kept: to use the preset's, clear them and choose the preset again"
 
 
 def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHandoff, ReportHandoff]:
@@ -100,16 +103,18 @@ def _wire_controls(c: dict[str, Any]) -> None:
         c["lora_facts"],
         **QUIET_OPTIONS,
     )
-    gr.on(
-        [c["lora_file"].change, c["shelf"].input, c["preset"].input],
-        _describe_choice,
-        [c["lora_file"], c["shelf"], c["preset"], c["strengths"], c["suggested"]],
-        [c["lora_line"], c["strengths"], c["suggested"]],
-        **READ_OPTIONS,
-    )
+    for event in (c["lora_file"].change, c["shelf"].input, c["preset"].input):
+        event(
+            inputs_kwargs={
+                name: c[name] for name in ("lora_file", "shelf", "preset", "filled", *FILLED_NAMES)
+            },
+            **answer_by_name(
+                _fill_in_choice, {name: c[name] for name in ("lora_line", "filled", *FILLED_NAMES)}
+            ),
+            **READ_OPTIONS,
+        )
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
     refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)
-    c["preset"].input(_update_prompts, [c["preset"], c["prompts"]], c["prompts"], **QUIET_OPTIONS)
 
 
 def _wire_study(c: dict[str, Any]) -> None:
@@ -198,7 +203,6 @@ def _build_controls() -> dict[str, Any]:
         c["strengths"] = gr.Textbox(
             DEFAULT_STRENGTHS, label="Strengths", info=info, min_width=140, elem_id="strengths"
         )
-        c["suggested"] = gr.State(DEFAULT_STRENGTHS)
         c["seeds"] = gr.Textbox(
             DEFAULT_SEEDS, label="Seeds", info="two or more for a verdict", min_width=100, elem_id="seeds"
         )
@@ -210,6 +214,8 @@ def _build_controls() -> dict[str, Any]:
         max_lines=16,
         elem_id="prompts",
     )
+    # Held in the page, which a restart of the app leaves as it is.
+    c["filled"] = gr.JSON({name: c[name].value for name in FILLED_NAMES}, visible=False)
     c["refine"] = gr.Checkbox(False, label="Refine: add strengths around the turning points")
     return c | _build_measure_panel() | _build_edit_panel()
 
@@ -312,34 +318,33 @@ def _build_form(values: Mapping[str, Any]) -> SweepForm:
     return SweepForm(lora=find_chosen_lora(values["lora_file"], values["shelf"]), **shared)
 
 
-def _format_neutral_prompts(preset: str) -> str:
-    return "\n".join(compose_neutral_prompts(presets.get_prompt_presets()[preset]))
+def _format_neutral_prompts(preset: str, trigger: str = "") -> str:
+    prompts = compose_neutral_prompts(presets.get_prompt_presets()[preset])
+    return "\n".join(insert_trigger(prompt, trigger) for prompt in prompts)
 
 
-def _update_prompts(preset: str, prompts: str) -> Any:
-    """Return the preset's prompts, unless a person wrote others."""
-    if prompts.strip() and prompts not in {
-        _format_neutral_prompts(name) for name in presets.get_prompt_presets()
-    }:
-        return gr.update(
-            info=f"{PROMPTS_INFO}; your prompts were kept: "
-            "to use the preset's, clear them and choose the preset again"
-        )
-    return gr.update(value=_format_neutral_prompts(preset), info=PROMPTS_INFO)
+def _fill_in_choice(
+    lora_file: str | None, shelf: str | None, preset: str, filled: dict[str, str], **texts: str
+) -> dict[str, Any]:
+    """Return what choosing a LoRA or a preset changes: a line of facts, prompts and strengths.
 
-
-def _describe_choice(
-    file: str | None, name: str | None, preset: str, strengths: str, suggested: str
-) -> tuple[str, Any, Any]:
-    """Return a line on the chosen LoRA, and the strengths around the one that is known to work.
-
-    Strengths that a person wrote, which are not those `suggested` before, stay.
+    The prompts are the preset's with the LoRA's trigger, the strengths go around the one that is
+    known to work. A text that is not as the page `filled` it is a person's own and stays.
     """
     with translate_errors():
-        line, facts = describe_choice(find_chosen_lora(file, name), preset)
-    found = suggest_strengths(facts.strength.value if facts and facts.strength else None)
-    own = strengths.strip() not in ("", suggested)
-    return (line, gr.skip(), gr.skip()) if own or not facts else (line, found, found)
+        line, facts = describe_choice(find_chosen_lora(lora_file, shelf), preset)
+    known = facts.strength.value if facts and facts.strength else None
+    fresh = {
+        "strengths": suggest_strengths(known),
+        "prompts": _format_neutral_prompts(preset, facts.trigger or "" if facts else ""),
+    }
+    own = {name for name, text in texts.items() if text.strip() and text != filled[name]}
+    # What is as it should be is not written again, over what a person writes meanwhile.
+    changed = {name: text for name, text in fresh.items() if name not in own and text != texts[name]}
+    info = PROMPTS_INFO + (PROMPTS_KEPT if "prompts" in own and texts["prompts"] != fresh["prompts"] else "")
+    new = changed.get("prompts")
+    prompts = gr.update(info=info) if new is None else gr.update(value=new, info=info)
+    return {"lora_line": line, **changed, "prompts": prompts, "filled": {**filled, **changed}}
 
 
 def _describe_lora(file: str | None, name: str | None) -> str:

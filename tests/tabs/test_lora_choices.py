@@ -13,7 +13,7 @@ from core.models.measured_strengths import MeasuredStrength, record_strength
 from core.sweep.plan import DEFAULT_STRENGTHS, parse_strengths, suggest_strengths
 from tabs.generate.lora_panel import _bring_lora, _choose_lora
 from tabs.shared.lora_choices import describe_choice, list_lora_choices
-from tabs.sweep import _describe_choice
+from tabs.sweep import _fill_in_choice, _format_neutral_prompts
 from tests.models.library import write_lora
 
 
@@ -60,12 +60,28 @@ def test_a_strength_that_a_person_set_stays(shelf: Path) -> None:
     assert _bring_lora(str(file), "sdxl-base", 1, 1)[1:] == (0.8, 0.8)
     assert _bring_lora(str(file), "sdxl-base", 0.8, 0.8)[1:] == (0.8, 0.8)
     assert 0.8 not in _bring_lora(str(file), "sdxl-base", 0.5, 1)[1:]
-    chosen = {"file": None, "name": "a", "preset": "sdxl-base"}
-    assert _describe_choice(**chosen, strengths=DEFAULT_STRENGTHS, suggested=DEFAULT_STRENGTHS)[1:] == (
-        "0-2 (+0.2)",
-        "0-2 (+0.2)",
-    )
-    assert "0-2 (+0.2)" not in _describe_choice(**chosen, strengths="0, 1", suggested=DEFAULT_STRENGTHS)[1:]
+
+
+def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
+    """Without its trigger, less of a LoRA would be measured than there is."""
+    write_lora(shelf / "a.safetensors", {"modelspec.trigger_phrase": "arona"})
+    (shelf / "a.json").write_text('{"preferred weight": 0.8}')
+    filled: dict[str, Any] = {"strengths": DEFAULT_STRENGTHS, "prompts": _format_neutral_prompts("nano")}
+    choice: dict[str, Any] = {"lora_file": None, "shelf": "a", "preset": "sdxl-base", "filled": filled}
+    found = _fill_in_choice(**choice, **filled)
+    assert found["strengths"] == found["filled"]["strengths"] == "0-2 (+0.2)"
+    assert found["prompts"]["value"] == found["filled"]["prompts"]
+    assert all("arona" in prompt for prompt in found["prompts"]["value"].splitlines())
+    own = _fill_in_choice(**choice, strengths="0, 1", prompts="1girl, by hand")
+    assert "strengths" not in own
+    assert "value" not in own["prompts"]
+    assert "your prompts were kept" in own["prompts"]["info"]
+    assert own["filled"] == filled
+    again = _fill_in_choice(**{**choice, "filled": found["filled"], "shelf": None}, **found["filled"])
+    assert again["filled"] == {
+        "strengths": DEFAULT_STRENGTHS,
+        "prompts": _format_neutral_prompts("sdxl-base"),
+    }
 
 
 @pytest.mark.parametrize("known", [0.05, 0.3, 0.8, 1.0, 1.2, 2.0, 5.0])
