@@ -13,6 +13,7 @@ from gradio_client.exceptions import AppError, ValidationError
 from PIL import Image
 from safetensors.torch import save_file
 
+from core.models import lora_facts
 from core.prompts import png_metadata
 from core.system.device import is_zerogpu
 from tests.models.library import write_lora
@@ -306,6 +307,16 @@ def test_a_lora_of_ones_own_changes_the_picture(client: Client, lora_file: Path)
     assert files[None][0] == files[0][0] != files[1.5][0]
     assert files[1.5][1].startswith("1girl <lora:my_style:1.5>\n")
     assert 'Lora hashes: "' in files[1.5][1]
+
+
+def test_a_lora_of_another_family_is_in_the_reports_warnings(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"prompt": "1girl <lora:nano-airbrush:1>", "seed": 7, "steps": 1}
+    assert client.predict(**asked, api_name="/generate")[1]["warnings"] == []
+    monkeypatch.setattr(lora_facts, "find_base_family", lambda model: "Pony")  # no such base is as small
+    (warning,) = client.predict(**asked, api_name="/generate")[1]["warnings"]
+    assert warning.startswith("nano-airbrush is made for nano, but nano (built-in, 128 px) is of the family")
 
 
 def test_inspect_lora_tells_what_it_is(client: Client, lora_file: Path) -> None:
