@@ -12,7 +12,6 @@ from typing import Any
 
 import gradio as gr
 
-from core.models import lora_library
 from core.publish.bundle import build_bundle
 from core.publish.plan import LICENCES, PublicationForm, plan_publication
 from core.publish.push import compare_repo
@@ -33,6 +32,7 @@ from tabs.shared.checks import (
     translate_errors,
 )
 from tabs.shared.handoff import ReportHandoff, TrainHandoff
+from tabs.shared.lora_choices import find_chosen_lora, list_lora_choices
 from tabs.shared.model_choices import HOME_FROM_FILE, list_home_choices
 from tabs.shared.publish_job import PUBLISH_OPTIONS, send_publication
 from tabs.shared.run_choices import refresh_run_choices, update_run_choices
@@ -60,7 +60,7 @@ def build_tab(
     _wire_run_choices(c, train_handoff, this_tab)
     _wire_handoffs(c, train_handoff, report_handoffs, tabs)
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["file"])
-    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
+    refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)
     refresh_choices(c["home"].focus, c["home"], list_home_choices)
     _wire_publication(c)
 
@@ -131,7 +131,7 @@ def _build_controls() -> dict[str, Any]:
     c: dict[str, Any] = {}
     c["file"] = gr.File(label="LoRA", file_types=[".safetensors"], height=110, elem_id="publish-file")
     with gr.Row():
-        c["shelf"] = gr.Dropdown(lora_library.list_loras(), value=None, label="LoRA library", min_width=140)
+        c["shelf"] = gr.Dropdown(list_lora_choices(), value=None, label="LoRA library", min_width=140)
         c["run"] = gr.Dropdown([], value=None, label="One of your runs", min_width=140, elem_id="publish-run")
     c |= hub_fetch.build_lora_box("publish-hub")
     c["repo"] = gr.Textbox("", label="Repository", placeholder="owner/name", elem_id="repo")
@@ -280,7 +280,7 @@ def _build_form(values: Mapping[str, Any]) -> PublicationForm:
     if values["run"]:
         found["run"] = str(caller.find_run(values["run"]).path)
     elif values["file"] or values["shelf"]:
-        found["lora"] = values["file"] or str(lora_library.locate_lora(values["shelf"]))
+        found["lora"] = find_chosen_lora(values["file"], values["shelf"])
     return read_form(PublicationForm, found)
 
 

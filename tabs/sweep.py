@@ -13,23 +13,36 @@ from core.generate.features import VAE
 from core.lora import apply as lora
 from core.lora import edit
 from core.lora.blocks import BLOCKS
-from core.models import lora_library
-from core.prompts.neutral import compose_neutral_prompts
+from core.prompts.neutral import compose_neutral_prompts, insert_trigger
 from core.runtime import gpu
 from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
 from core.sweep import charts
-from core.sweep.plan import DEFAULT_SEEDS, DEFAULT_STRENGTHS, SweepForm, list_feature_extractors, plan_sweep
+from core.sweep.plan import (
+    DEFAULT_SEEDS,
+    DEFAULT_STRENGTHS,
+    SweepForm,
+    list_feature_extractors,
+    plan_sweep,
+    suggest_strengths,
+)
 from core.sweep.report import SweepFiles, build_sweep_report, draw_sweep_sheet, export_sweep
 from core.sweep.study import SweepStudy
 from core.system.markdown import escape_markdown
 from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder
 from tabs.shared import hub_fetch
-from tabs.shared.checks import QUIET_OPTIONS, WRITE_OPTIONS, make_plan_validator, translate_errors
+from tabs.shared.checks import (
+    QUIET_OPTIONS,
+    READ_OPTIONS,
+    WRITE_OPTIONS,
+    make_plan_validator,
+    translate_errors,
+)
 from tabs.shared.handoff import GenerateHandoff, ReportHandoff, SweepHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
+from tabs.shared.lora_choices import describe_choice, find_chosen_lora, list_lora_choices
 from tabs.shared.updates import answer_by_name, refresh_choices
 
 INPUT_NAMES = (
@@ -56,7 +69,10 @@ OUTPUT_NAMES = (
     "open",
 )
 
+FILLED_NAMES = ("strengths", "prompts")
+"""The texts that the choice of a LoRA and of a preset fills in."""
 PROMPTS_INFO = "one per line"
+PROMPTS_KEPT = "; your prompts were kept: to use the preset's, clear them and choose the preset again"
 
 
 def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHandoff, ReportHandoff]:
@@ -87,9 +103,18 @@ def _wire_controls(c: dict[str, Any]) -> None:
         c["lora_facts"],
         **QUIET_OPTIONS,
     )
+    for event in (c["lora_file"].change, c["shelf"].input, c["preset"].input):
+        event(
+            inputs_kwargs={
+                name: c[name] for name in ("lora_file", "shelf", "preset", "filled", *FILLED_NAMES)
+            },
+            **answer_by_name(
+                _fill_in_choice, {name: c[name] for name in ("lora_line", "filled", *FILLED_NAMES)}
+            ),
+            **READ_OPTIONS,
+        )
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
-    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
-    c["preset"].input(_update_prompts, [c["preset"], c["prompts"]], c["prompts"], **QUIET_OPTIONS)
+    refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)
 
 
 def _wire_study(c: dict[str, Any]) -> None:
@@ -162,9 +187,8 @@ def _build_controls() -> dict[str, Any]:
     c["lora_file"] = gr.File(
         label="LoRA to sweep", file_types=[".safetensors"], height=110, elem_id="sweep-lora"
     )
-    c["shelf"] = gr.Dropdown(
-        lora_library.list_loras(), value=None, label="LoRA library", elem_id="sweep-shelf"
-    )
+    c["shelf"] = gr.Dropdown(list_lora_choices(), value=None, label="LoRA library", elem_id="sweep-shelf")
+    c["lora_line"] = gr.HTML(elem_id="sweep-lora-line", padding=False)
     c |= hub_fetch.build_lora_box("sweep-hub")
     with gr.Accordion("About this LoRA", open=True):
         c["lora_facts"] = gr.Markdown("Choose a LoRA.", elem_id="explained")
@@ -190,6 +214,8 @@ def _build_controls() -> dict[str, Any]:
         max_lines=16,
         elem_id="prompts",
     )
+    # Held in the page, which a restart of the app leaves as it is.
+    c["filled"] = gr.JSON({name: c[name].value for name in FILLED_NAMES}, visible=False)
     c["refine"] = gr.Checkbox(False, label="Refine: add strengths around the turning points")
     return c | _build_measure_panel() | _build_edit_panel()
 
@@ -289,37 +315,42 @@ def _build_form(values: Mapping[str, Any]) -> SweepForm:
     """Return what the tab asks for. Raises `UserError` if the LoRA cannot be found."""
     names = ("preset", "prompts", "seeds", "strengths", "references", "feature_extractor", "refine")
     shared = {name: values[name] for name in names if values[name] is not None}
-    return SweepForm(lora=_find_path(values["lora_file"], values["shelf"]), **shared)
+    return SweepForm(lora=find_chosen_lora(values["lora_file"], values["shelf"]), **shared)
 
 
-def _find_path(file: str | None, name: str | None) -> str | None:
-    """Return the path of an uploaded LoRA, or of one in the library.
+def _format_neutral_prompts(preset: str, trigger: str = "") -> str:
+    prompts = compose_neutral_prompts(presets.get_prompt_presets()[preset])
+    return "\n".join(insert_trigger(prompt, trigger) for prompt in prompts)
 
-    Raises `UserError` if the library has none of that name.
+
+def _fill_in_choice(
+    lora_file: str | None, shelf: str | None, preset: str, filled: dict[str, str], **texts: str
+) -> dict[str, Any]:
+    """Return what choosing a LoRA or a preset changes: a line of facts, prompts and strengths.
+
+    The prompts are the preset's with the LoRA's trigger, the strengths go around the one that is
+    known to work. A text that is not as the page `filled` it is a person's own and stays.
     """
-    return file or (str(lora_library.locate_lora(name)) if name else None)
-
-
-def _format_neutral_prompts(preset: str) -> str:
-    return "\n".join(compose_neutral_prompts(presets.get_prompt_presets()[preset]))
-
-
-def _update_prompts(preset: str, prompts: str) -> Any:
-    """Return the preset's prompts, unless a person wrote others."""
-    if prompts.strip() and prompts not in {
-        _format_neutral_prompts(name) for name in presets.get_prompt_presets()
-    }:
-        return gr.update(
-            info=f"{PROMPTS_INFO}; your prompts were kept: "
-            "to use the preset's, clear them and choose the preset again"
-        )
-    return gr.update(value=_format_neutral_prompts(preset), info=PROMPTS_INFO)
+    with translate_errors():
+        line, facts = describe_choice(find_chosen_lora(lora_file, shelf), preset)
+    known = facts.strength.value if facts and facts.strength else None
+    fresh = {
+        "strengths": suggest_strengths(known),
+        "prompts": _format_neutral_prompts(preset, facts.trigger or "" if facts else ""),
+    }
+    own = {name for name, text in texts.items() if text.strip() and text != filled[name]}
+    # What is as it should be is not written again, over what a person writes meanwhile.
+    changed = {name: text for name, text in fresh.items() if name not in own and text != texts[name]}
+    info = PROMPTS_INFO + (PROMPTS_KEPT if "prompts" in own and texts["prompts"] != fresh["prompts"] else "")
+    new = changed.get("prompts")
+    prompts = gr.update(info=info) if new is None else gr.update(value=new, info=info)
+    return {"lora_line": line, **changed, "prompts": prompts, "filled": {**filled, **changed}}
 
 
 def _describe_lora(file: str | None, name: str | None) -> str:
     """Describe the file of the chosen LoRA for a person."""
     try:
-        path = _find_path(file, name)
+        path = find_chosen_lora(file, name)
         if not path:
             return "Choose a LoRA."
         told = gpu.inspect_with_model(lora.get_lora_file(path))
@@ -466,7 +497,7 @@ def _rewrite_lora(
 ) -> tuple[Any, str]:
     """Save the chosen LoRA with other blocks or another alpha."""
     try:
-        path = _find_path(file, name)
+        path = find_chosen_lora(file, name)
         if not path:
             raise UserError("lora", "choose a LoRA first.")
         return gr.update(

@@ -15,6 +15,7 @@ import pytest
 os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
 os.environ["SWEETSPOT_CELLS"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
 os.environ["SWEETSPOT_RUNS"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
+os.environ["SWEETSPOT_MEASURED"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="sweetspot-tests-")  # a Space sweeps it
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -36,9 +37,15 @@ from core.schema import presets  # isort: skip
 import torch  # isort: skip
 from gradio_client import Client  # isort: skip
 
-pytest_plugins = ["tests.hub.fixtures"]
+pytest_plugins = ["tests.hub.fixtures", "tests.models.library"]
 
-for place in ("GRADIO_TEMP_DIR", "SWEETSPOT_CELLS", "SWEETSPOT_RUNS", "HF_HUB_CACHE"):
+for place in (
+    "GRADIO_TEMP_DIR",
+    "SWEETSPOT_CELLS",
+    "SWEETSPOT_RUNS",
+    "SWEETSPOT_MEASURED",
+    "HF_HUB_CACHE",
+):
     atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)
 
 torch_thread.run_on_torch_thread(lambda: torch.ones(256, 256) @ torch.ones(256, 256))

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Annotated, Any
 
 from core.generate.stages.details import ANIMEFACE
@@ -15,8 +16,8 @@ from core.generate.stages.hires import LANCZOS, LATENT
 from core.generate.tag_expander import Expansion, check_expand_settings, expand
 from core.hub import client as hub
 from core.hub.preflight import NeedsJob
-from core.models import bases, catalogue, embedding_library, from_hub, lora_library, tools
-from core.models.families import find_preset
+from core.models import bases, catalogue, embedding_library, from_hub, lora_facts, lora_library, tools
+from core.models.preset_match import find_preset
 from core.prompts.grammar import EXTRA_NETWORK, extract_lora_tags
 from core.schema import limits, presets
 from core.schema.bounds import OneOf, Real, Text, Whole, format_value
@@ -301,6 +302,12 @@ def list_warnings(form: PictureForm) -> list[str]:
     if ignored := [match[0][:60] for match in EXTRA_NETWORK.finditer(values["negative"])][:10]:
         warnings.append(f"negative: ignored {', '.join(ignored)}; LoRAs belong in the prompt.")
     return warnings
+
+
+def list_family_warnings(request: Request) -> list[str]:
+    """Return a sentence for each LoRA of a picture that was made for another family than its base model."""
+    found = [lora_facts.describe_mismatch(Path(use.path), request.model) for use in request.loras]
+    return [sentence for sentence in found if sentence]
 
 
 def collect_loras(form: PictureForm) -> tuple[LoraUse, ...]:

@@ -169,10 +169,22 @@ def read_lora_file(path: Path) -> LoraFile:
     with translate_out_of_memory(
         "lora", f"{name} does not fit into this machine's memory; use one of a lower rank."
     ):
-        return _parse_file(path, name)
+        found = _parse_header(path, name)
+        _check_values(found, name)
+        if identify_file(path) != found.state:
+            raise UserError("lora", f"{name} was changed while it was read; choose it again.")
+        return found
 
 
-def _parse_file(path: Path, name: str) -> LoraFile:
+def read_lora_header(path: Path) -> LoraFile:
+    """Read and check a LoRA file's header, and of its tensors only alphas: what a list needs to say of it.
+
+    Raises `UserError` as `read_lora_file` does, except for what is wrong in the matrices.
+    """
+    return _parse_header(path, path.name)
+
+
+def _parse_header(path: Path, name: str) -> LoraFile:
     _check_header_length(path, name)
     state = identify_file(path)
     try:
@@ -224,9 +236,6 @@ def _parse_file(path: Path, name: str) -> LoraFile:
     )
     if found.family in ("SD 1.5", "SD 2"):
         raise UserError("lora", f"{name} is made for {found.family}. Use a LoRA for SDXL.")
-    _check_values(found, name)
-    if identify_file(path) != state:
-        raise UserError("lora", f"{name} was changed while it was read; choose it again.")
     return found
 
 

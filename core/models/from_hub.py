@@ -12,6 +12,7 @@ from core.hub import client as hub
 from core.lora.file import ADAPTER_CONFIG, MAX_ADAPTER_CONFIG_BYTES, MAX_FILE_BYTES, check_lora_kind
 from core.models import config_limits
 from core.models.files import CONFIG_PATTERNS, WEIGHT_FILES, find_custom_code
+from core.models.lora_sidecars import MAX_SIDECAR_BYTES
 from core.schema.errors import UserError
 from core.schema.types import Model
 from core.system.device import detect_machine
@@ -47,6 +48,9 @@ def fetch_lora(hub_id: str) -> Path:
         config = str(folder / ADAPTER_CONFIG)
         if 0 < found.sizes.get(config, 0) <= MAX_ADAPTER_CONFIG_BYTES:
             hub.fetch_file(found, config, "lora")  # PEFT's alpha stands there
+    beside = str(PurePosixPath(name).with_suffix(".json"))
+    if 0 < found.sizes.get(beside, 0) <= MAX_SIDECAR_BYTES:
+        hub.fetch_file(found, beside, "lora")  # its card's numbers: strength and trigger
     return hub.fetch_file(found, name, "lora")
 
 

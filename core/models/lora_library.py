@@ -24,28 +24,27 @@ MAX_LORAS = 16
 """LoRAs on one picture."""
 
 
-def list_loras() -> list[str]:
-    """List the names of the LoRAs in the library."""
-    return sorted(_find_library())
+def list_loras() -> dict[str, Path]:
+    """Return the library's files by name, in the order of names: a person's own, and the examples.
+
+    Only names are looked at, no content.
+    """
+    found = {file.stem: file for file in EXAMPLES_FOLDER.glob("*.safetensors")} | folders.list_files("lora")
+    return dict(sorted(found.items(), key=lambda each: each[0].casefold()))
 
 
-def _find_library() -> dict[str, Path]:
-    """Return the library's files by name: a person's own, and the examples."""
-    return {file.stem: file for file in EXAMPLES_FOLDER.glob("*.safetensors")} | folders.list_files("lora")
-
-
-def _get_name(file: Path) -> str:
+def find_name(file: Path) -> str:
     """Return the name by which a tag finds a file: the library's, or its own if it is not in there."""
-    return next((name for name, own in _find_library().items() if own == file), file.stem)
+    return next((name for name, own in list_loras().items() if own == file), file.stem)
 
 
 def locate_lora(name: str) -> Path:
     """Return the file of a LoRA in the library. Raises `UserError` listing the names there are."""
-    library = _find_library()
+    library = list_loras()
     for own, file in library.items():  # only a listed name becomes a path
         if name in (own, slugify(own)):
             return file
-    shown = ", ".join(sorted(library)[:MAX_LISTED]) + (" …" if len(library) > MAX_LISTED else "")
+    shown = ", ".join([*library][:MAX_LISTED]) + (" …" if len(library) > MAX_LISTED else "")
     raise UserError("lora", f"{name[:60]!r} is not in the LoRA library, which has {shown or 'none'}.")
 
 
@@ -141,7 +140,7 @@ def format_lora_tag(use: LoraUse) -> str:
     both = (use.strength,) if use.text_strength is None else (use.text_strength, use.strength)
     strengths = ":".join(repr(float(strength)).removesuffix(".0") for strength in both)
     return (
-        f"<lora:{slugify(_get_name(Path(use.path)))}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
+        f"<lora:{slugify(find_name(Path(use.path)))}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
     )
 
 

@@ -7,7 +7,7 @@ from pickle import PicklingError
 
 from core.generate.pipeline import estimate_work
 from core.models import bases
-from core.models.families import find_preset
+from core.models.preset_match import find_preset
 from core.schema.events import Picture, Step
 from core.schema.types import Cell
 from core.train.trainer.previews import list_preview_strengths

@@ -15,7 +15,7 @@ from PIL import Image
 from core.generate.features import VAE
 from core.hub.preflight import is_job
 from core.lora import apply as lora
-from core.models import bases, catalogue, embedding_library, families, tools
+from core.models import bases, catalogue, embedding_library, preset_match, tools
 from core.prompts.grammar import extract_lora_tags
 from core.prompts.neutral import compose_neutral_prompts
 from core.prompts.png_metadata import MAX_PIXELS
@@ -55,6 +55,8 @@ class SweepPlan:
 
 DEFAULT_STRENGTHS = "0-3.5 (+0.25)"
 DEFAULT_SEEDS = "1-4"
+SUGGESTED_STEPS = (0.05, 0.1, 0.2, 0.25, 0.5)
+"""Steps between suggested strengths."""
 
 
 @record
@@ -80,10 +82,22 @@ class SweepForm:
     """`VAE` or the name of a `Tool` of kind `eye`."""
 
 
+def suggest_strengths(known: float | None) -> str:
+    """Return what to sweep, as text: up to 2.5 times a strength that is known to work, in 15 steps at most.
+
+    The default for a negative one, and where none is known.
+    """
+    if known is None or known <= 0:
+        return DEFAULT_STRENGTHS
+    last = min(2.5 * known, limits.STRENGTH[1])
+    step = next((step for step in SUGGESTED_STEPS if last / step <= 15), SUGGESTED_STEPS[-1])
+    return f"0-{step * round(last / step):g} (+{step:g})"
+
+
 def plan_sweep(form: SweepForm) -> SweepPlan:
     """Plan the sweep that a form asks for. Raises `UserError` for whatever is not allowed."""
     base = catalogue.find_model(form.model) if form.model else None
-    fitting = families.match_preset(base).preset if base else "nano"
+    fitting = preset_match.match_preset(base).preset if base else "nano"
     preset = presets.get_prompt_preset(form.preset or fitting)
     base = base or catalogue.find_model(preset.model)
     if not form.lora:

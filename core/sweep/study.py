@@ -16,7 +16,8 @@ from core.generate.features import PARTS_PER_SIDE
 from core.generate.picture_file import save_picture
 from core.generate.stages import details
 from core.models import bases, embedding_library, lora_library, tools
-from core.models.families import find_preset
+from core.models.measured_strengths import MeasuredStrength, record_strength
+from core.models.preset_match import find_preset
 from core.models.tagger import Tagger
 from core.prompts.conditioning import resolve_prompt
 from core.prompts.embeddings import select_embeddings
@@ -94,6 +95,7 @@ class SweepStudy:
                     self.strengths = sorted({*self.strengths, *between})
                     yield from self._run_columns(make, between)
                     self.verdict = self._decide() if self._is_complete() else None
+                self._record_strength()
         except FileNotFoundError as error:
             if not Path(str(error.filename)).is_relative_to(cell_cache.FOLDER):
                 raise
@@ -320,6 +322,23 @@ class SweepStudy:
             self.yardstick.noise_floor,
             len(self.plan.seeds),
         )
+
+    def _record_strength(self) -> None:
+        """Keep the sweet spot for the LoRA library, if there is one and the whole LoRA was swept."""
+        if (
+            self.verdict
+            and self.verdict.sweet_spot
+            and self.verdict.recommended
+            and not self.plan.lora.blocks
+        ):
+            record_strength(
+                Path(self.plan.lora.path),
+                MeasuredStrength(
+                    model=self.plan.settings.model,
+                    recommended=self.verdict.recommended,
+                    interval=self.verdict.sweet_spot,
+                ),
+            )
 
     def _find_midpoints(self) -> list[float]:
         """Return midpoints next to onset, both ends of the sweet spot and breakdown."""

@@ -39,6 +39,10 @@ RUNS = choose_folder("SWEETSPOT_RUNS", "runs", Path.home() / ".local" / "share" 
 """Training runs, a folder each."""
 CELL_CACHE = choose_folder("SWEETSPOT_CELLS", "cells", Path.home() / ".cache" / "sweetspot" / "cells")
 """Cached pictures that a sweep need not make again."""
+MEASURED = choose_folder(
+    "SWEETSPOT_MEASURED", "measured", Path.home() / ".local" / "share" / "sweetspot" / "measured"
+)
+"""At which strengths own sweeps found that LoRAs work, a small file for each."""
 OUTPUTS = choose_folder("GRADIO_TEMP_DIR", "outputs", Path.home() / ".cache" / "sweetspot" / "files")
 """Files that the page shows: uploads, pictures, sheets."""
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from core.dataset.dataset import Dataset
-from core.models.families import find_preset
+from core.models.preset_match import find_preset
 from core.prompts.conditioning import Conditioning
 from core.schema.types import Model
 from core.system.memory import is_out_of_memory, release_memory

@@ -24,8 +24,8 @@ from core.dataset import dataset as datasets
 from core.dataset.dataset import Dataset
 from core.dataset.tagging import check_trigger
 from core.models import bases
-from core.models.families import make_preview_prompts
 from core.models.lora_library import slugify
+from core.models.preset_match import make_preview_prompts
 from core.schema import limits
 from core.schema.errors import UserError
 from core.system import disk, paths, shutdown

@@ -15,7 +15,7 @@ from core.lora import apply as lora
 from core.lora.blocks import BLOCKS, find_block
 from core.lora.file import LoraFile
 from core.models import bases, lora_library
-from core.models.families import find_preset
+from core.models.preset_match import find_preset
 from core.prompts.neutral import compose_neutral_prompts, insert_trigger
 from core.schema import limits, presets
 from core.schema.bounds import Whole, format_value

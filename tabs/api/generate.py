@@ -47,6 +47,7 @@ def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
         expansion = torch_thread.run_on_torch_thread(request.expand_request, form)
         full = request.replace_prompt(form, expansion.prompt) if expansion else form
         cells = request.build_cells(full, unexpanded_prompt=form.prompt if expansion else None)
+        warnings = [*request.list_warnings(form), *request.list_family_warnings(cells[0].request)]
         for event in gpu.generate_on_gpu(cells):
             if isinstance(event, Failed):
                 raise UserError(None, event.message)
@@ -68,7 +69,7 @@ def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
         ],
         "size": list(output_size(first)),
         "seconds": round(time.monotonic() - begin, 3),
-        "warnings": [*request.list_warnings(form), *([too_long] if tokens > CHUNK_LENGTH else []), *notes],
+        "warnings": [*warnings, *([too_long] if tokens > CHUNK_LENGTH else []), *notes],
     }
     yield files, report
 

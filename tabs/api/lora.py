@@ -1,11 +1,13 @@
 """The named endpoints for LoRA files: inspect one, rewrite one."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from core.lora import edit
 from core.lora.apply import get_lora_file
+from core.models.lora_facts import read_lora_facts
 from core.runtime import gpu
 from tabs.api.inputs import build_input
 from tabs.server.page_files import create_output_folder, resolve_lora
@@ -15,10 +17,17 @@ from tabs.shared.checks import translate_errors
 def inspect_lora(lora: str | dict) -> dict[str, Any]:
     """Inspect a LoRA file: format, rank, alpha, blocks, trigger and tags.
 
-    Also returns how large its change is on the loaded model, unless a job is using the model.
+    Also returns how large its change is on the loaded model, unless a job is using the model, and
+    the strength that is known to work, with who says so.
     """
     with translate_errors():
-        return gpu.inspect_with_model(get_lora_file(resolve_lora(lora)))
+        path = resolve_lora(lora)
+        told = gpu.inspect_with_model(get_lora_file(path))
+        strength = read_lora_facts(Path(path)).strength
+    return told | {
+        "strength": strength and strength.value,
+        "strength_source": strength and strength.source,
+    }
 
 
 def edit_lora(

@@ -7,8 +7,8 @@ import gradio as gr
 from safetensors import SafetensorError
 
 from core.models import bases, catalogue, file_kind, files, tools
-from core.models.families import match_preset
 from core.models.model_settings import ModelSettings, get_settings, save_settings
+from core.models.preset_match import match_preset
 from core.schema import presets
 from core.schema.types import Model, PromptPreset
 from core.system.device import is_space

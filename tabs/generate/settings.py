@@ -12,7 +12,7 @@ import gradio as gr
 
 from core.generate import request
 from core.models import bases, catalogue, embedding_library
-from core.models.families import find_preset
+from core.models.preset_match import find_preset
 from core.prompts import png_metadata
 from core.prompts.grammar import compose_prompt
 from core.schema import presets

@@ -11,6 +11,7 @@ from core.generate.tag_expander import CATEGORY_PATTERNS, LENGTHS
 from core.models import from_hub
 from core.schema import limits
 from core.schema.types import PromptPreset
+from tabs.shared.updates import refresh_choices
 
 STAGE_FIELDS = {
     "expand": ("expander", "length", "temperature", "top_p", "top_k", "ban", "without", "max_tags"),
@@ -69,10 +70,12 @@ class _Controls:
         self.built[name] = gr.Dropdown(options, value=self.values[name], label=label, min_width=160, **more)
 
     def add_model_choice(self, stage: str, kind: str, label: str) -> None:
-        """Add the list of a stage's models; of a kind that may come from the Hub, also an id there."""
+        """Add the list of a stage's models, fresh each time; where the Hub has some, also an id there."""
         ending = from_hub.TOOL_SUFFIXES.get(kind)
         own = {"allow_custom_value": True, "info": f"or a Hub id owner/name:file{ending}"} if ending else {}
         self.add_choice(f"{stage}_{kind}", request.list_stage_models(stage), label, **own)
+        shown = self.built[f"{stage}_{kind}"]
+        refresh_choices(shown.focus, shown, lambda: request.list_stage_models(stage))
 
 
 def build_controls(preset: PromptPreset) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from core.generate import request
 from core.generate.tag_expander import append_tags
-from core.models import catalogue, lora_library
+from core.models import catalogue
 from core.runtime import gpu, torch_thread
 from core.schema import limits, presets
 from core.schema.errors import UserError
@@ -17,14 +17,14 @@ from core.schema.records import read_form
 from core.schema.samplers import SAMPLERS
 from core.schema.types import PromptPreset
 from core.system.markdown import escape_markdown
-from tabs.generate import model, prompt, settings, stages
+from tabs.generate import lora_panel, model, prompt, settings, stages
 from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder, save_result
 from tabs.shared import hub_fetch
 from tabs.shared.checks import QUIET_OPTIONS, READ_OPTIONS, make_request_validator, translate_errors
 from tabs.shared.handoff import GenerateHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
-from tabs.shared.updates import answer_by_name, refresh_choices
+from tabs.shared.updates import answer_by_name
 
 PROMPT_PARTS = presets.PROMPT_PARTS
 ASPECT_RATIOS = {
@@ -77,6 +77,7 @@ def build_tab() -> GenerateHandoff:
     _wire_settings(shown, filled)
     _wire_prompt(shown)
     _wire_picture_controls(shown)
+    lora_panel.wire(shown)
     _wire_jobs(shown)
     return GenerateHandoff(
         lambda file, name: settings.load_settings(file, name, _get_preset_values),
@@ -166,20 +167,12 @@ def _wire_prompt(c: dict[str, Any]) -> None:
 
 
 def _wire_picture_controls(c: dict[str, Any]) -> None:
-    """Connect aspect ratio, seed and LoRA."""
+    """Connect aspect ratio and seed."""
     c["ratio"].input(
         _apply_aspect_ratio, [c["preset"], c["ratio"]], [c["width"], c["height"]], **LATEST_OPTIONS
     )
     c["reuse_seed"].click(lambda used: used, c["last_seed"], c["seed"], **QUIET_OPTIONS)
     c["random_seed"].click(lambda: request.RANDOM_SEED, None, c["seed"], **QUIET_OPTIONS)
-    hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
-    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
-    c["shelf"].input(
-        lambda text, name: f"{text} <lora:{name}:1>",
-        [c["prompt"], c["shelf"]],
-        c["prompt"],
-        **QUIET_OPTIONS,
-    )
 
 
 def _wire_jobs(c: dict[str, Any]) -> None:
@@ -214,7 +207,7 @@ def _build_controls(preset: PromptPreset) -> dict[str, Any]:
     c |= prompt.build_controls(preset)
     # Held in the page, which a restart of the app leaves as it is.
     c["start"] = gr.JSON(_get_preset_values(preset)["start"], visible=False)
-    c |= _build_picture_controls(preset) | _build_lora_panel()
+    c |= _build_picture_controls(preset) | lora_panel.build_panel()
     return c | stages.build_controls(preset)
 
 
@@ -276,25 +269,6 @@ def _build_picture_controls(preset: PromptPreset) -> dict[str, Any]:
         )
     info = "2 is SDXL's default; 1 uses the last layer"
     c["clip_skip"] = gr.Radio([2, 1], value=2, label="Clip skip", info=info)
-    return c
-
-
-def _build_lora_panel() -> dict[str, Any]:
-    """Build the panel of the LoRA: components by name."""
-    c: dict[str, Any] = {}
-    with gr.Accordion("LoRA", open=False):
-        info = f"{limits.STRENGTH[0]:g} to {limits.STRENGTH[1]:g} (alpha in the file is applied)"
-        c["lora_file"] = gr.File(
-            label="Upload a LoRA", file_types=[".safetensors"], height=110, elem_id="lora"
-        )
-        c["lora_strength"] = gr.Slider(*limits.STRENGTH, 1, step=0.05, label="Strength", info=info)
-        c["shelf"] = gr.Dropdown(
-            lora_library.list_loras(),
-            value=None,
-            label="LoRA library",
-            info="adds <lora:name:1> to the prompt",
-        )
-        c |= hub_fetch.build_lora_box("generate-hub")
     return c
 
 
@@ -389,9 +363,9 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
         create_folder(),
     )
     done: list[str] = []
-    notes: list[str] = []
+    notes = request.list_warnings(form) + request.list_family_warnings(cells[0].request)
     begin = time.monotonic()
-    yield {"status": "Loading the model …"}
+    yield {"status": f"Loading the model … {escape_markdown(' '.join(notes))}"}
     with translate_errors():
         for event in gpu.generate_on_gpu(cells, previews=True):
             match event:
@@ -425,7 +399,7 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
                 case Failed():
                     yield {"status": show_refusal(UserError(None, event.message))}
                     raise gr.Error(event.message)
-    hints = escape_markdown(" ".join(request.list_warnings(form) + notes))
+    hints = escape_markdown(" ".join(notes))
     images = f"{len(done)} image{'s' * (len(done) > 1)}"
     yield {"status": f"Done: {images} in {time.monotonic() - begin:.1f} s. {hints}"}
 

@@ -38,10 +38,7 @@ def _build_box(label: str, placeholder: str, elem_id: str) -> dict[str, Any]:
 
 
 def wire(box: dict[str, Any], fetch: Callable[..., Iterator[tuple[str, Any]]], target: Any) -> Any:
-    """Connect the box: the button, or Enter, fetches what is named into `target`.
-
-    Returns the event, for what is to happen then.
-    """
+    """Connect the box: the button, or Enter, fetches what is named into `target`. Returns the event."""
     return gr.on(
         [box["fetch"].click, box["hub_id"].submit],
         fetch,

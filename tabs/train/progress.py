@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from core.dataset import dataset as datasets
-from core.models.families import make_preview_prompts
+from core.models.preset_match import make_preview_prompts
 from core.schema import limits
 from core.schema.errors import UserError
 from core.sweep import charts

@@ -39,6 +39,7 @@ from tabs.shared import handoff, hub_fetch
 from tabs.shared.checks import QUIET_OPTIONS, WRITE_OPTIONS, make_plan_validator, translate_errors
 from tabs.shared.handoff import ReportHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
+from tabs.shared.lora_choices import list_lora_choices
 from tabs.shared.model_choices import HOME_FROM_FILE, list_home_choices, list_model_choices
 from tabs.shared.run_choices import refresh_run_choices, update_run_choices
 from tabs.shared.updates import answer_by_name, refresh_choices
@@ -76,7 +77,7 @@ def build_tab(train_handoff: handoff.TrainHandoff, this_tab: gr.Tab) -> ReportHa
         with gr.Column(scale=7, min_width=320):
             c |= _build_results()
     hub_fetch.wire(c, hub_fetch.fetch_base_to_choice, c["models"])
-    refresh_choices(c["shelf"].focus, c["shelf"], lora_library.list_loras)
+    refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)
     c["depth"].input(lambda name: DEPTH_STRENGTHS[name], c["depth"], c["strengths"], **QUIET_OPTIONS)
     train_handoff.my_runs.change(
         update_run_choices, [train_handoff.my_runs, c["runs"]], c["runs"], **QUIET_OPTIONS
@@ -153,7 +154,7 @@ def _build_choices() -> dict[str, Any]:
     )
     with gr.Row():
         c["shelf"] = gr.Dropdown(
-            lora_library.list_loras(),
+            list_lora_choices(),
             value=[],
             multiselect=True,
             allow_custom_value=True,

@@ -4,9 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from playwright.sync_api import expect
 
 from core.system import paths
 from tests.browser.parts import open_part
+from tests.models.library import write_lora
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 
@@ -20,6 +23,40 @@ def test_a_new_lora_can_be_chosen_at_once(page, tmp_path: Path, monkeypatch: pyt
     page.locator("#sweep-shelf input").click()
     page.get_by_role("option", name="brought").click()
     page.locator("#explained").get_by_text("alpha/rank").first.wait_for()
+
+
+def test_choosing_a_lora_fills_in_its_strength_and_shows_what_is_known(
+    page, shelf: Path, screenshots: Path
+) -> None:
+    shutil.copy(EXAMPLE, shelf / "brought.safetensors")
+    (shelf / "brought.json").write_text('{"preferred weight": 1.7, "activation text": "<b>soft</b> light"}')
+    Image.new("RGB", (512, 768), "teal").save(shelf / "brought.preview.png")
+    write_lora(shelf / "horse.safetensors", {"ss_sd_model_name": "ponyDiffusionV6XL.safetensors"})
+    prompt, facts = page.locator("#prompt textarea"), page.locator("#lora-facts")
+    prompt.fill("1girl")
+    open_part(page, "button", "LoRA")
+    page.locator("#shelf input").click()
+    page.get_by_role("option", name="brought").click()
+    facts.get_by_text("trigger: <b>soft</b> light · strength 1.7, from its sidecar").wait_for()
+    expect(prompt).to_have_value("1girl, <b>soft</b> light <lora:brought:1.7>")
+    assert facts.locator("img").evaluate("image => image.naturalHeight") == 160
+    page.screenshot(path=screenshots / "library-1280.png", full_page=True)
+    page.locator("#shelf input").click()
+    page.get_by_role("option", name="horse").click()
+    facts.get_by_text("⚠️ horse is made for Pony, but nano").wait_for()
+    open_part(page, "tab", "Sweep")
+    page.locator("#sweep-shelf input").click()
+    page.get_by_role("option", name="brought").click()
+    expect(page.locator("#strengths").get_by_role("textbox")).to_have_value("0-4 (+0.5)")
+
+
+def test_a_new_upscaler_can_be_chosen_at_once(page, shelf: Path) -> None:
+    folder = shelf.parent / "upscalers"
+    folder.mkdir()
+    (folder / "4x-sharp.safetensors").write_bytes(b"")
+    open_part(page, "button", "Hires. fix")
+    page.get_by_label("Upscaler").click()
+    page.get_by_role("option", name="4x-sharp").wait_for()
 
 
 def test_a_new_checkpoint_can_be_chosen_at_once(

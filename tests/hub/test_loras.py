@@ -1,5 +1,6 @@
 """LoRAs from the Hub are checked first, fetched anonymously, and come whole or not at all."""
 
+import json
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from safetensors.torch import save
 from core.hub import client as hub
 from core.hub import downloads
 from core.models import from_hub
+from core.models.lora_facts import LoraStrength, read_lora_facts
 from core.schema.errors import UserError
+from core.system.atomic_files import link_or_copy
 from tests.hub.server_state import Hub
 from tests.publish.test_card import EXAMPLE
 
@@ -34,6 +37,27 @@ def loras_on_hub(hub_server: Hub) -> Hub:
 def test_case_13_a_lora_is_pulled_anonymously_and_whole(loras_on_hub: Hub) -> None:
     assert from_hub.fetch_lora("ann/soft").read_bytes() == EXAMPLE.read_bytes()
     assert not [one for one in loras_on_hub.requests if "authorization" in one.headers]
+
+
+def test_the_strength_on_its_card_comes_with_the_file(loras_on_hub: Hub, tmp_path: Path) -> None:
+    """Also for the copy that a page shows: its strength is filled in as the publisher measured it."""
+    api, notes = HfApi(token="hf_ann"), {"model": "nano", "recommended": 2.5, "sweet_spot": [2, 3]}
+    table = {"preferred weight": 2.5, "activation text": "soft light", "notes": json.dumps(notes)}
+    for name, said in (("soft.json", table), ("large.json", {"preferred weight": 3, "x": "x" * 3_000_000})):
+        api.upload_file(path_or_fileobj=json.dumps(said).encode(), path_in_repo=name, repo_id="ann/soft")
+    api.upload_file(
+        path_or_fileobj=EXAMPLE.read_bytes(), path_in_repo="large.safetensors", repo_id="ann/soft"
+    )
+    there = from_hub.fetch_lora("ann/soft:soft.safetensors")
+    link_or_copy(there.resolve(), tmp_path / "shown.safetensors")
+    facts = read_lora_facts(tmp_path / "shown.safetensors")
+    assert facts.trigger == "soft light"
+    assert facts.strength == LoraStrength(
+        value=2.5, interval=(2, 3), source="from its card on Hugging Face, measured on nano"
+    )
+    loras_on_hub.requests.clear()
+    assert read_lora_facts(from_hub.fetch_lora("ann/soft:large.safetensors")).strength is None
+    assert not [one for one in loras_on_hub.requests if "large.json" in one.path]
 
 
 def test_what_is_for_another_model_is_refused_by_its_header(loras_on_hub: Hub) -> None:

@@ -148,6 +148,6 @@ def test_a_wrong_line_is_one_sentence(text: str, sentence: str, home: Path) -> N
 
 def test_a_folder_that_is_not_there_is_said_at_the_start(home: Path) -> None:
     (home / "paths.toml").write_text(f"roots = ['gone', '~nobody-at-all/x', '{'x' * 300}']\n")
-    assert lora_library.list_loras() == ["nano-airbrush"]
+    assert [*lora_library.list_loras()] == ["nano-airbrush"]
     problems = " ".join(run_selfcheck(home / "files").problems)
     assert "The folder 'gone' of paths.toml or SWEETSPOT_MODELS is not there." in problems

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from core.lora import edit
 from core.lora import file as lora_file
+from core.models.measured_strengths import find_strength
 from core.sweep.decide import HELD_RANGES
 from core.sweep.report import build_sweep_report
 from core.sweep.study import SweepStudy
@@ -31,6 +32,13 @@ def test_the_example_has_a_sweet_spot(study: SweepStudy) -> None:
     assert inside["effect_low"] < inside["effect"] < inside["effect_high"]
     assert 0 < report["noise_floor"] < inside["effect_low"]
     assert inside["effect_background"] is not None, "faces were found"
+
+
+def test_the_library_knows_what_was_measured(study: SweepStudy) -> None:
+    """The next time the LoRA is chosen, its strength is filled in."""
+    report, found = build_sweep_report(study), find_strength(EXAMPLE, "nano")
+    assert found
+    assert (found.recommended, list(found.interval)) == (report["recommended"], report["sweet_spot"])
 
 
 @pytest.mark.soak

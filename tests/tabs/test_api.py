@@ -13,8 +13,10 @@ from gradio_client.exceptions import AppError, ValidationError
 from PIL import Image
 from safetensors.torch import save_file
 
+from core.models import lora_facts
 from core.prompts import png_metadata
 from core.system.device import is_zerogpu
+from tests.models.library import write_lora
 
 SNAPSHOT = Path(__file__).parent.parent / "api_snapshot.json"
 
@@ -307,6 +309,16 @@ def test_a_lora_of_ones_own_changes_the_picture(client: Client, lora_file: Path)
     assert 'Lora hashes: "' in files[1.5][1]
 
 
+def test_a_lora_of_another_family_is_in_the_reports_warnings(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {"prompt": "1girl <lora:nano-airbrush:1>", "seed": 7, "steps": 1}
+    assert client.predict(**asked, api_name="/generate")[1]["warnings"] == []
+    monkeypatch.setattr(lora_facts, "find_base_family", lambda model: "Pony")  # no such base is as small
+    (warning,) = client.predict(**asked, api_name="/generate")[1]["warnings"]
+    assert warning.startswith("nano-airbrush is made for nano, but nano (built-in, 128 px) is of the family")
+
+
 def test_inspect_lora_tells_what_it_is(client: Client, lora_file: Path) -> None:
     told = client.predict(lora=handle_file(lora_file), api_name="/inspect_lora")
     assert (told["format"], told["rank"], told["alpha"], told["scale"], told["trigger"]) == (
@@ -325,6 +337,14 @@ def test_inspect_lora_tells_what_it_is(client: Client, lora_file: Path) -> None:
     else:
         assert told["effective_norm"]["OUT01"] > 0
     assert told["expect"].startswith("U-Net only, alpha/rank 0.5: probably needs more than 1.0")
+    assert (told["strength"], told["strength_source"]) == (None, None), "nobody has measured it"
+
+
+def test_inspect_lora_tells_the_strength_of_one_in_the_library(client: Client, shelf: Path) -> None:
+    write_lora(shelf / "mine.safetensors")
+    (shelf / "mine.json").write_text(json.dumps({"preferred weight": 0.8}))
+    told = client.predict(lora="mine", api_name="/inspect_lora")
+    assert (told["strength"], told["strength_source"]) == (0.8, "from its sidecar")
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from core.generate.picture_file import save_picture
 from core.generate.pipeline import generate
-from core.models.families import find_preset
 from core.models.lora_library import format_lora_tag
+from core.models.preset_match import find_preset
 from core.schema.errors import UserError
 from core.schema.events import Picture
 from core.schema.types import Cell, LoraUse, Request

@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core.models import catalogue, families
+from core.models import catalogue, preset_match
 from core.schema import presets
 from core.system import paths
 
@@ -39,7 +39,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_name_tells_the_family(name: str, own: Path) -> None:
     save_file({"x": torch.ones(1)}, own / f"{name}.safetensors")
-    match = families.match_preset(catalogue.find_model(name))
+    match = preset_match.match_preset(catalogue.find_model(name))
     assert match.preset == NAMES[name], match.reason
 
 
@@ -49,19 +49,21 @@ def test_the_metadata_counts_before_the_name(own: Path) -> None:
         own / "illustrious-merge.safetensors",
         metadata={"modelspec.title": "My Pony mix", "ss_sd_model_name": "ponyDiffusionV6XL.safetensors"},
     )
-    match = families.match_preset(catalogue.find_model("illustrious-merge"))
+    match = preset_match.match_preset(catalogue.find_model("illustrious-merge"))
     assert (match.preset, match.reason) == ("pony-v6", "the file's metadata names the family")
 
 
 def test_a_noobai_of_v_gets_the_preset_of_v(own: Path) -> None:
     """The numbers of an epsilon model burn the pictures of a v-prediction model."""
     save_file({"v_pred": torch.ones(0)}, own / "NoobAI-XL-mix.safetensors")
-    assert families.find_preset("NoobAI-XL-mix").name == "noobai-xl-vpred"
+    assert preset_match.find_preset("NoobAI-XL-mix").name == "noobai-xl-vpred"
 
 
 def test_every_family_has_a_preset_and_every_model_its_own() -> None:
     known = presets.get_prompt_presets()
-    assert {preset for _, preset in families.FAMILIES} | set(families.V_PREDICTION.values()) <= known.keys()
+    assert {preset for _, preset in preset_match.PRESET_PATTERNS} | set(
+        preset_match.V_PREDICTION.values()
+    ) <= known.keys()
     for preset in known.values():
         if preset.name == preset.model:
-            assert families.find_preset(preset.model) == preset
+            assert preset_match.find_preset(preset.model) == preset

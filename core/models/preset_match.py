@@ -1,4 +1,4 @@
-"""Tells which family of SDXL's descendants a model is of, and which preset is made for it."""
+"""Finds the preset that is made for a model: by the family that its metadata or its name tells."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ from core.system import paths
 TITLE_KEYS = ("modelspec.title", "ss_output_name", "ss_sd_model_name", "ss_base_model_version")
 """What of a file's metadata may name its family."""
 MAX_METADATA_CHARACTERS = 2000
-FAMILIES = (
+PRESET_PATTERNS = (
     (r"noob", "noobai-xl"),
     (r"(?<![a-z])wai", "wai-illustrious"),
     (r"animagine.*4|anim4gine", "animagine-xl-4.0"),
@@ -27,7 +27,7 @@ FAMILIES = (
     (r"(illustrious|ilxl)[a-z _-]*2[._]?0(?!\d)", "illustrious-xl-2.0"),
     (r"illustrious|ilxl|(?<![a-z])il(v?\d|(?![a-z]))", "illustrious-xl"),
 )
-"""Pattern of a name in lower case -> the family's preset; the first that fits counts."""
+"""Pattern of a name in lower case, and the preset that it speaks of; the first that fits counts."""
 V_PREDICTION = {"noobai-xl": "noobai-xl-vpred"}
 """Preset of a family -> that of its models that predict v."""
 DEFAULT_PRESET = "sdxl-base"
@@ -51,7 +51,9 @@ def match_preset(model: Model) -> PresetMatch:
             return PresetMatch(preset.name, "made for this model")
     title, velocity = _read_header(model)
     for text, reason in ((title, "the file's metadata names the family"), (model.title, "by the name")):
-        if found := next((preset for pattern, preset in FAMILIES if re.search(pattern, text.lower())), None):
+        if found := next(
+            (preset for pattern, preset in PRESET_PATTERNS if re.search(pattern, text.lower())), None
+        ):
             return PresetMatch(V_PREDICTION.get(found, found) if velocity else found, reason)
     return PresetMatch(DEFAULT_PRESET, "neither metadata nor name tells a family")
 

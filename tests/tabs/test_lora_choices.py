@@ -1,0 +1,133 @@
+"""What the page says of a person's LoRAs, and what choosing one fills in."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from core.models import lora_library
+from core.models.measured_strengths import MeasuredStrength, record_strength
+from core.sweep.plan import DEFAULT_STRENGTHS, parse_strengths, suggest_strengths
+from tabs.generate.lora_panel import _bring_lora, _choose_lora
+from tabs.shared.lora_choices import describe_choice, list_lora_choices
+from tabs.sweep import _fill_in_choice, _format_neutral_prompts
+from tests.models.library import write_lora
+
+
+def test_case_04_a_sidecars_words_stay_text(shelf: Path) -> None:
+    evil = "<script>alert(1)</script>\n" + "x" * 10_000
+    file = write_lora(shelf / "a.safetensors", {"modelspec.trigger_phrase": evil})
+    (shelf / "a.civitai.info").write_text(json.dumps({"trainedWords": [evil, "<img src=x onerror=y>"] * 99}))
+    shown, facts = describe_choice(str(file), "sdxl-base")
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert facts
+    assert facts.trigger
+    assert len(facts.trigger) <= 500
+    assert "\n" not in facts.trigger
+    assert len(shown) < 20_000
+
+
+def test_the_line_names_what_is_known_and_what_does_not_fit(shelf: Path) -> None:
+    file = write_lora(shelf / "horse.safetensors", {"ss_sd_model_name": "ponyDiffusionV6XL.safetensors"})
+    record_strength(file, MeasuredStrength(model="nano", recommended=1.2, interval=(0.8, 1.6)))
+    shown = {name: describe_choice(str(file), name)[0] for name in ("pony-v6", "illustrious-xl")}
+    for text in shown.values():
+        assert "LoRA · rank 2 · for Pony · strength 1.2 (0.8 to 1.6), measured here on nano" in text
+    assert ["⚠️" in text for text in shown.values()] == [False, True]
+    (shelf / "broken.safetensors").write_bytes(b"\x80\x02")
+    assert "is a pickle" in describe_choice(str(shelf / "broken.safetensors"), "nano")[0]
+    assert describe_choice(None, "nano") == ("", None)
+
+
+def test_choosing_one_puts_its_trigger_and_its_strength_into_the_prompt(shelf: Path) -> None:
+    write_lora(shelf / "my style.safetensors", {"modelspec.trigger_phrase": "arona"})
+    (shelf / "my style.json").write_text('{"preferred weight": 0.8}')
+    prompts = {"1girl, smile, ": "1girl, smile, arona <lora:my_style:0.8>"}
+    prompts |= {"Arona, smile": "Arona, smile <lora:my_style:0.8>", "": "arona <lora:my_style:0.8>"}
+    prompts |= {f"1girl <lora:{name}:0.3>": f"1girl <lora:{name}:0.3>" for name in ("my style", "my_style")}
+    assert {text: _choose_lora("my style", "sdxl-base", text)[1] for text in prompts} == prompts
+    write_lora(shelf / "plain.safetensors")
+    assert _choose_lora("plain", "sdxl-base", "1girl")[1] == "1girl <lora:plain:1>"
+
+
+def test_a_strength_that_a_person_set_stays(shelf: Path) -> None:
+    file = write_lora(shelf / "a.safetensors")
+    (shelf / "a.json").write_text('{"preferred weight": 0.8}')
+    assert _bring_lora(str(file), "sdxl-base", 1, 1)[1:] == (0.8, 0.8)
+    assert _bring_lora(str(file), "sdxl-base", 0.8, 0.8)[1:] == (0.8, 0.8)
+    assert 0.8 not in _bring_lora(str(file), "sdxl-base", 0.5, 1)[1:]
+
+
+def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
+    """Without its trigger, less of a LoRA would be measured than there is."""
+    write_lora(shelf / "a.safetensors", {"modelspec.trigger_phrase": "arona"})
+    (shelf / "a.json").write_text('{"preferred weight": 0.8}')
+    filled: dict[str, Any] = {"strengths": DEFAULT_STRENGTHS, "prompts": _format_neutral_prompts("nano")}
+    choice: dict[str, Any] = {"lora_file": None, "shelf": "a", "preset": "sdxl-base", "filled": filled}
+    found = _fill_in_choice(**choice, **filled)
+    assert found["strengths"] == found["filled"]["strengths"] == "0-2 (+0.2)"
+    assert found["prompts"]["value"] == found["filled"]["prompts"]
+    assert all("arona" in prompt for prompt in found["prompts"]["value"].splitlines())
+    own = _fill_in_choice(**choice, strengths="0, 1", prompts="1girl, by hand")
+    assert "strengths" not in own
+    assert "value" not in own["prompts"]
+    assert "your prompts were kept" in own["prompts"]["info"]
+    assert own["filled"] == filled
+    again = _fill_in_choice(**{**choice, "filled": found["filled"], "shelf": None}, **found["filled"])
+    assert again["filled"] == {
+        "strengths": DEFAULT_STRENGTHS,
+        "prompts": _format_neutral_prompts("sdxl-base"),
+    }
+
+
+@pytest.mark.parametrize("known", [0.05, 0.3, 0.8, 1.0, 1.2, 2.0, 5.0])
+def test_the_suggested_strengths_go_around_what_is_known(known: float) -> None:
+    found = parse_strengths(suggest_strengths(known))
+    assert 5 <= len(found) - 1 <= 15 or known == 0.05
+    assert found[-1] >= known
+    assert min(abs(known - strength) for strength in found) <= 0.1 + 1e-9
+
+
+def test_without_a_positive_strength_the_default_is_swept() -> None:
+    assert suggest_strengths(None) == suggest_strengths(-1.0) == DEFAULT_STRENGTHS
+
+
+_opened: list[str] | None = None
+
+
+def _note_opened(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and _opened is not None:
+        _opened.append(str(arguments[0]))
+
+
+sys.addaudithook(_note_opened)
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """The files that Python opens meanwhile."""
+    global _opened
+    _opened = []
+    yield _opened
+    _opened = None
+
+
+def test_a_list_has_names_in_order_and_opens_no_file(shelf: Path, opened: list[str]) -> None:
+    """The files are empty: a header that is read would be refused."""
+    (shelf / "people").mkdir()
+    for name in ("Zebra", "apple", "people/Mango"):
+        (shelf / f"{name}.safetensors").write_bytes(b"")
+        (shelf / f"{name}.json").write_bytes(b"")
+    opened.clear()
+    assert list_lora_choices() == [
+        ("apple", "apple"),
+        ("Mango · people", "Mango"),
+        ("nano-airbrush", "nano-airbrush"),
+        ("Zebra", "Zebra"),
+    ]
+    assert [*lora_library.list_loras()] == ["apple", "Mango", "nano-airbrush", "Zebra"]
+    assert not [file for file in opened if str(shelf) in file]
