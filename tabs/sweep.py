@@ -43,12 +43,19 @@ from tabs.shared.checks import (
 from tabs.shared.handoff import GenerateHandoff, ReportHandoff, SweepHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
 from tabs.shared.lora_choices import describe_choice, find_chosen_lora, list_lora_choices
+from tabs.shared.model_choices import (
+    PRESET_MODEL,
+    find_fitting_preset,
+    list_optional_models,
+    name_model,
+)
 from tabs.shared.updates import answer_by_name, refresh_choices
 
 INPUT_NAMES = (
     "lora_file",
     "shelf",
     "preset",
+    "model",
     "prompts",
     "seeds",
     "strengths",
@@ -103,10 +110,14 @@ def _wire_controls(c: dict[str, Any]) -> None:
         c["lora_facts"],
         **QUIET_OPTIONS,
     )
-    for event in (c["lora_file"].change, c["shelf"].input, c["preset"].input):
+    refresh_choices(c["model"].focus, c["model"], list_optional_models)
+    matched = c["model"].input(
+        _match_preset, [c["model"], c["preset"]], [c["preset"], c["model_note"]], **QUIET_OPTIONS
+    )
+    for event in (c["lora_file"].change, c["shelf"].input, c["preset"].input, matched.then):
         event(
             inputs_kwargs={
-                name: c[name] for name in ("lora_file", "shelf", "preset", "filled", *FILLED_NAMES)
+                name: c[name] for name in ("lora_file", "shelf", "preset", "model", "filled", *FILLED_NAMES)
             },
             **answer_by_name(
                 _fill_in_choice, {name: c[name] for name in ("lora_line", "filled", *FILLED_NAMES)}
@@ -198,6 +209,8 @@ def _build_controls() -> dict[str, Any]:
         label="Preset",
         elem_id="sweep-preset",
     )
+    c["model"] = gr.Dropdown(list_optional_models(), value=PRESET_MODEL, label="Model", elem_id="sweep-model")
+    c["model_note"] = gr.Markdown(elem_id="sweep-model-note")
     with gr.Row():
         info = "e.g. 0-3.5 (+0.25), 0-3.5 [15], or 0, 0.5, 1; from -5 to 5"
         c["strengths"] = gr.Textbox(
@@ -313,7 +326,7 @@ def _build_results() -> dict[str, Any]:
 
 def _build_form(values: Mapping[str, Any]) -> SweepForm:
     """Return what the tab asks for. Raises `UserError` if the LoRA cannot be found."""
-    names = ("preset", "prompts", "seeds", "strengths", "references", "feature_extractor", "refine")
+    names = ("preset", "model", "prompts", "seeds", "strengths", "references", "feature_extractor", "refine")
     shared = {name: values[name] for name in names if values[name] is not None}
     return SweepForm(lora=find_chosen_lora(values["lora_file"], values["shelf"]), **shared)
 
@@ -323,16 +336,24 @@ def _format_neutral_prompts(preset: str, trigger: str = "") -> str:
     return "\n".join(insert_trigger(prompt, trigger) for prompt in prompts)
 
 
+def _match_preset(model: str, preset: str) -> tuple[Any, str]:
+    """Return the preset that fits the chosen model, and why."""
+    if not model:
+        return gr.skip(), ""
+    fitting, said = find_fitting_preset(model)
+    return (gr.skip() if fitting.name == preset else fitting.name), said
+
+
 def _fill_in_choice(
-    lora_file: str | None, shelf: str | None, preset: str, filled: dict[str, str], **texts: str
+    lora_file: str | None, shelf: str | None, preset: str, model: str, filled: dict[str, str], **texts: str
 ) -> dict[str, Any]:
-    """Return what choosing a LoRA or a preset changes: a line of facts, prompts and strengths.
+    """Return what choosing a LoRA, a preset or a model changes: a line of facts, prompts and strengths.
 
     The prompts are the preset's with the LoRA's trigger, the strengths go around the one that is
     known to work. A text that is not as the page `filled` it is a person's own and stays.
     """
     with translate_errors():
-        line, facts = describe_choice(find_chosen_lora(lora_file, shelf), preset)
+        line, facts = describe_choice(find_chosen_lora(lora_file, shelf), name_model(model, preset))
     known = facts.strength.value if facts and facts.strength else None
     fresh = {
         "strengths": suggest_strengths(known),

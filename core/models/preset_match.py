@@ -51,9 +51,8 @@ def match_preset(model: Model) -> PresetMatch:
             return PresetMatch(preset.name, "made for this model")
     title, velocity = _read_header(model)
     for text, reason in ((title, "the file's metadata names the family"), (model.title, "by the name")):
-        if found := next(
-            (preset for pattern, preset in PRESET_PATTERNS if re.search(pattern, text.lower())), None
-        ):
+        said = text.lower()
+        if found := next((preset for pattern, preset in PRESET_PATTERNS if re.search(pattern, said)), None):
             return PresetMatch(V_PREDICTION.get(found, found) if velocity else found, reason)
     return PresetMatch(DEFAULT_PRESET, "neither metadata nor name tells a family")
 

@@ -13,6 +13,7 @@ from core.schema.types import LoraUse
 from tabs.shared import hub_fetch
 from tabs.shared.checks import READ_OPTIONS, translate_errors
 from tabs.shared.lora_choices import describe_choice, find_chosen_lora, list_lora_choices
+from tabs.shared.model_choices import name_model
 from tabs.shared.updates import refresh_choices
 
 
@@ -45,13 +46,14 @@ def wire(c: dict[str, Any]) -> None:
     refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)
     c["shelf"].input(
         _choose_lora,
-        [c["shelf"], c["preset"], c["prompt"]],
+        [c["shelf"], c["model"], c["preset"], c["prompt"]],
         [c["lora_facts"], c["prompt"]],
         **READ_OPTIONS,
     )
-    c["preset"].input(
-        lambda file, name, preset: describe_choice(find_chosen_lora(file, name), preset)[0],
-        [c["lora_file"], c["shelf"], c["preset"]],
+    gr.on(
+        [c["preset"].input, c["model"].change],
+        _describe_lora,
+        [c["lora_file"], c["shelf"], c["model"], c["preset"]],
         c["lora_facts"],
         **READ_OPTIONS,
     )
@@ -60,26 +62,34 @@ def wire(c: dict[str, Any]) -> None:
     for event in (c["lora_file"].upload, fetched.success):
         event(
             _bring_lora,
-            [c["lora_file"], c["preset"], c["lora_strength"], c["lora_suggested"]],
+            [c["lora_file"], c["model"], c["preset"], c["lora_strength"], c["lora_suggested"]],
             [c["lora_facts"], c["lora_strength"], c["lora_suggested"]],
             **READ_OPTIONS,
         )
 
 
-def _choose_lora(name: str | None, preset: str, text: str) -> tuple[str, Any]:
+def _describe_lora(file: str | None, name: str | None, model: str, preset: str) -> str:
+    """Return what is known of the LoRA that is chosen, on another model."""
+    with translate_errors():
+        return describe_choice(find_chosen_lora(file, name), name_model(model, preset))[0]
+
+
+def _choose_lora(name: str | None, model: str, preset: str, text: str) -> tuple[str, Any]:
     """Return what is known of a LoRA of the library, and the prompt with it."""
     with translate_errors():
         path = find_chosen_lora(None, name)
-        shown, facts = describe_choice(path, preset)
+        shown, facts = describe_choice(path, name_model(model, preset))
     return shown, _add_to_prompt(text, path, facts) if path and facts else gr.skip()
 
 
-def _bring_lora(file: str | None, preset: str, strength: float, suggested: float) -> tuple[str, Any, Any]:
+def _bring_lora(
+    file: str | None, model: str, preset: str, strength: float, suggested: float
+) -> tuple[str, Any, Any]:
     """Return what is known of a LoRA that was brought, and its strength.
 
     A strength that a person set, which is not the one `suggested` before, stays.
     """
-    shown, facts = describe_choice(file, preset)
+    shown, facts = describe_choice(file, name_model(model, preset))
     if facts is None or strength != suggested:
         return shown, gr.skip(), gr.skip()
     found = facts.strength.value if facts.strength else 1

@@ -8,18 +8,15 @@ from safetensors import SafetensorError
 
 from core.models import bases, catalogue, file_kind, files, tools
 from core.models.model_settings import ModelSettings, get_settings, save_settings
-from core.models.preset_match import match_preset
 from core.schema import presets
 from core.schema.types import Model, PromptPreset
 from core.system.device import is_space
 from core.system.markdown import escape_markdown
 from tabs.shared import hub_fetch
 from tabs.shared.checks import WRITE_OPTIONS, translate_errors
-from tabs.shared.model_choices import list_model_choices
+from tabs.shared.model_choices import PRESET_MODEL, list_model_choices, list_optional_models, name_model
 from tabs.shared.updates import refresh_choices
 
-PRESET_MODEL = ""
-"""The choice that leaves the model to the preset."""
 SETTING_NAMES = ("vae", "prediction_type", "donor")
 """What a person sets for a model, by the names of `ModelSettings` and of the controls."""
 
@@ -28,7 +25,7 @@ def build_controls(preset: PromptPreset) -> dict[str, Any]:
     """Build the list of models and the panel of a model's settings: components by name."""
     c: dict[str, Any] = {}
     c["model"] = gr.Dropdown(
-        _list_models(),
+        list_optional_models(),
         value=PRESET_MODEL,
         label="Model",
         info="a new file in models/checkpoints is here without a restart",
@@ -52,7 +49,7 @@ def wire_settings(c: dict[str, Any]) -> Any:
 
     Returns the event of a model that came from the Hub.
     """
-    refresh_choices(c["model"].focus, c["model"], _list_models)
+    refresh_choices(c["model"].focus, c["model"], list_optional_models)
     refresh_choices(c["vae"].focus, c["vae"], _list_vaes)
     refresh_choices(c["donor"].focus, c["donor"], _list_donors)
     for name in SETTING_NAMES:
@@ -65,17 +62,9 @@ def wire_settings(c: dict[str, Any]) -> Any:
     return hub_fetch.wire(c["model_hub"], hub_fetch.fetch_base_to_choice, c["model"])
 
 
-def find_preset_for(model: str) -> tuple[PromptPreset, str]:
-    """Return the preset that fits a model, and the sentence that says so."""
-    with translate_errors():
-        match = match_preset(catalogue.find_model(model))
-    preset = presets.get_prompt_preset(match.preset)
-    return preset, f"Preset: {escape_markdown(preset.title)}, {match.reason}."
-
-
 def get_model_values(model: str, preset: PromptPreset) -> dict[str, Any]:
     """Return what the page shows for a model, or for the preset's where none is chosen, by name."""
-    name = model or preset.model
+    name = name_model(model, preset.name)
     chosen = {each: getattr(get_settings(name), each) or "" for each in SETTING_NAMES}
     lists = {"vae": _list_vaes(), "prediction_type": _list_predictions(), "donor": _list_donors()}
     return {
@@ -117,15 +106,11 @@ def _describe_file(model: Model) -> str:
 
 def _keep_settings(model: str, preset: str, *values: str) -> str:
     """Keep what is set for the model, and describe it."""
-    name = model or presets.get_prompt_preset(preset).model
+    name = name_model(model, preset)
     chosen = {each: value or None for each, value in zip(SETTING_NAMES, values, strict=True)}
     with translate_errors():
         save_settings(name, ModelSettings(**chosen))
     return describe_model(name)
-
-
-def _list_models() -> list[tuple[str, str]]:
-    return [("the preset's", PRESET_MODEL), *list_model_choices()]
 
 
 def _list_vaes() -> list[tuple[str, str]]:

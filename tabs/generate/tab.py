@@ -24,6 +24,7 @@ from tabs.shared import hub_fetch
 from tabs.shared.checks import QUIET_OPTIONS, READ_OPTIONS, make_request_validator, translate_errors
 from tabs.shared.handoff import GenerateHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, build_job_buttons, wire_stop_button
+from tabs.shared.model_choices import find_fitting_preset
 from tabs.shared.updates import answer_by_name
 
 PROMPT_PARTS = presets.PROMPT_PARTS
@@ -105,7 +106,7 @@ def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
     def choose_model(preset: str, base: str, start: dict[str, str], **texts: str) -> dict[str, Any]:
         if not base:
             return model.get_model_values(base, presets.get_prompt_preset(preset))
-        fitting, said = model.find_preset_for(base)
+        fitting, said = find_fitting_preset(base)
         if fitting.name == preset:
             return {"kept_texts": said, **model.get_model_values(base, fitting)}
         values = fill_preset(fitting, base, start, texts)

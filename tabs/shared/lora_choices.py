@@ -6,7 +6,6 @@ from pathlib import Path
 from core.models import lora_library
 from core.models.folders import FOLDER_NAMES
 from core.models.lora_facts import LoraFacts, LoraStrength, describe_mismatch, read_lora_facts
-from core.schema import presets
 from core.schema.errors import UserError
 
 MAX_WORDS_SHOWN = 8
@@ -29,14 +28,13 @@ def find_chosen_lora(file: str | None, name: str | None) -> str | None:
     return file or (str(lora_library.locate_lora(name)) if name else None)
 
 
-def describe_choice(path: str | None, preset: str) -> tuple[str, LoraFacts | None]:
-    """Return HTML that says what is known of a LoRA beside a preset's model, and the facts.
+def describe_choice(path: str | None, model: str) -> tuple[str, LoraFacts | None]:
+    """Return HTML that says what is known of a LoRA beside the base model of that name, and the facts.
 
     Empty and `None` without a LoRA, and the reason and `None` for one that cannot be used.
     """
     if path is None:
         return "", None
-    model = presets.get_prompt_preset(preset).model
     try:
         facts = read_lora_facts(Path(path), model)
         warning = describe_mismatch(Path(path), model)

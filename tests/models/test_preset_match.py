@@ -61,9 +61,8 @@ def test_a_noobai_of_v_gets_the_preset_of_v(own: Path) -> None:
 
 def test_every_family_has_a_preset_and_every_model_its_own() -> None:
     known = presets.get_prompt_presets()
-    assert {preset for _, preset in preset_match.PRESET_PATTERNS} | set(
-        preset_match.V_PREDICTION.values()
-    ) <= known.keys()
+    named = {preset for _, preset in preset_match.PRESET_PATTERNS}
+    assert named | set(preset_match.V_PREDICTION.values()) <= known.keys()
     for preset in known.values():
         if preset.name == preset.model:
             assert preset_match.find_preset(preset.model) == preset
