@@ -1,4 +1,4 @@
-"""The table of base models: finds one on disk or on the Hub, loads it, keeps it, swaps it.
+"""The base model on this machine: loads one, keeps it, swaps it.
 
 A model that is not available is refused in one sentence, and the loaded one stays.
 """
