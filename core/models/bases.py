@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -192,14 +193,23 @@ def fingerprint_model(name: str) -> str:
 
     That is its commit, or its files' sizes and times, and what a person set for it.
     """
-    model = find_model(name)
-    vae = model.vae and tools.list_owner_files("vae").get(model.vae, Path(model.vae))
+    return _fingerprint(find_model(name))
+
+
+def _fingerprint(model: Model) -> str:
     changes = {
         "predicts": model.prediction_type,
-        "vae": vae and (_fingerprint_files([vae]) if vae.exists() else model.vae),
-        "donor": model.donor and _fingerprint_own(find_model(model.donor)),
+        "vae": model.vae and _fingerprint_vae(model.vae),
+        # A donor without its own: two that name each other would never end.
+        "donor": model.donor and _fingerprint(replace(find_model(model.donor), donor=None)),
     }
     return _fingerprint_own(model) + "".join(f";{what}:{value}" for what, value in changes.items() if value)
+
+
+def _fingerprint_vae(name: str) -> str:
+    """Return what tells a VAE from others and, for a file of one's own, its states."""
+    file = tools.list_owner_files("vae").get(name, Path(name))
+    return f"{file.name}:{_fingerprint_files([file])}" if file.is_file() else name
 
 
 def _fingerprint_own(model: Model) -> str:

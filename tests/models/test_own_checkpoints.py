@@ -1,6 +1,7 @@
 """A checkpoint of one's own opens in each layout that circulates, with the VAE and parts that are set."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,28 @@ def write_vae(file: Path, checkpoint: Path, layout: str, factor: float) -> torch
     changed = {key: (value.float() * factor).contiguous() for key, value in tensors.items()}
     save_file(changed, file)
     return next(value for key, value in changed.items() if key.endswith("decoder.conv_in.weight"))
+
+
+def test_another_vae_of_the_donor_is_another_model(own: Path, checkpoint: Path) -> None:
+    """Else the loaded model and the pictures that a sweep kept are those of the VAE before."""
+    save_file(leave_out(load_file(checkpoint), "first_stage_model."), own / "pruned.safetensors")
+    save_settings("pruned", ModelSettings(donor="nano"))
+    first = bases.load_model("pruned").vae.decoder.conv_in.weight.clone()
+    write_vae(own.parent / "vae/half.safetensors", checkpoint, "original", 0.5)
+    save_settings("nano", ModelSettings(vae="half.safetensors"))
+    torch.testing.assert_close(bases.load_model("pruned").vae.decoder.conv_in.weight, first * 0.5)
+
+
+def test_vaes_of_one_size_and_time_are_told_apart(own: Path, checkpoint: Path) -> None:
+    """As they come out of one archive."""
+    shutil.copy(checkpoint, own / "mine.safetensors")
+    told = set()
+    for name, factor in (("a.safetensors", 0.5), ("b.safetensors", 2.0)):
+        write_vae(own.parent / "vae" / name, checkpoint, "original", factor)
+        os.utime(own.parent / "vae" / name, (1e9, 1e9))
+        save_settings("mine", ModelSettings(vae=name))
+        told.add(bases.fingerprint_model("mine"))
+    assert len(told) == 2
 
 
 @pytest.mark.parametrize("layout", ["original", "of a checkpoint", "diffusers"])
