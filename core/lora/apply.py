@@ -21,13 +21,13 @@ from torch.utils.hooks import RemovableHandle
 
 from core.lora import file as lora_file
 from core.lora.blocks import BLOCKS, find_block, parse_block_weights
-from core.lora.file import COMPONENTS, LoraFile
+from core.lora.file import COMPONENTS, LoraFile, LoraState, identify_lora
 from core.lora.keys import LoraModule
 from core.lora.layer_delta import Layer, LayerDelta, make_delta_hook
 from core.schema.errors import UserError
 from core.schema.types import LoraUse
 from core.system.concurrency import BoundedDict
-from core.system.tensor_files import FileIdentity, identify_file, is_settled
+from core.system.tensor_files import is_settled
 
 DELTA_CACHE_BYTES = 2**28  # bytes of matrices kept in memory, of the most recently used files
 FILE_CACHE_SIZE = 32  # files, more than a study has rows; only headers are kept, no tensors
@@ -39,16 +39,16 @@ os.register_at_fork(
 )
 
 
-_cached_files: BoundedDict[FileIdentity, LoraFile] = BoundedDict(FILE_CACHE_SIZE)
+_cached_files: BoundedDict[LoraState, LoraFile] = BoundedDict(FILE_CACHE_SIZE)
 
 
 def get_lora_file(path: str) -> LoraFile:
-    """Return the LoRA of a path, cached until the file changes.
+    """Return the LoRA of a path, cached until the file or PEFT's settings beside it change.
 
     Raises `UserError` if the file does not exist or cannot be used as a LoRA.
     """
     try:
-        state = identify_file(Path(path))
+        state = identify_lora(Path(path))
     except OSError as error:
         raise UserError("lora", f"{Path(path).name} does not exist.") from error
     if known := _cached_files.get(state):
@@ -56,7 +56,7 @@ def get_lora_file(path: str) -> LoraFile:
     with _read_lock:  # only one file at a time in memory, however many visitors ask
         if (known := _cached_files.get(state)) is None:
             known = lora_file.read_lora_file(Path(path))
-            if is_settled(known.state):
+            if all(map(is_settled, known.state)):
                 _cached_files[known.state] = known
         return known
 
@@ -208,7 +208,7 @@ def match_layers(pipeline: StableDiffusionXLPipeline, lora_file: LoraFile) -> li
 
 LayerDeltas = list[tuple[LoraModule, Layer, LayerDelta]]
 # By the U-Net, and dropped with it.
-_cached_deltas: WeakKeyDictionary[torch.nn.Module, dict[FileIdentity, LayerDeltas]] = WeakKeyDictionary()
+_cached_deltas: WeakKeyDictionary[torch.nn.Module, dict[LoraState, LayerDeltas]] = WeakKeyDictionary()
 
 
 def _get_deltas(pipeline: StableDiffusionXLPipeline, lora_file: LoraFile) -> LayerDeltas:

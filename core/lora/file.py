@@ -57,6 +57,16 @@ OTHER_ARCHITECTURES = {
 }
 
 
+LoraState = tuple[FileIdentity, ...]
+"""The identity of a file, and of PEFT's settings beside it."""
+
+
+def identify_lora(path: Path) -> LoraState:
+    """Return what tells one state of a LoRA from all others."""
+    config = find_adapter_config(path)
+    return (identify_file(path), *([identify_file(config)] if config else []))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoraFile:
     """The contents of a LoRA file. Its tensors are only read by `load_tensors`."""
@@ -70,8 +80,8 @@ class LoraFile:
     embeddings: tuple[str, ...] = ()
     """Words of the embeddings that it brings along (`core.prompts.embeddings`)."""
     metadata: Mapping[str, str] = field(repr=False)
-    state: FileIdentity = field(repr=False)
-    """The file's identity when it was read and checked."""
+    state: LoraState = field(repr=False)
+    """What `identify_lora` told when the file was read and checked."""
 
     @property
     def family(self) -> str:
@@ -152,7 +162,7 @@ class LoraFile:
                             *self.embedding_keys,
                         )
                     }
-                if identify_file(self.path) == self.state:
+                if identify_lora(self.path) == self.state:
                     return tensors
             except (SafetensorError, OSError) as error:
                 if is_out_of_memory(error):
@@ -171,7 +181,7 @@ def read_lora_file(path: Path) -> LoraFile:
     ):
         found = _parse_header(path, name)
         _check_values(found, name)
-        if identify_file(path) != found.state:
+        if identify_lora(path) != found.state:
             raise UserError("lora", f"{name} was changed while it was read; choose it again.")
         return found
 
@@ -186,7 +196,7 @@ def read_lora_header(path: Path) -> LoraFile:
 
 def _parse_header(path: Path, name: str) -> LoraFile:
     _check_header_length(path, name)
-    state = identify_file(path)
+    state = identify_lora(path)
     try:
         with safe_open(path, framework="pt") as file:
             shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
@@ -279,10 +289,10 @@ def _find_layout(stem: str) -> str:
     return "ComfyUI" if "diffusion_model." in stem or stem.startswith("text_encoders.") else "diffusers"
 
 
-def _read_adapter_config(path: Path) -> dict[str, Any]:
-    """Return PEFT's settings from the `adapter_config.json` of a file's folder or of the one above it.
+def find_adapter_config(path: Path) -> Path | None:
+    """Return the `adapter_config.json` of a file's folder or of the one above it.
 
-    Empty without one, and where nobody knows whose it is: among several LoRAs it belongs to
+    `None` without one, and where nobody knows whose it is: among several LoRAs it belongs to
     `adapter_model`, PEFT's own name for its file.
     """
     for folder in (path.parent, path.parent.parent):
@@ -291,12 +301,19 @@ def _read_adapter_config(path: Path) -> dict[str, Any]:
             path == folder / "adapter_model.safetensors"
             or not any(file != path for file in folder.glob("*.safetensors"))
         ):
-            with config.open("rb") as opened:
-                text = opened.read(MAX_ADAPTER_CONFIG_BYTES + 1)
-            if len(text) > MAX_ADAPTER_CONFIG_BYTES:
-                raise UserError("lora", f"{config.name} beside {path.name} is too long.")
-            return _parse_json_object(text.decode("utf-8", errors="replace"))
-    return {}
+            return config
+    return None
+
+
+def _read_adapter_config(path: Path) -> dict[str, Any]:
+    """Return PEFT's settings of a file; empty without any."""
+    if (config := find_adapter_config(path)) is None:
+        return {}
+    with config.open("rb") as opened:
+        text = opened.read(MAX_ADAPTER_CONFIG_BYTES + 1)
+    if len(text) > MAX_ADAPTER_CONFIG_BYTES:
+        raise UserError("lora", f"{config.name} beside {path.name} is too long.")
+    return _parse_json_object(text.decode("utf-8", errors="replace"))
 
 
 def _describe_strength(

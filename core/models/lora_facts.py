@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from core.hub import client as hub
-from core.lora.file import MAX_METADATA_LENGTH, read_lora_header
+from core.lora.file import MAX_METADATA_LENGTH, LoraState, identify_lora, read_lora_header
 from core.models import bases
 from core.models.base_families import choose_family, find_base_family, is_related
 from core.models.lora_sidecars import (
@@ -22,7 +22,7 @@ from core.models.lora_sidecars import (
 from core.models.lora_thumbnails import find_preview, shrink_embedded
 from core.models.measured_strengths import find_strength
 from core.system.concurrency import BoundedDict
-from core.system.tensor_files import FileIdentity, identify_file, is_settled
+from core.system.tensor_files import is_settled
 
 _NUMBER = r"(-?\d(?:\.\d{1,4})?)"
 HINT_STRENGTH = re.compile(
@@ -79,7 +79,7 @@ class _Header:
     """The one in its metadata, as a data URI of a small JPEG."""
 
 
-_headers: BoundedDict[FileIdentity, _Header] = BoundedDict(256)
+_headers: BoundedDict[LoraState, _Header] = BoundedDict(256)
 
 
 def read_lora_facts(path: Path, model: str | None = None) -> LoraFacts:
@@ -117,7 +117,7 @@ def describe_mismatch(path: Path, model: str) -> str | None:
 
 def _read_header(path: Path) -> _Header:
     """Return what is kept of a file's header, read once for each state of the file."""
-    state = identify_file(path) if path.is_file() else None
+    state = identify_lora(path) if path.is_file() else None
     if state is not None and (known := _headers.get(state)):
         return known
     found = read_lora_header(path)
@@ -131,7 +131,7 @@ def _read_header(path: Path) -> _Header:
         hint=said.get("modelspec.usage_hint", "")[:MAX_HINT_LENGTH],
         thumbnail=shrink_embedded(said.get("modelspec.thumbnail", "")),
     )
-    if is_settled(found.state):
+    if all(map(is_settled, found.state)):
         _headers[found.state] = header
     return header
 

@@ -14,6 +14,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from core.hub import client as hub
+from core.lora.file import find_adapter_config
 from core.models import bases
 from core.schema.events import Features, LevelStatistics
 from core.schema.types import Request
@@ -99,8 +100,10 @@ def save_features(key: str, feature_extractor: str, features: Features) -> None:
 
 
 def _describe_lora(lora: Path) -> list[str | None]:
-    """Return what an infotext depends on in a LoRA file: its SHA-256, name and origin."""
-    return [calculate_sha256(lora), lora.stem, hub.find_origin(lora)]
+    """Return what a cell depends on in a LoRA: its SHA-256, name and origin, and PEFT's settings' SHA-256."""
+    settings = find_adapter_config(lora)
+    told = [calculate_sha256(lora), lora.stem, hub.find_origin(lora)]
+    return told + ([calculate_sha256(settings)] if settings else [])
 
 
 def _features_path(key: str, feature_extractor: str) -> Path:

@@ -10,6 +10,7 @@ import gradio as gr
 
 from core.hub import client as hub
 from core.hub import downloads
+from core.lora.file import find_adapter_config
 from core.models import bases, files, from_hub
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, LoadProgress
@@ -57,6 +58,8 @@ def fetch_lora_to_file(hub_id: str, _: Any) -> Iterator[tuple[str, Any]]:
         there = from_hub.fetch_lora(_check_hub_id(hub_id, "lora"))
         at = create_folder() / there.name
         link_or_copy(there.resolve(), at)
+        if settings := find_adapter_config(there):  # PEFT's alpha stands there
+            link_or_copy(settings.resolve(), at.with_name(settings.name))
         exact = hub.find_origin(there) or hub_id
         hub.record_origin(at, exact)  # `at` is a copy where links do not reach
         return exact, str(at)

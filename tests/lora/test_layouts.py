@@ -1,6 +1,7 @@
 """Layouts that trainers and programs write: each key finds its layer, and alpha its place."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -8,10 +9,14 @@ import torch
 from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 
+from core.generate.request import PictureForm, fill_form
 from core.lora import apply as lora
 from core.lora import file as lora_file
 from core.models import bases, from_hub
 from core.schema.errors import UserError
+from core.sweep.cell_cache import hash_request
+from core.system.tensor_files import SETTLE_SECONDS
+from tabs.shared import hub_fetch
 from tests.hub.server_state import Hub
 from tests.lora.parts import ALPHA, RANK
 
@@ -90,6 +95,23 @@ def test_the_hub_brings_the_config_too(inside: str, folder: Path, tmp_path: Path
     config = json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 8}).encode()
     api.upload_file(path_or_fileobj=config, path_in_repo="adapter_config.json", repo_id="ann/peft")
     assert lora_file.read_lora_file(from_hub.fetch_lora("ann/peft")).scale == 8 / RANK
+    *_, (_, shown) = hub_fetch.fetch_lora_to_file("ann/peft", None)
+    assert lora_file.read_lora_file(Path(shown)).scale == 8 / RANK, "the page's copy has lost it"
+
+
+def test_a_config_that_comes_later_is_read(folder: Path, tmp_path: Path) -> None:
+    """The page asks for it; without a restart, the pictures that a sweep kept are of another strength."""
+    file = tmp_path / "style.safetensors"
+    save_file(load_file(folder / "peft.safetensors"), file)
+    request = fill_form(PictureForm(prompt="1girl", lora_file=str(file), seed=1)).request
+    time.sleep(2 * SETTLE_SECONDS)
+    assert lora.get_lora_file(str(file)).scale == 1
+    before = hash_request(request)
+    (tmp_path / "adapter_config.json").write_text(
+        json.dumps({"peft_type": "LORA", "r": RANK, "lora_alpha": 8})
+    )
+    assert lora.get_lora_file(str(file)).scale == 8 / RANK
+    assert hash_request(request) != before
 
 
 def test_a_config_of_another_file_says_nothing(folder: Path, tmp_path: Path) -> None:
