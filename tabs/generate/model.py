@@ -1,5 +1,6 @@
 """The base model of Generate: the list, what a person sets for a model, and what to know of it."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,11 @@ def wire_settings(c: dict[str, Any]) -> Any:
             c["model_note"],
             **WRITE_OPTIONS,
         )
-    return hub_fetch.wire(c["model_hub"], hub_fetch.fetch_base_to_choice, c["model"])
+    return hub_fetch.wire(c["model_hub"], _fetch_base, c["model"])
+
+
+def _fetch_base(hub_id: str, selected: str) -> Iterator[tuple[str, Any]]:
+    yield from hub_fetch.fetch_base_to_choice(hub_id, selected, list_optional_models)
 
 
 def get_model_values(model: str, preset: PromptPreset) -> dict[str, Any]:
@@ -74,6 +79,15 @@ def get_model_values(model: str, preset: PromptPreset) -> dict[str, Any]:
             for each, value in chosen.items()
         },
     }
+
+
+def choose_model(model: str, preset: PromptPreset) -> dict[str, Any]:
+    """Return what the page shows once a model is chosen for a person, the choice included.
+
+    The list of the page may be older than the model's file, and Gradio would refuse the choice.
+    """
+    choices = _keep_choice(list_optional_models(), model)
+    return {"model": gr.update(choices=choices, value=model), **get_model_values(model, preset)}
 
 
 def describe_model(name: str) -> str:

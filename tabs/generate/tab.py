@@ -55,6 +55,8 @@ INPUT_NAMES = (
     *stages.CONTROL_NAMES,
 )
 """What a job is made from: the fields of `PictureForm`, a stage's settings in pieces."""
+MODEL_NAMES = ("model_note", *model.SETTING_NAMES)
+"""The components that show what is known of the model and set for it."""
 OUTPUT_NAMES = ("gallery", "made", "status", "settings", "last_seed", "added", "compare")
 """The components that show a job.
 
@@ -81,8 +83,8 @@ def build_tab() -> GenerateHandoff:
     lora_panel.wire(shown)
     _wire_jobs(shown)
     return GenerateHandoff(
-        lambda file, name: settings.load_settings(file, name, _get_preset_values),
-        {name: shown[name] for name in (*filled, "lora_file", "lora_strength")},
+        _load_settings,
+        {name: shown[name] for name in (*filled, *MODEL_NAMES, "lora_file", "lora_strength")},
         shown["preset"],
         shown["settings_message"],
     )
@@ -91,14 +93,12 @@ def build_tab() -> GenerateHandoff:
 def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
     """Connect presets and files of settings; `filled` is what they fill."""
 
-    model_names = ("model_note", *model.SETTING_NAMES)
-
     def fill_preset(
         preset: PromptPreset, base: str, start: dict[str, str], texts: dict[str, str]
     ) -> dict[str, Any]:
         values, said = prompt.keep_texts(_get_preset_values(preset), start, texts)
-        shown = {name: values[name] for name in filled}
-        return {"kept_texts": said, **shown, **model.get_model_values(base, preset)}
+        own = {name: values[name] for name in filled}
+        return {"kept_texts": said, **own, **model.get_model_values(base, preset)}
 
     def choose_preset(preset: str, base: str, start: dict[str, str], **texts: str) -> dict[str, Any]:
         return fill_preset(presets.get_prompt_presets()[preset], base, start, texts)
@@ -114,9 +114,10 @@ def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
         return {**values, "preset": fitting.name, "kept_texts": kept}
 
     def load_settings(file: str, name: str) -> dict[str, Any]:
-        values, said = settings.load_settings(file, name, _get_preset_values)
-        return {"settings_message": said, **{name: values[name] for name in filled if name in values}}
+        values, said = _load_settings(file, name)
+        return {"settings_message": said, **{name: values[name] for name in shown if name in values}}
 
+    shown = {**filled, **{name: c[name] for name in MODEL_NAMES}}
     fetched = model.wire_settings(c)
     for event, choose in (
         (c["preset"].input, choose_preset),
@@ -128,14 +129,12 @@ def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
                 "base": c["model"],
                 **{name: c[name] for name in ("preset", "start", *prompt.TEXT_LABELS)},
             },
-            **answer_by_name(
-                choose, {"kept_texts": c["kept_texts"], **filled, **{name: c[name] for name in model_names}}
-            ),
+            **answer_by_name(choose, {"kept_texts": c["kept_texts"], **shown}),
             **QUIET_OPTIONS,
         )
     c["load"].upload(
         inputs=[c["load"], c["preset"]],
-        **answer_by_name(load_settings, {"settings_message": c["settings_message"], **filled}),
+        **answer_by_name(load_settings, {"settings_message": c["settings_message"], **shown}),
         **READ_OPTIONS,
     )
     c["save_preset"].click(
@@ -328,6 +327,14 @@ def _get_preset_values(preset: PromptPreset) -> dict[str, Any]:
         **stages.get_stage_values(preset),
     }
     return values | {"start": {name: values[name] for name in prompt.TEXT_LABELS}}
+
+
+def _load_settings(file: str, preset: str) -> tuple[dict[str, Any], str]:
+    """Return what a file of settings puts into the controls, its model's own included, and what to say."""
+    values, said = settings.load_settings(file, preset, _get_preset_values)
+    if values:
+        values |= model.choose_model(values["model"], presets.get_prompt_preset(values["preset"]))
+    return values, said
 
 
 def _suggest_tags(**values: Any) -> tuple[Any, str]:

@@ -67,14 +67,18 @@ def fetch_lora_to_file(hub_id: str, _: Any) -> Iterator[tuple[str, Any]]:
     yield from _stream_progress(fetch)
 
 
-def fetch_base_to_choice(hub_id: str, selected: str | list[str] | None) -> Iterator[tuple[str, Any]]:
+def fetch_base_to_choice(
+    hub_id: str,
+    selected: str | list[str] | None,
+    list_choices: Callable[[], list[tuple[str, str]]] = list_model_choices,
+) -> Iterator[tuple[str, Any]]:
     """Fetch the base model of a Hub id into a list of models, to choose one or several."""
 
     def fetch() -> tuple[str, Any]:
         found = bases.find_model(_check_hub_id(hub_id, "model"))
         files.fetch_model_files(found)
         kept = [*selected, found.name] if isinstance(selected, list) else [found.name]
-        choices = list_model_choices()
+        choices = list_choices()
         known = {name for _, name in choices}
         choices += [(each, each) for each in kept if each not in known]
         return found.name, gr.update(
