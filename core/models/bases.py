@@ -260,14 +260,10 @@ def describe_absence(model: Model) -> str | None:
 
     `None` if the model is here.
     """
-    if model.revision is None:
-        return (
-            None
-            if paths.locate(model.source).exists()
-            else f"**File missing**: put the checkpoint at `{paths.locate(model.source)}`."
-        )
-    if models_files.is_on_disk(model):
+    if models_files.find_on_disk(model):
         return None
+    if model.revision is None:
+        return f"**File missing**: put the checkpoint at `{paths.locate(model.source)}`."
     return (
         "**Not downloaded yet**: the first image downloads it from Hugging Face "
         f"([{model.source}](https://huggingface.co/{model.source}), about 7 GB)."

@@ -160,14 +160,13 @@ def fetch_model_files(model: Model) -> Path:
     return fetch_snapshot(model, _list_patterns(model))
 
 
-def is_on_disk(model: Model) -> bool:
-    """Whether all of a model from the Hub is on this machine."""
-    assert model.revision
-    return (
-        hub.find_cached_file(model.source, model.revision, model.file)
-        if model.file
-        else find_snapshot(model, _list_patterns(model))
-    ) is not None
+def find_on_disk(model: Model) -> Path | None:
+    """Return where the model is on this machine; `None` if it is not, or not all of it."""
+    if model.revision is None:
+        return source if (source := paths.locate(model.source)).exists() else None
+    if model.file:
+        return hub.find_cached_file(model.source, model.revision, model.file)
+    return find_snapshot(model, _list_patterns(model))
 
 
 def _list_patterns(model: Model) -> list[str]:

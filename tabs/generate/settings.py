@@ -23,6 +23,7 @@ from core.system.markdown import escape_markdown
 from tabs.generate import stages
 from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder
+from tabs.shared.model_choices import PRESET_MODEL, name_model
 
 PICTURE_SUFFIXES = [".png", ".jpg", ".jpeg", ".webp"]
 PRESET_SUFFIX = ".toml"
@@ -44,6 +45,7 @@ def save_preset(title: str, **values: Any) -> tuple[Any, str]:
         parts = {**dict.fromkeys(presets.PROMPT_PARTS, ""), "general": values["prompt"]}
     recipe = replace(
         base,
+        model=name_model(values["model"], base.name),
         **parts,
         title=title.strip()[:80] or f"{base.title}, my settings",
         **texts,
@@ -81,11 +83,15 @@ def load_settings(
 
 
 def _load_preset(file: Path, fill: Callable[[PromptPreset], dict[str, Any]]) -> tuple[dict[str, Any], str]:
-    recipe = presets.parse_prompt_preset(read_toml(file, "preset"), OWN_PRESET_NAME)
+    table, own = read_toml(file, "preset"), PRESET_MODEL
+    if table.get("model") not in presets.get_models() and table.get("model") in catalogue.list_models():
+        own = str(table["model"])
+        table = {**table, "model": find_preset(own).model}
+    recipe = presets.parse_prompt_preset(table, OWN_PRESET_NAME)
     base = next((r.name for r in presets.get_prompt_presets().values() if r.model == recipe.model), None)
     if base is None:
         raise UserError("preset", f"no preset here uses the model {recipe.model!r}.")
-    return {**fill(recipe), "preset": base}, f"Loaded: {recipe.title}."
+    return {**fill(recipe), "preset": base, "model": own}, f"Loaded: {recipe.title}."
 
 
 def _load_picture_settings(
@@ -95,7 +101,7 @@ def _load_picture_settings(
     said: dict[str, Any] = dict(reading.fields)
     notes, recipes = [], presets.get_prompt_presets()
     model = said.pop("model", None)
-    recipe, own = recipes[preset], ""
+    recipe, own = recipes[preset], PRESET_MODEL
     if model != recipe.model:
         recipe = next((r for r in recipes.values() if r.model == model), recipe)
     if model != recipe.model:

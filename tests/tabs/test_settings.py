@@ -5,15 +5,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from core.generate import picture_file
+from core.generate import picture_file, request
 from core.prompts import png_metadata
 from core.prompts.infotext import create_infotext, parse_infotext
 from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.records import read_form
 from core.schema.types import Detail, Grain, Hires, Request
+from core.system import paths
 from tabs.generate import settings, stages
 from tabs.generate import tab as generate_tab
 
@@ -23,6 +26,7 @@ def fill_page(name: str = "nano", **changes: Any) -> dict[str, Any]:
     values = {
         **generate_tab._get_preset_values(presets.get_prompt_presets()[name]),
         "preset": name,
+        "model": "",
         "seed": -1,
         "count": 1,
     }
@@ -80,6 +84,37 @@ def test_settings_are_saved_and_loaded_back() -> None:
     ):
         assert values[name] == changed[name], name
     assert values["cfg"]["value"] == 9.5
+
+
+@pytest.fixture
+def own_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a checkpoint of one's own, of the family of Pony."""
+    monkeypatch.setattr(paths, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(paths, "MODEL_ROOTS", [])
+    (tmp_path / "models/checkpoints").mkdir(parents=True)
+    save_file({"x": torch.ones(1)}, tmp_path / "models/checkpoints/my-pony.safetensors")
+    return "my-pony"
+
+
+def test_the_model_is_kept_with_the_settings(own_checkpoint: str) -> None:
+    """Else the same settings would give pictures of another model."""
+    saved, _ = settings.save_preset("mine", **fill_page("pony-v6", model=own_checkpoint))
+    values, said = load_settings(Path(saved["value"]))
+    assert (values["preset"], values["model"]) == ("pony-v6", own_checkpoint), said
+
+
+def test_a_picture_of_ones_own_checkpoint_chooses_it(own_checkpoint: str, tmp_path: Path) -> None:
+    png_metadata.save_png(
+        Image.new("RGB", (64, 64)),
+        tmp_path / "a.png",
+        "1girl\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 1024x1024, Model: my-pony",
+    )
+    values, said = load_settings(tmp_path / "a.png")
+    assert (values["preset"], values["model"]) == ("pony-v6", own_checkpoint), said
+    form = request.PictureForm(prompt="1girl", model=own_checkpoint)
+    assert (form.prompt_preset.name, request.fill_form(form).request.model) == ("pony-v6", own_checkpoint)
+    kept = request.PictureForm(prompt="1girl", model=own_checkpoint, preset="sdxl-base")
+    assert (kept.prompt_preset.name, request.fill_form(kept).request.model) == ("sdxl-base", own_checkpoint)
 
 
 def test_a_prompt_changed_by_hand_is_saved_as_it_stands() -> None:
