@@ -9,6 +9,7 @@ from typing import Any
 import gradio as gr
 
 from core.dataset import dataset as datasets
+from core.hub.preflight import enter_preflight
 from core.models.preset_match import make_preview_prompts
 from core.schema import limits
 from core.schema.errors import UserError
@@ -181,9 +182,11 @@ def open_in_sweep(name: str | None, file: str | None) -> dict[str, Any]:
     run, found, place = read_run(folder), datasets.load_dataset(folder.dataset), access.get_public_id(folder)
     own = [sample for sample in found.samples if not sample.regularisation][: limits.REFERENCES]
     references = [str(expose_run_file(folder.dataset / sample.file, place)) for sample in own]
+    with enter_preflight():  # it waits in no queue
+        prompts = make_preview_prompts(run.model, run.trigger, count=4)
     return {
         "tabs": gr.Tabs(selected="sweep"),
         "lora_file": str(expose_run_file(folder.loras / Path(file).name, place)),
-        "prompts": "\n".join(make_preview_prompts(run.model, run.trigger, count=4)),
+        "prompts": "\n".join(prompts),
         "references": references,
     }

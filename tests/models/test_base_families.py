@@ -3,11 +3,22 @@
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from core.generate.request import PictureForm, fill_form, list_family_warnings
 from core.models.base_families import find_base_family, find_family, is_related
 from core.schema import presets
+from core.schema.types import Model
 from tests.models.library import write_lora
+
+
+def test_the_metadata_of_a_checkpoint_tell_its_family(tmp_path: Path) -> None:
+    """As they tell its preset: a LoRA of another family is told on a renamed file, too."""
+    titles = {"modelspec.title": "Illustrious-XL", "ss_base_model_version": "sdxl_base_v1-0"}
+    save_file({"x": torch.ones(1)}, tmp_path / "mine.safetensors", metadata=titles)
+    model = Model(name="mine", title="mine", source=str(tmp_path / "mine.safetensors"), licence="unknown")
+    assert find_base_family(model) == "Illustrious"
 
 
 @pytest.mark.parametrize(
