@@ -130,7 +130,7 @@ def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
                 **{name: c[name] for name in ("preset", "start", *prompt.TEXT_LABELS)},
             },
             **answer_by_name(choose, {"kept_texts": c["kept_texts"], **shown}),
-            **QUIET_OPTIONS,
+            **READ_OPTIONS,
         )
     c["load"].upload(
         inputs=[c["load"], c["preset"]],

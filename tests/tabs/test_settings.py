@@ -232,7 +232,7 @@ def test_another_tools_picture_says_what_was_left(tmp_path: Path) -> None:
     png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
     values, said = load_settings(tmp_path / "theirs.png")
     assert values["preset"] == "nano"
-    assert "someXL, has no preset here" in said
+    assert "someXL, is not here" in said
     assert "sampler: 'LCM' is unknown" in said
     assert "width: 1000 is not valid" in said
     assert "hires.upscaler: '4x-UltraSharp' is unknown" in said

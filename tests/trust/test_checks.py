@@ -100,9 +100,8 @@ def test_what_decodes_or_writes_has_few_places() -> None:
     assert {name: places[name] for name in WRITING_HANDLERS} == dict.fromkeys(
         WRITING_HANDLERS, (True, "files", 2)
     )
-    assert {name: places[name] for name in ("show_estimate", "load_settings")} == dict.fromkeys(
-        ("show_estimate", "load_settings"), (True, "looks", 2)
-    )
+    reading = ("show_estimate", "load_settings", "choose_model", "choose_preset")
+    assert {name: places[name] for name in reading} == dict.fromkeys(reading, (True, "looks", 2))
 
 
 def test_a_check_that_finds_no_turn_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
