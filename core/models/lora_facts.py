@@ -24,7 +24,7 @@ from core.models.measured_strengths import find_strength
 from core.system.concurrency import BoundedDict
 from core.system.tensor_files import is_settled
 
-_NUMBER = r"(-?\d(?:\.\d{1,4})?)"
+_NUMBER = r"(-?\d(?:\.\d{1,4})?)(?![\d.]*\d)"
 HINT_STRENGTH = re.compile(
     rf"(?:strength|weight)\D{{0,20}}?{_NUMBER}(?:\s*(?:-|\u2013|to)\s*{_NUMBER})?", re.I
 )

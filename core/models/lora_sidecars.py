@@ -157,5 +157,7 @@ def clean_text(value: object, max_length: int = 60) -> str | None:
     """Return text as it may be shown: short, on one line, without tags of a prompt; `None` if it is none."""
     if not isinstance(value, str):
         return None
-    plain = EXTRA_NETWORK.sub("", FORBIDDEN_CHARACTERS.sub("", value[: 4 * max_length]))
+    plain = FORBIDDEN_CHARACTERS.sub("", value[: 4 * max_length])
+    while (bare := EXTRA_NETWORK.sub("", plain)) != plain:  # around a tag within a tag, one is left
+        plain = bare
     return " ".join(plain.split())[:max_length].strip(" ,") or None

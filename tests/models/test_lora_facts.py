@@ -38,6 +38,7 @@ def test_the_header_alone_tells_kind_rank_family_trigger_and_strength(shelf: Pat
         ("recommended weight -0.5", -0.5, None),
         ("Measured on nano: no strength of 3 works", None, None),
         ("strength 70", None, None),
+        ("trained at weight 10, 1500 steps", None, None),
         ("as you like", None, None),
     ],
 )
@@ -51,8 +52,12 @@ def test_a_free_hint_is_read_or_left(
 SIDECARS = {
     "A1111": (
         ".json",
-        {"preferred weight": 0.8, "activation text": "arona, halo <lora:other:5>", "sd version": "SDXL"},
-        ("SDXL", "arona, halo", 0.8),
+        {
+            "preferred weight": 0.8,
+            "activation text": "arona, halo <lo<x:1>ra:other:5> >_<",
+            "sd version": "SDXL",
+        },
+        ("SDXL", "arona, halo >_<", 0.8),
     ),
     "Civitai": (
         ".civitai.info",
