@@ -163,7 +163,10 @@ def _wire_prompt(c: dict[str, Any]) -> None:
         js=CLEAR_TAGS_JS,
         **QUIET_OPTIONS,
     )
-    c["prompt"].change(prompt.format_token_count, c["prompt"], c["tokens"], **LATEST_OPTIONS)
+    # Embeddings, and LoRAs that may bring some, are read for it.
+    c["prompt"].change(
+        prompt.format_token_count, c["prompt"], c["tokens"], **{**READ_OPTIONS, "trigger_mode": "always_last"}
+    )
 
 
 def _wire_picture_controls(c: dict[str, Any]) -> None:

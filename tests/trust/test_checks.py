@@ -100,7 +100,7 @@ def test_what_decodes_or_writes_has_few_places() -> None:
     assert {name: places[name] for name in WRITING_HANDLERS} == dict.fromkeys(
         WRITING_HANDLERS, (True, "files", 2)
     )
-    reading = ("show_estimate", "load_settings", "choose_model", "choose_preset")
+    reading = ("show_estimate", "load_settings", "choose_model", "choose_preset", "format_token_count")
     assert {name: places[name] for name in reading} == dict.fromkeys(reading, (True, "looks", 2))
 
 
