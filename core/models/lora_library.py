@@ -135,13 +135,12 @@ def check_loras(uses: Sequence[LoraUse]) -> tuple[LoraUse, ...]:
     return tuple(uses)
 
 
-def format_lora_tag(use: LoraUse) -> str:
-    """Return the use as a tag of a prompt."""
+def format_lora_tag(use: LoraUse, name: str | None = None) -> str:
+    """Return the use as a tag of a prompt; `name` is what `find_name` finds for its file, if it is known."""
     both = (use.strength,) if use.text_strength is None else (use.text_strength, use.strength)
     strengths = ":".join(repr(float(strength)).removesuffix(".0") for strength in both)
-    return (
-        f"<lora:{slugify(find_name(Path(use.path)))}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
-    )
+    name = slugify(name or find_name(Path(use.path)))
+    return f"<lora:{name}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
 
 
 def collect_lora_tags(uses: Sequence[LoraUse]) -> tuple[str, ...]:

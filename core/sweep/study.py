@@ -57,6 +57,7 @@ class SweepStudy:
         self.plan = plan
         self.sha256 = calculate_sha256(Path(plan.lora.path))
         """Hash of the LoRA's file, so that the measurements stay with it."""
+        self._lora_name = lora_library.find_name(Path(plan.lora.path))  # the library is listed once
         self.items: list[Item] = [(prompt, seed) for prompt in plan.prompts for seed in plan.seeds]
         self.strengths = list(plan.strengths)
         self.pictures: dict[tuple[float, Item], Path] = {}
@@ -115,7 +116,7 @@ class SweepStudy:
         return replace(
             self.plan.settings,
             seed=item[1],
-            prompt=f"{prompt} {lora_library.format_lora_tag(use)}" if loras else prompt,
+            prompt=f"{prompt} {lora_library.format_lora_tag(use, self._lora_name)}" if loras else prompt,
             loras=loras,
             embeddings=select_embeddings(texts, (*bundled, *shared)),
         )

@@ -8,8 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from core.lora import edit
 from core.lora import file as lora_file
+from core.models import lora_library
 from core.models.measured_strengths import find_strength
 from core.sweep.decide import HELD_RANGES
+from core.sweep.plan import SweepForm, plan_sweep
 from core.sweep.report import build_sweep_report
 from core.sweep.study import SweepStudy
 from tabs.sweep import _format_answer
@@ -39,6 +41,13 @@ def test_the_library_knows_what_was_measured(study: SweepStudy) -> None:
     report, found = build_sweep_report(study), find_strength(EXAMPLE, "nano")
     assert found
     assert (found.recommended, list(found.interval)) == (report["recommended"], report["sweet_spot"])
+
+
+def test_a_sweep_lists_the_library_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 5,000 files, once for each of 500 cells would take a minute before the first picture."""
+    sweep = SweepStudy(plan_sweep(SweepForm(lora=str(EXAMPLE), preset="nano", seeds="1, 2")))
+    monkeypatch.setattr(lora_library, "list_loras", lambda: pytest.fail("it is listed again"))
+    assert sweep.build_request(1.5, sweep.items[0]).prompt.endswith(" <lora:nano-airbrush:1.5>")
 
 
 @pytest.mark.soak
