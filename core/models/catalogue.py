@@ -39,19 +39,22 @@ def find_model(name: Any) -> Model:
 
 def list_models() -> dict[str, Model]:
     """Return the models of the table, then a person's own checkpoints, by name."""
-    table = presets.get_models()
-    own = _list_own_checkpoints()
-    return table | {name: model for name, model in own.items() if name not in table}
+    return presets.get_models() | _list_own_checkpoints()
 
 
 def _list_own_checkpoints() -> dict[str, Model]:
-    """Return a person's own checkpoints by name, each with the VAE that lies beside it."""
+    """Return a person's own checkpoints by name, each with the VAE that lies beside it.
+
+    One that has a name of the table says in brackets where it lies.
+    """
     files = folders.list_files("checkpoint")
     vaes = {file: name for name, file in files.items() if file.stem.endswith(VAE_SUFFIX)}
     found = {}
     for name, file in sorted(files.items()):
         if file in vaes:
             continue
+        if name in presets.get_models():
+            name = f"{name} ({file.parent.name})"
         beside = file.with_name(f"{file.stem}{VAE_SUFFIX}.safetensors")
         found[name] = Model(
             name=name,

@@ -11,7 +11,7 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file, save_file
 
-from core.models import bases, loader, model_settings
+from core.models import bases, catalogue, loader, model_settings
 from core.models import files as models_files
 from core.models.model_settings import ModelSettings, save_settings
 from core.schema.errors import UserError
@@ -103,6 +103,14 @@ def test_two_files_without_a_vae_keep_their_own_donors(
     save_settings("b", ModelSettings(donor="other"))
     first = bases.load_model("a").vae.decoder.conv_in.weight.clone()
     torch.testing.assert_close(bases.load_model("b").vae.decoder.conv_in.weight, first * 0.5)
+
+
+def test_a_file_with_a_name_of_the_table_can_be_chosen(own: Path, checkpoint: Path) -> None:
+    """As `wai-illustrious.safetensors`, which the table expects elsewhere."""
+    shutil.copy(checkpoint, own / "nano.safetensors")
+    assert bases.find_model("nano").source == str(NANO)
+    assert catalogue.list_models().keys() == {"nano", "nano (checkpoints)"}
+    assert bases.find_model("nano (checkpoints)").source == str(own / "nano.safetensors")
 
 
 def write_vae(file: Path, checkpoint: Path, layout: str, factor: float) -> torch.Tensor:
