@@ -28,7 +28,7 @@ def list_embeddings() -> dict[str, Path]:
     files = folders.list_files("embedding", with_suffix=True).items()
     found: dict[str, Path] = {}
     for label, file in sorted(files, key=lambda item: _is_pickle(item[1])):
-        found.setdefault(label.replace(file.suffix, "", 1), file)
+        found.setdefault(label.replace(file.name, file.stem, 1), file)
     return found
 
 

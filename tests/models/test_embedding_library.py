@@ -61,6 +61,11 @@ def test_another_programs_embeddings_are_found_by_its_root(program: str, shelf: 
     assert (use.word, use.path) == ("EasyNegative", str(file))
 
 
+def test_a_suffix_within_a_name_stays(shelf: Path) -> None:
+    file = write_embedding(shelf / "a.safetensors-b.safetensors")
+    assert embedding_library.list_embeddings() == {"a.safetensors-b": file}
+
+
 def test_every_prompt_of_a_picture_can_name_one(shelf: Path) -> None:
     for name in ("one", "two", "three", "four", "five"):
         write_embedding(shelf / f"{name}zz.safetensors", seed=len(name))
