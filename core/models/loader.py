@@ -126,12 +126,10 @@ def _map_pipeline(
         unfilled = []  # weights that no file has and that would stay random
         if source.is_dir():
             options |= {"variant": model.variant, "use_safetensors": True}
-            for part, kind in TEXT_ENCODERS.items():
-                if part not in taken:
-                    its = {**options, "dtype": _find_dtype(list_part(source, part, model))}
-                    taken[part], told = kind.from_pretrained(source / part, output_loading_info=True, **its)
-                    yield begun
-                    unfilled += [f"{part}.{key}" for key in told["missing_keys"]]
+            for part in [part for part in TEXT_ENCODERS if part not in taken]:
+                taken[part], missing_keys = _load_text_encoder(model, source, part, options)
+                yield begun
+                unfilled += [f"{part}.{key}" for key in missing_keys]
             pipeline = StableDiffusionXLPipeline.from_pretrained(source, **taken, **options)
         else:
             options["dtype"] = _find_dtype([source])
@@ -159,6 +157,15 @@ def _map_pipeline(
         ) from error
     _set_prediction(pipeline, prediction)
     return pipeline
+
+
+def _load_text_encoder(
+    model: Model, source: Path, part: str, options: Mapping[str, Any]
+) -> tuple[torch.nn.Module, list[str]]:
+    """Load a text encoder of a diffusers folder, in its files' precision; return it and what it lacks."""
+    own = {**options, "dtype": _find_dtype(list_part(source, part, model))}
+    encoder, told = TEXT_ENCODERS[part].from_pretrained(source / part, output_loading_info=True, **own)
+    return encoder, list(told["missing_keys"])
 
 
 def load_second_tokenizer(config: Path) -> CLIPTokenizer:
