@@ -1,6 +1,7 @@
 """The base model of Generate: the list, what a person sets for a model, and what to know of it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import gradio as gr
 from safetensors import SafetensorError
 
 from core.models import bases, catalogue, file_kind, files, tools
-from core.models.model_settings import ModelSettings, get_settings, save_settings
+from core.models.model_settings import get_settings, save_settings
 from core.schema import presets
 from core.schema.types import Model, PromptPreset
 from core.system.device import is_space
@@ -55,10 +56,7 @@ def wire_settings(c: dict[str, Any]) -> Any:
     refresh_choices(c["donor"].focus, c["donor"], _list_donors)
     for name in SETTING_NAMES:
         c[name].input(
-            _keep_settings,
-            [c["model"], c["preset"], *(c[each] for each in SETTING_NAMES)],
-            c["model_note"],
-            **WRITE_OPTIONS,
+            _make_keeper(name), [c["model"], c["preset"], c[name]], c["model_note"], **WRITE_OPTIONS
         )
     return hub_fetch.wire(c["model_hub"], _fetch_base, c["model"])
 
@@ -118,13 +116,19 @@ def _describe_file(model: Model) -> str:
     return f"{said} It lacks {lacks}: choose below the model to take them from." if lacks else said
 
 
-def _keep_settings(model: str, preset: str, *values: str) -> str:
-    """Keep what is set for the model, and describe it."""
-    name = name_model(model, preset)
-    chosen = {each: value or None for each, value in zip(SETTING_NAMES, values, strict=True)}
-    with translate_errors():
-        save_settings(name, ModelSettings(**chosen))
-    return describe_model(name)
+def _make_keeper(setting: str) -> Callable[[str, str, str], str]:
+    """Return a function that keeps one setting of the model, and describes the model.
+
+    The others stay: the page may still show those of the model that was chosen before.
+    """
+
+    def keep_setting(model: str, preset: str, value: str) -> str:
+        name = name_model(model, preset)
+        with translate_errors():
+            save_settings(name, replace(get_settings(name), **{setting: value or None}))
+        return describe_model(name)
+
+    return keep_setting
 
 
 def _list_vaes() -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ from huggingface_hub import HfApi
 from PIL import Image
 from safetensors.torch import save_file
 
-from core.models.model_settings import ModelSettings, save_settings
+from core.models.model_settings import ModelSettings, get_settings, save_settings
 from core.prompts import png_metadata
 from core.system import paths
 from tabs.generate import model
@@ -34,6 +34,15 @@ def test_a_pictures_model_is_in_the_list_with_what_is_set_for_it(
     assert ("my-pony", "my-pony") in values["model"]["choices"]
     shown = {name: values[name]["value"] for name in model.SETTING_NAMES}
     assert shown == {"vae": "", "prediction_type": "v_prediction", "donor": "nano"}
+
+
+def test_a_setting_brings_none_of_another_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page may still show what is set for the model that was chosen before."""
+    monkeypatch.setattr(paths, "MODELS", tmp_path)
+    monkeypatch.setattr(paths, "MODEL_ROOTS", [])
+    save_settings("nano", ModelSettings(donor="nano-cel"))
+    model._make_keeper("prediction_type")("", "nano", "epsilon")
+    assert get_settings("nano") == ModelSettings(donor="nano-cel", prediction_type="epsilon")
 
 
 def test_a_model_from_the_hub_takes_no_choice_away(hub_server: Hub) -> None:
