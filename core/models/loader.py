@@ -106,12 +106,7 @@ def _map_pipeline(
     options: dict[str, Any] = {"dtype": detect_machine().dtype, "local_files_only": True}
     _refuse_unsafe_files(model, source, config)
     try:
-        if config != SDXL_CONFIGS:
-            check_configs(config, model)
-        if source.is_dir():
-            check_weights(source, model)
-        elif obstacle := find_obstacle(source):
-            raise UserError("model", f"{model.title} {obstacle}")
+        _check_layout(model, source, config)
         prediction = find_prediction(model, source)
         begun = LoadProgress(title=model.title, bytes_done=0, bytes_total=count_bytes(model, source))
         taken: dict[str, Any] = dict(parts)
@@ -181,6 +176,16 @@ def _refuse_unsafe_files(model: Model, source: Path, config: Path) -> None:
     for place in (config, source):
         if said := config_limits.find_excess(place):
             raise UserError("model", f"{model.title} has {said}")
+
+
+def _check_layout(model: Model, source: Path, config: Path) -> None:
+    """Raise `UserError` for a model that lacks files, and for a single file that is no checkpoint of SDXL."""
+    if config != SDXL_CONFIGS:
+        check_configs(config, model)
+    if source.is_dir():
+        check_weights(source, model)
+    elif obstacle := find_obstacle(source):
+        raise UserError("model", f"{model.title} {obstacle}")
 
 
 def _list_unfilled_weights(pipeline: StableDiffusionXLPipeline) -> list[str]:
