@@ -211,7 +211,8 @@ def place_embeddings(
                 yield EmbeddingSpan(by_word[part.word], span.weight)
 
 
-def _split_text(text: str, words: tuple[str, ...]) -> list[str | Mention]:
+@lru_cache(64)  # a prompt that changes from step to step mostly says the same
+def _split_text(text: str, words: tuple[str, ...]) -> tuple[str | Mention, ...]:
     """Split a text into what is said in words and what names an embedding."""
     text, known = unicodedata.normalize("NFC", text), _index_words(words)
     pieces = [*PIECE.finditer(text)]
@@ -233,7 +234,7 @@ def _split_text(text: str, words: tuple[str, ...]) -> list[str | Mention]:
         done = end
         while number < len(pieces) and pieces[number].start() < end:
             number += 1
-    return [*found, text[done:]] if done < len(text) or not found else found
+    return (*found, text[done:]) if done < len(text) or not found else tuple(found)
 
 
 def _match_pieces(plain: Sequence[str], start: int, known: _Words) -> tuple[str | None, int]:

@@ -146,6 +146,20 @@ def test_names_are_found_where_a1111_finds_them_among_clips_tokens(prompt: str) 
     assert [mention.word for mention in find_mentions(prompt, NAMES)] == found
 
 
+def test_names_in_a_prompt_that_changes_are_looked_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At each of 150 steps anew, checking one long prompt took half a minute of a Space's processor."""
+    read, places = embeddings._read_comfyui_name, list[int]()
+    monkeypatch.setattr(
+        embeddings,
+        "_read_comfyui_name",
+        lambda text, start, names: places.append(start) or read(text, start, names),
+    )
+    own = EmbeddingUse(word="a", path="a.safetensors", sha256="0" * 64)
+    steps = conditioning.resolve_steps("[x:y:0.5] " + "embedding:a, " * 100, 150, embeddings=(own,))
+    assert (len(steps), len(set(steps))) == (150, 2)
+    assert 100 <= len(places) <= 200
+
+
 def test_a_prompt_that_names_none_stays_as_it_is(nano, use: EmbeddingUse) -> None:
     prompt = r"1girl, (blue hair:1.2), arona \(blue archive\), it's [a|b] BREAK 日本"
     assert torch.equal(encode(nano, prompt, use).states, encode(nano, prompt).states)
