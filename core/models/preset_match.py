@@ -71,10 +71,11 @@ def make_preview_prompts(model: str, trigger: str, count: int = 2) -> tuple[str,
 
 
 def _predicts_v(model: Model) -> bool:
-    """Whether a model predicts v; one that is not on this machine, or cannot be read, as its table says."""
+    """Whether a model predicts v, by its files; by its table and name where they are not here."""
     source = files.find_on_disk(model)
     try:
-        prediction = source and files.find_prediction(model, source).type
+        if source:
+            return files.find_prediction(model, source).type == "v_prediction"
     except (OSError, ValueError, SafetensorError):
-        prediction = None
-    return (prediction or model.prediction_type) == "v_prediction"
+        pass  # opening it tells why
+    return model.prediction_type == "v_prediction" or "vpred" in simplify_name(model.title).replace(" ", "")

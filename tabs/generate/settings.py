@@ -115,6 +115,10 @@ def _load_picture_settings(
         notes.append(
             f"Made with {other} weights of {recipe.model}; the same settings may give another image."
         )
+    vae, used = reading.unused.pop("VAE", ""), _name_vae(own or recipe.model)
+    if vae != used and (vae or "Sweetspot" in reading.unused):
+        theirs = f"the VAE {vae[:60]}" if vae else "the model's own VAE"
+        notes.append(f"Made with {theirs}; {used or 'its own'} is set for {own or recipe.model}.")
     notes += embedding_library.describe_other_embeddings(
         reading.unused.pop("TI hashes", ""), (said["prompt"], said["negative"])
     )
@@ -153,3 +157,9 @@ def _load_picture_settings(
     if unused := [key for key in reading.unused if key != "Sweetspot"]:
         notes.append(f"Ignored: {', '.join(unused[:30])}.")
     return values, " ".join(["Settings loaded.", *dict.fromkeys(notes)])
+
+
+def _name_vae(model: str) -> str:
+    """Return the name of the VAE that is set for a model; empty for its own."""
+    vae = catalogue.find_model(model).vae
+    return Path(vae).name if vae else ""

@@ -1,5 +1,6 @@
 """A checkpoint finds the preset of its family: with another family's words, its pictures are poor."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,14 @@ def test_a_noobai_of_v_gets_the_preset_of_v(own: Path) -> None:
     """The numbers of an epsilon model burn the pictures of a v-prediction model."""
     save_file({"v_pred": torch.ones(0)}, own / "NoobAI-XL-mix.safetensors")
     assert preset_match.find_preset("NoobAI-XL-mix").name == "noobai-xl-vpred"
+
+
+def test_a_noobai_of_v_on_the_hub_is_known_by_its_name() -> None:
+    """Its header is not here yet."""
+    model = replace(
+        catalogue.find_model("sdxl-base"), name="x@y", title="Laxhar/noobai-XL-Vpred-1.0", revision="0" * 40
+    )
+    assert preset_match.match_preset(model).preset == "noobai-xl-vpred"
 
 
 def test_every_family_has_a_preset_and_every_model_its_own() -> None:

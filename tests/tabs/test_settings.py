@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from core.generate import picture_file, request
+from core.models.model_settings import ModelSettings, save_settings
 from core.prompts import png_metadata
 from core.prompts.infotext import create_infotext, parse_infotext
 from core.schema import presets
@@ -115,6 +116,24 @@ def test_a_picture_of_ones_own_checkpoint_chooses_it(own_checkpoint: str, tmp_pa
     assert (form.prompt_preset.name, request.fill_form(form).request.model) == ("pony-v6", own_checkpoint)
     kept = request.PictureForm(prompt="1girl", model=own_checkpoint, preset="sdxl-base")
     assert (kept.prompt_preset.name, request.fill_form(kept).request.model) == ("sdxl-base", own_checkpoint)
+
+
+def test_a_picture_of_another_vae_is_told(own_checkpoint: str, tmp_path: Path) -> None:
+    """The same settings give other colours with another VAE."""
+    vaes = paths.MODELS / "vae"
+    vaes.mkdir()
+    save_file({"x": torch.ones(1)}, vaes / "clear.safetensors")
+    save_settings(own_checkpoint, ModelSettings(vae="clear.safetensors"))
+    made = Request(
+        model=own_checkpoint, prompt="1girl", negative="", width=64, height=64, steps=1, cfg=1.0,
+        sampler="Euler", seed=1,
+    )  # fmt: skip
+    text = picture_file.save_picture(Image.new("RGB", (64, 64)), made, tmp_path / "a.png")
+    assert "VAE: clear.safetensors" in text
+    assert "VAE" not in load_settings(tmp_path / "a.png")[1]
+    save_settings(own_checkpoint, ModelSettings())
+    said = load_settings(tmp_path / "a.png")[1]
+    assert "Made with the VAE clear.safetensors; its own is set for my-pony." in said
 
 
 def test_a_prompt_changed_by_hand_is_saved_as_it_stands() -> None:
