@@ -49,17 +49,17 @@ def test_choosing_one_puts_its_trigger_and_its_strength_into_the_prompt(shelf: P
     prompts = {"1girl, smile, ": "1girl, smile, arona <lora:my_style:0.8>"}
     prompts |= {"Arona, smile": "Arona, smile <lora:my_style:0.8>", "": "arona <lora:my_style:0.8>"}
     prompts |= {f"1girl <lora:{name}:0.3>": f"1girl <lora:{name}:0.3>" for name in ("my style", "my_style")}
-    assert {text: _choose_lora("my style", "sdxl-base", text)[1] for text in prompts} == prompts
+    assert {text: _choose_lora("my style", "", "sdxl-base", text)[1] for text in prompts} == prompts
     write_lora(shelf / "plain.safetensors")
-    assert _choose_lora("plain", "sdxl-base", "1girl")[1] == "1girl <lora:plain:1>"
+    assert _choose_lora("plain", "", "sdxl-base", "1girl")[1] == "1girl <lora:plain:1>"
 
 
 def test_a_strength_that_a_person_set_stays(shelf: Path) -> None:
     file = write_lora(shelf / "a.safetensors")
     (shelf / "a.json").write_text('{"preferred weight": 0.8}')
-    assert _bring_lora(str(file), "sdxl-base", 1, 1)[1:] == (0.8, 0.8)
-    assert _bring_lora(str(file), "sdxl-base", 0.8, 0.8)[1:] == (0.8, 0.8)
-    assert 0.8 not in _bring_lora(str(file), "sdxl-base", 0.5, 1)[1:]
+    assert _bring_lora(str(file), "", "sdxl-base", 1, 1)[1:] == (0.8, 0.8)
+    assert _bring_lora(str(file), "", "sdxl-base", 0.8, 0.8)[1:] == (0.8, 0.8)
+    assert 0.8 not in _bring_lora(str(file), "", "sdxl-base", 0.5, 1)[1:]
 
 
 def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
@@ -67,7 +67,13 @@ def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
     write_lora(shelf / "a.safetensors", {"modelspec.trigger_phrase": "arona"})
     (shelf / "a.json").write_text('{"preferred weight": 0.8}')
     filled: dict[str, Any] = {"strengths": DEFAULT_STRENGTHS, "prompts": _format_neutral_prompts("nano")}
-    choice: dict[str, Any] = {"lora_file": None, "shelf": "a", "preset": "sdxl-base", "filled": filled}
+    choice: dict[str, Any] = {
+        "lora_file": None,
+        "shelf": "a",
+        "preset": "sdxl-base",
+        "model": "",
+        "filled": filled,
+    }
     found = _fill_in_choice(**choice, **filled)
     assert found["strengths"] == found["filled"]["strengths"] == "0-2 (+0.2)"
     assert found["prompts"]["value"] == found["filled"]["prompts"]
