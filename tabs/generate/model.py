@@ -34,14 +34,15 @@ def build_controls(preset: PromptPreset) -> dict[str, Any]:
         elem_id="model",
     )
     c["model_note"] = gr.Markdown(describe_model(preset.model), elem_id="absent")
-    with gr.Accordion("VAE and other settings of this model", open=False, visible=not is_space()):
-        c["vae"] = gr.Dropdown(_list_vaes(), value="", label="VAE", elem_id="model-vae")
-        c["prediction_type"] = gr.Dropdown(
-            _list_predictions(), value="", label="The model predicts", elem_id="model-prediction"
-        )
-        c["donor"] = gr.Dropdown(
-            _list_donors(), value="", label="Missing VAE and text encoders from", elem_id="model-donor"
-        )
+    with gr.Accordion("VAE, prediction, download", open=False):
+        with gr.Column(visible=not is_space()):
+            c["vae"] = gr.Dropdown(_list_vaes(), value="", label="VAE", elem_id="model-vae")
+            c["prediction_type"] = gr.Dropdown(
+                _list_predictions(), value="", label="The model predicts", elem_id="model-prediction"
+            )
+            c["donor"] = gr.Dropdown(
+                _list_donors(), value="", label="Missing VAE and text encoders from", elem_id="model-donor"
+            )
         c["model_hub"] = hub_fetch.build_base_box("generate-base")
     return c
 
@@ -108,12 +109,14 @@ def _describe_file(model: Model) -> str:
             return f"{escape_markdown(model.title)} {obstacle}."
         prediction = files.find_prediction(model, source)
         missing = {} if source.is_dir() or model.donor else file_kind.find_missing_parts(source)
+        if model.vae:
+            missing.pop("vae", None)
     except (OSError, ValueError, SafetensorError):
         return f"{escape_markdown(model.title)} cannot be read as a .safetensors file."
     lacks = " and ".join(dict.fromkeys(missing.values()))
     zero = " down to zero signal" if prediction.zero_snr else ""
     said = f"It predicts {'v' if prediction.type == 'v_prediction' else 'epsilon'}{zero}."
-    return f"{said} It lacks {lacks}: choose below the model to take them from." if lacks else said
+    return f"{said} It lacks {lacks}: choose below where to take that from." if lacks else said
 
 
 def _make_keeper(setting: str) -> Callable[[str, str, str], str]:

@@ -206,7 +206,6 @@ def _wire_jobs(c: dict[str, Any]) -> None:
 def _build_controls(preset: PromptPreset) -> dict[str, Any]:
     """Build the left side, filled from a preset: components by name."""
     c = _build_preset_controls(preset)
-    c |= model.build_controls(preset)
     c |= prompt.build_controls(preset)
     # Held in the page, which a restart of the app leaves as it is.
     c["start"] = gr.JSON(_get_preset_values(preset)["start"], visible=False)
@@ -215,7 +214,7 @@ def _build_controls(preset: PromptPreset) -> dict[str, Any]:
 
 
 def _build_preset_controls(preset: PromptPreset) -> dict[str, Any]:
-    """Build the preset, and the panels to load and save settings: components by name."""
+    """Build preset and model, and the panels to load and save settings: components by name."""
     c: dict[str, Any] = {}
     c["preset"] = gr.Dropdown(
         [(r.title, r.name) for r in presets.get_prompt_presets().values()],
@@ -224,6 +223,7 @@ def _build_preset_controls(preset: PromptPreset) -> dict[str, Any]:
         elem_id="preset",
     )
     c["kept_texts"] = gr.Markdown(elem_id="kept-texts")
+    c |= model.build_controls(preset)
     with gr.Accordion("About this preset", open=False):
         c["note"] = gr.Markdown(_describe_preset(preset))
     with gr.Accordion("Load or save settings", open=False):
