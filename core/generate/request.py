@@ -97,7 +97,7 @@ class PictureForm:
 
         Raises `UserError` if the preset, or a model without a preset, is unknown.
         """
-        if self.preset is None and self.model is not None:
+        if self.preset is None and self.model:
             return find_preset(self.model)
         return presets.get_prompt_preset(self.preset or "nano")
 
@@ -201,13 +201,19 @@ def _find_known_embeddings(form: PictureForm, values: Mapping[str, Any]) -> tupl
 def collect_embeddings(values: Mapping[str, Any], applied: Sequence[LoraUse]) -> tuple[EmbeddingUse, ...]:
     """Return the embeddings that a request's prompts name, those of its details included.
 
-    `values` are fields of a `Request`. Raises `UserError` for one that is not there, cannot be used or
-    is made for another family of models.
+    `values` are fields of a `Request`. Raises `UserError` for an `embedding:name` that is not there,
+    cannot be used or is made for another family of models.
     """
+    prompts = _list_prompts(values)
+    return embedding_library.find_embeddings(prompts, applied, catalogue.find_model(values["model"]))
+
+
+def _list_prompts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return what may name embeddings, by its field."""
     prompts = {name: values[name] for name in ("prompt", "negative")}
     if values["detail"]:
         prompts |= {f"detail.{name}": getattr(values["detail"], name) for name in ("prompt", "negative")}
-    return embedding_library.find_embeddings(prompts, applied, bases.find_model(values["model"]))
+    return prompts
 
 
 def _check_together(request: Request) -> None:
@@ -304,10 +310,20 @@ def list_warnings(form: PictureForm) -> list[str]:
     return warnings
 
 
-def list_family_warnings(request: Request) -> list[str]:
-    """Return a sentence for each LoRA of a picture that was made for another family than its base model."""
+def list_file_notes(request: Request) -> list[str]:
+    """Return what a person should know of the files that a picture is made with.
+
+    That is a LoRA made for another family than the base model, the embeddings that are used, and
+    words that are the names of those that cannot be.
+    """
     found = [lora_facts.describe_mismatch(Path(use.path), request.model) for use in request.loras]
-    return [sentence for sentence in found if sentence]
+    words = ", ".join(dict.fromkeys(use.word[:60] for use in request.embeddings))
+    model = catalogue.find_model(request.model)
+    return [
+        *(sentence for sentence in found if sentence),
+        *([f"Embeddings: {words}."] if words else []),
+        *embedding_library.list_unused_embeddings(_list_prompts(vars(request)), request.loras, model),
+    ]
 
 
 def collect_loras(form: PictureForm) -> tuple[LoraUse, ...]:

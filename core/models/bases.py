@@ -18,7 +18,7 @@ from transformers import CLIPTokenizer
 
 from core.models import files as models_files
 from core.models import loader, tools, weight_seal
-from core.models.catalogue import find_model
+from core.models.catalogue import find_donor, find_model
 from core.prompts import conditioning
 from core.schema.errors import UserError
 from core.schema.events import LoadProgress
@@ -201,7 +201,7 @@ def _fingerprint(model: Model) -> str:
         "predicts": model.prediction_type,
         "vae": model.vae and _fingerprint_vae(model.vae),
         # A donor without its own: two that name each other would never end.
-        "donor": model.donor and _fingerprint(replace(find_model(model.donor), donor=None)),
+        "donor": model.donor and _fingerprint(replace(find_donor(model), donor=None)),
     }
     return _fingerprint_own(model) + "".join(f";{what}:{value}" for what, value in changes.items() if value)
 

@@ -10,7 +10,7 @@ from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.types import Model
 
-MAX_LISTED = 30
+MAX_LISTED = 12
 """Names of models that an error lists."""
 OWN_CHECKPOINT_TAGGER = "WD ViT v3"
 """What reads the tags of pictures of a person's own checkpoint, as of every SDXL model."""
@@ -28,13 +28,24 @@ def find_model(name: Any) -> Model:
         return apply_settings(from_hub.resolve_base(from_hub.pin_base(name)))
     if not isinstance(name, str):
         raise UserError("model", f"{str(name)[:80]!r} is not the name of a model.")
-    if (found := presets.get_models().get(name) or _list_own_checkpoints().get(name)) is None:
-        raise UserError(
-            "model",
-            f"{name[:80]!r} is unknown. Use one of: {', '.join([*list_models()][:MAX_LISTED])}, "
-            "or a Hub id owner/name.",
-        )
+    known = presets.get_models()
+    if name not in known:
+        known = _list_own_checkpoints()
+    if (found := known.get(name) or known.get(name.strip().removesuffix(".safetensors"))) is None:
+        names = [*list_models()]
+        shown = ", ".join(names[:MAX_LISTED]) + (" …" if len(names) > MAX_LISTED else "")
+        raise UserError("model", f"{name[:80]!r} is unknown. Use one of: {shown}, or a Hub id owner/name.")
     return apply_settings(found)
+
+
+def find_donor(model: Model) -> Model:
+    """Return the model that gives the parts that another lacks. Raises `UserError` if it is not here."""
+    try:
+        return find_model(model.donor)
+    except UserError as error:
+        raise UserError(
+            "model", f"{model.title} takes missing parts from {model.donor}, which is not here"
+        ) from error
 
 
 def list_models() -> dict[str, Model]:

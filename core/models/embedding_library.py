@@ -1,6 +1,6 @@
 """Finds the embeddings that a prompt names: a person's files, and those that LoRAs bring along."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from core.lora import apply as lora
 from core.lora.file import BUNDLE_PREFIX
 from core.models import folders
 from core.models.lora_library import parse_lora_tags
-from core.prompts.embeddings import Mention, find_mentions, get_embedding
+from core.prompts.embeddings import COMFYUI_MARK, Mention, find_mentions, get_embedding
 from core.schema.errors import UserError
 from core.schema.types import EmbeddingUse, LoraUse, Model
 from core.system.tensor_files import calculate_sha256
@@ -41,25 +41,50 @@ def find_embeddings(
 ) -> tuple[EmbeddingUse, ...]:
     """Return what the prompts name, each embedding once; `prompts` has them by field.
 
-    Raises `UserError` with the prompt's field for an `embedding:name` that is not there, for a file
-    that cannot be used, and for one that is made for another family than the model.
+    Raises `UserError` with the prompt's field for an `embedding:name` that is not there, whose file
+    cannot be used, or that is made for another family than the model. A word that only happens to be
+    the name of such a file stays a word (`list_unused_embeddings`).
     """
-    words = _list_words(loras)
     found: dict[EmbeddingUse, None] = {}
+    for field, mention, result in _read_mentions(prompts, loras, model):
+        if isinstance(result, EmbeddingUse):
+            found[result] = None
+        elif COMFYUI_MARK.match(mention.text):
+            raise UserError(field, result.sentence) from result
+    return tuple(found)
+
+
+def list_unused_embeddings(prompts: Mapping[str, str], loras: Sequence[LoraUse], model: Model) -> list[str]:
+    """Return a sentence for each word of the prompts that is the name of a file that cannot be used."""
+    return [
+        f"{mention.text[:60]!r} stays a word: {result.sentence}"
+        for mention, result in {
+            mention: result
+            for _, mention, result in _read_mentions(prompts, loras, model)
+            if isinstance(result, UserError)
+        }.items()
+    ]
+
+
+def _read_mentions(
+    prompts: Mapping[str, str], loras: Sequence[LoraUse], model: Model
+) -> Iterator[tuple[str, Mention, EmbeddingUse | UserError]]:
+    """Yield field, mention and embedding of each place that names one, or why it cannot be used."""
+    words = _list_words(loras)
     for field, prompt in prompts.items():
         for mention in find_mentions(prompt, words):
             try:
                 use = _read_mention(mention, words)
+                if not model.fits(family := get_embedding(use).family):
+                    raise UserError(
+                        field,
+                        f"the embedding {use.word[:60]!r} is made for {family}, but {model.title} is not of "
+                        "that family.",
+                    )
             except UserError as error:
-                raise UserError(field, error.sentence) from error
-            if not model.fits(family := get_embedding(use).family):
-                raise UserError(
-                    field,
-                    f"the embedding {use.word[:60]!r} is made for {family}, but {model.title} is not of that "
-                    "family.",
-                )
-            found[use] = None
-    return tuple(found)
+                yield field, mention, error
+            else:
+                yield field, mention, use
 
 
 def find_countable_embeddings(prompt: str) -> tuple[EmbeddingUse, ...]:

@@ -296,7 +296,7 @@ def _load_from_donor(
     model: Model, missing: Collection[str]
 ) -> Generator[LoadProgress, None, dict[str, torch.nn.Module]]:
     """Load missing parts from the model that gives them, in its files' precision."""
-    donor = replace(catalogue.find_model(model.donor), donor=None)
+    donor = replace(catalogue.find_donor(model), donor=None)
     pipeline = yield from _map_pipeline(donor, fetch_model_files(donor), {"unet": None})
     return {part: getattr(pipeline, part) for part in missing}
 

@@ -1,5 +1,6 @@
 """Show text from a file or a visitor inside Markdown as plain text, whatever it contains."""
 
+import html
 import re
 
 UNDERLINE_PATTERN = re.compile(r"^([ \t]*)([-=])", re.MULTILINE)
@@ -20,6 +21,11 @@ def format_warning(text: str) -> str:
     The text may repeat words of a file or a visitor. No tab adds the sign by itself.
     """
     return f"⚠️ {escape_markdown(text)}"
+
+
+def format_html_warning(text: str) -> str:
+    """Format a warning for HTML: the warning sign, then the escaped text."""
+    return f"⚠️ {html.escape(text)}"
 
 
 def escape_cell(text: str) -> str:

@@ -47,7 +47,7 @@ def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
         expansion = torch_thread.run_on_torch_thread(request.expand_request, form)
         full = request.replace_prompt(form, expansion.prompt) if expansion else form
         cells = request.build_cells(full, unexpanded_prompt=form.prompt if expansion else None)
-        warnings = [*request.list_warnings(form), *request.list_family_warnings(cells[0].request)]
+        warnings = [*request.list_warnings(form), *request.list_file_notes(cells[0].request)]
         for event in gpu.generate_on_gpu(cells):
             if isinstance(event, Failed):
                 raise UserError(None, event.message)
@@ -133,7 +133,6 @@ def register_endpoints() -> None:
     asked: dict[str, Any] = {
         "prompt": build_input(gr.Textbox),
         "preset": build_input(gr.Textbox),
-        "model": build_input(gr.Textbox),
         "negative": build_input(gr.Textbox),
     }
     asked |= {name: build_input(gr.Number) for name in ("width", "height", "steps", "cfg", "seed", "count")}
@@ -143,6 +142,7 @@ def register_endpoints() -> None:
         "lora_strength": build_input(gr.Number),
     }
     asked |= {name: build_input(gr.JSON) for name in ("hires", "detail", "expand", "grain")}
+    asked["model"] = build_input(gr.Textbox)
     call.click(
         generate,
         inputs_kwargs=asked,

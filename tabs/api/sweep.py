@@ -55,12 +55,12 @@ def register_endpoints() -> None:
     measured: dict[str, Any] = {
         "lora": build_input(gr.JSON),
         "preset": build_input(gr.Textbox),
-        "model": build_input(gr.Textbox),
         "prompts": build_input(gr.Textbox),
         "seeds": build_input(gr.Textbox, DEFAULT_SEEDS),
         "strengths": build_input(gr.Textbox, DEFAULT_STRENGTHS),
         "references": build_input(gr.JSON),
         "refine": build_input(gr.Checkbox, False),
+        "model": build_input(gr.Textbox),
     }
     call.click(
         sweep,

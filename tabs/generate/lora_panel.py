@@ -37,6 +37,7 @@ def build_panel() -> dict[str, Any]:
         )
         c["lora_facts"] = gr.HTML(elem_id="lora-facts", padding=False)
         c["lora_suggested"] = gr.State(1)
+        c["lora_inserted"] = gr.State("")
         c |= hub_fetch.build_lora_box("generate-hub")
     return c
 
@@ -46,8 +47,8 @@ def wire(c: dict[str, Any]) -> None:
     refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)
     c["shelf"].input(
         _choose_lora,
-        [c["shelf"], c["model"], c["preset"], c["prompt"]],
-        [c["lora_facts"], c["prompt"]],
+        [c["shelf"], c["model"], c["preset"], c["prompt"], c["lora_inserted"]],
+        [c["lora_facts"], c["prompt"], c["lora_inserted"]],
         **READ_OPTIONS,
     )
     gr.on(
@@ -74,12 +75,19 @@ def _describe_lora(file: str | None, name: str | None, model: str, preset: str) 
         return describe_choice(find_chosen_lora(file, name), name_model(model, preset))[0]
 
 
-def _choose_lora(name: str | None, model: str, preset: str, text: str) -> tuple[str, Any]:
-    """Return what is known of a LoRA of the library, and the prompt with it."""
+def _choose_lora(name: str | None, model: str, preset: str, text: str, inserted: str) -> tuple[str, Any, Any]:
+    """Return what is known of a LoRA of the library, the prompt with it, and what was put at its end.
+
+    What the choice before put there goes, if it is still as it was.
+    """
     with translate_errors():
         path = find_chosen_lora(None, name)
         shown, facts = describe_choice(path, name_model(model, preset))
-    return shown, _add_to_prompt(text, path, facts) if path and facts else gr.skip()
+    if not (path and facts):
+        return shown, gr.skip(), gr.skip()
+    own = text.removesuffix(inserted)
+    prompt = _add_to_prompt(own, path, facts)
+    return shown, prompt, prompt.removeprefix(own.strip().rstrip(",")) if prompt != own else ""
 
 
 def _bring_lora(

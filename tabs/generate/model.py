@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from core.models import bases, catalogue, file_kind, files, tools
 from core.models.model_settings import get_settings, save_settings
 from core.schema import presets
+from core.schema.errors import UserError
 from core.schema.types import Model, PromptPreset
 from core.system.device import is_space
 from core.system.markdown import escape_markdown
@@ -96,8 +97,7 @@ def describe_model(name: str) -> str:
         if absence := bases.describe_absence(model):
             return absence
         said = [] if model.name in presets.get_models() else [_describe_file(model)]
-    said += [f"VAE: {escape_markdown(Path(model.vae).name)}."] if model.vae else []
-    said += [f"Missing parts are those of {escape_markdown(model.donor)}."] if model.donor else []
+        said += [_describe_vae(model.vae)] if model.vae else []
     return " ".join(said)
 
 
@@ -108,15 +108,32 @@ def _describe_file(model: Model) -> str:
         if not source.is_dir() and (obstacle := file_kind.find_obstacle(source)):
             return f"{escape_markdown(model.title)} {obstacle}."
         prediction = files.find_prediction(model, source)
-        missing = {} if source.is_dir() or model.donor else file_kind.find_missing_parts(source)
-        if model.vae:
-            missing.pop("vae", None)
+        missing = {} if source.is_dir() else file_kind.find_missing_parts(source)
+        if source.is_dir():
+            files.check_configs(source, model)
+            files.check_weights(source, model)
+    except UserError as error:
+        return f"{escape_markdown(error.sentence)}."
     except (OSError, ValueError, SafetensorError):
-        return f"{escape_markdown(model.title)} cannot be read as a .safetensors file."
+        return f"{escape_markdown(model.title)} cannot be read as a .safetensors file. Download it again."
+    if model.vae:
+        missing.pop("vae", None)
     lacks = " and ".join(dict.fromkeys(missing.values()))
     zero = " down to zero signal" if prediction.zero_snr else ""
     said = f"It predicts {'v' if prediction.type == 'v_prediction' else 'epsilon'}{zero}."
+    if lacks and model.donor:
+        return f"{said} It lacks {lacks}: taken from {escape_markdown(model.donor)}."
     return f"{said} It lacks {lacks}: choose below where to take that from." if lacks else said
+
+
+def _describe_vae(vae: str) -> str:
+    """Return which VAE is set for a model, and why it cannot be opened where that is so."""
+    name, own = escape_markdown(Path(vae).name), tools.list_owner_files("vae").get(vae)
+    try:
+        obstacle = own and file_kind.find_vae_obstacle(own)
+    except SafetensorError:
+        obstacle = "cannot be read as a .safetensors file. Use another"
+    return f"The VAE {name} {obstacle}." if obstacle else f"VAE: {name}."
 
 
 def _make_keeper(setting: str) -> Callable[[str, str, str], str]:

@@ -374,7 +374,7 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
         create_folder(),
     )
     done: list[str] = []
-    notes = request.list_warnings(form) + request.list_family_warnings(cells[0].request)
+    notes = request.list_warnings(form) + request.list_file_notes(cells[0].request)
     begin = time.monotonic()
     yield {"status": f"Loading the model … {escape_markdown(' '.join(notes))}"}
     with translate_errors():

@@ -7,6 +7,7 @@ from core.models import lora_library
 from core.models.folders import FOLDER_NAMES
 from core.models.lora_facts import LoraFacts, LoraStrength, describe_mismatch, read_lora_facts
 from core.schema.errors import UserError
+from core.system.markdown import format_html_warning
 
 MAX_WORDS_SHOWN = 8
 
@@ -39,14 +40,14 @@ def describe_choice(path: str | None, model: str) -> tuple[str, LoraFacts | None
         facts = read_lora_facts(Path(path), model)
         warning = describe_mismatch(Path(path), model)
     except UserError as error:
-        return f"<p>⚠️ {escape(str(error))}</p>", None
+        return f"<p>{format_html_warning(str(error))}</p>", None
     picture = (
         f'<img src="{escape(facts.thumbnail)}" alt="" style="max-height:96px;border-radius:6px">'
         if facts.thumbnail
         else ""
     )
-    lines = [_format_facts(facts), *([f"⚠️ {warning}"] if warning else [])]
-    text = "".join(f"<div>{escape(line)}</div>" for line in lines)
+    lines = [escape(_format_facts(facts)), *([format_html_warning(warning)] if warning else [])]
+    text = "".join(f"<div>{line}</div>" for line in lines)
     return f'<div style="display:flex;gap:12px;align-items:center">{picture}<div>{text}</div></div>', facts
 
 

@@ -53,7 +53,7 @@ def choose_preset(page, name: str) -> None:
 def test_what_was_written_is_not_overwritten_by_parts_or_a_preset(page, screenshots: Path) -> None:
     prompt, negative = page.locator("#prompt textarea"), page.locator("#negative textarea")
     start = [text.input_value() for text in (prompt, negative)]
-    choose_preset(page, "Illustrious")
+    choose_preset(page, "Illustrious-XL v0.1")
     expect(prompt).not_to_have_value(start[0])  # the preset filled it in
     choose_preset(page, "nano (built-in, 128 px)")
     # An answer fills every text at once: a text written before it came would be lost.
@@ -66,7 +66,7 @@ def test_what_was_written_is_not_overwritten_by_parts_or_a_preset(page, screensh
     page.get_by_label("Subject").press_sequentially("s")
     page.wait_for_timeout(500)  # an answer would come in this time
     assert prompt.input_value() == "a long prompt of my own"
-    choose_preset(page, "Illustrious")
+    choose_preset(page, "Illustrious-XL v0.1")
     page.locator("#kept-texts").get_by_text(
         "Your text was kept: Prompt, Negative prompt, Subject."
     ).wait_for()

@@ -125,4 +125,4 @@ def test_what_is_kept_of_files_has_an_end(
     for path in (small, file, small):
         with lora.apply_loras(pipeline, [LoraUse(path=str(path))]):
             pass
-    assert [state[0] for state in lora._cached_deltas[pipeline.unet]] == [str(small)]
+    assert [state[0][0] for state in lora._cached_deltas[pipeline.unet]] == [str(small)]

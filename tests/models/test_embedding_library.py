@@ -1,5 +1,6 @@
 """A person's embeddings work by their names, wherever they lie, and pictures tell which they were."""
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from core.generate import picture_file
 from core.generate.pipeline import generate
-from core.generate.request import PictureForm, build_cells, fill_form, find_form_problems
+from core.generate.request import PictureForm, build_cells, fill_form, find_form_problems, list_file_notes
 from core.lora import edit
 from core.lora.file import read_lora_file
 from core.models import bases, embedding_library
@@ -89,8 +90,15 @@ def test_case_05_a_pickle_that_a_prompt_names_is_refused_unopened(
     prompt: str, suffix: str, shelf: Path
 ) -> None:
     (shelf / f"old{suffix}").write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
-    with pytest.raises(UserError, match=rf"^prompt: .*is the file old\{suffix}, a pickle, which can contain"):
-        fill(prompt)
+    said = rf".*is the file old\{suffix}, a pickle, which can contain"
+    if "embedding:" in prompt:
+        with pytest.raises(UserError, match=f"^prompt: {said}"):
+            fill(prompt)
+    else:
+        request = fill(prompt)
+        assert request.embeddings == ()
+        (note,) = list_file_notes(request)
+        assert re.match(rf"'old' stays a word: {said}", note)
     assert fill("golden, 1girl").embeddings == ()
 
 
@@ -99,8 +107,10 @@ def test_what_is_not_there_or_does_not_fit_is_one_sentence(shelf: Path) -> None:
     save_file({"emb_params": torch.ones(2, 768)}, shelf / "sd15.safetensors")
     for prompt, sentence in {
         "embedding:gone": "'embedding:gone' is not among the embeddings, which are large, sd15.",
-        "large": "the embedding 'large' is made for SDXL, but nano (built-in, 128 px) is not of that family.",
-        "sd15": "sd15.safetensors is an embedding for SD 1.5. Use one for SDXL, with clip_l and clip_g.",
+        "embedding:large": "the embedding 'large' is made for SDXL, but nano (built-in, 128 px) is not of "
+        "that family.",
+        "embedding:sd15": "sd15.safetensors is an embedding for SD 1.5. Use one for SDXL, with clip_l and "
+        "clip_g.",
     }.items():
         for values in ({"prompt": prompt}, {"prompt": "1girl", "negative": prompt}):
             field = [*values][-1]
@@ -109,6 +119,19 @@ def test_what_is_not_there_or_does_not_fit_is_one_sentence(shelf: Path) -> None:
             assert (refused.value.field, refused.value.sentence) == (field, sentence)
             assert find_form_problems(values) == {field: f"{field}: {sentence}"}
     assert find_form_problems({"prompt": "larger, sd-15"}) == {}
+
+
+def test_a_word_that_is_an_unusable_files_name_stays_a_word(shelf: Path) -> None:
+    """A folder of A1111 is full of SD 1.5's embeddings: 'smile' must not stop every prompt with a smile."""
+    save_file({"emb_params": torch.ones(2, 768)}, shelf / "smile.safetensors")
+    write_embedding(shelf / "hair.safetensors")
+    request = fill("1girl, blue hair, smile", negative="smile")
+    assert [use.word for use in request.embeddings] == ["hair"]
+    assert list_file_notes(request) == [
+        "Embeddings: hair.",
+        "'smile' stays a word: smile.safetensors is an embedding for SD 1.5. Use one for SDXL, with clip_l "
+        "and clip_g.",
+    ]
 
 
 def test_the_counter_counts_what_can_be_used(shelf: Path) -> None:

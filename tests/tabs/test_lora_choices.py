@@ -49,9 +49,20 @@ def test_choosing_one_puts_its_trigger_and_its_strength_into_the_prompt(shelf: P
     prompts = {"1girl, smile, ": "1girl, smile, arona <lora:my_style:0.8>"}
     prompts |= {"Arona, smile": "Arona, smile <lora:my_style:0.8>", "": "arona <lora:my_style:0.8>"}
     prompts |= {f"1girl <lora:{name}:0.3>": f"1girl <lora:{name}:0.3>" for name in ("my style", "my_style")}
-    assert {text: _choose_lora("my style", "", "sdxl-base", text)[1] for text in prompts} == prompts
+    assert {text: _choose_lora("my style", "", "sdxl-base", text, "")[1] for text in prompts} == prompts
     write_lora(shelf / "plain.safetensors")
-    assert _choose_lora("plain", "", "sdxl-base", "1girl")[1] == "1girl <lora:plain:1>"
+    assert _choose_lora("plain", "", "sdxl-base", "1girl", "")[1] == "1girl <lora:plain:1>"
+
+
+def test_another_choice_takes_the_place_of_the_one_before(shelf: Path) -> None:
+    """Whoever looks through the list would leave ten LoRAs in the prompt."""
+    for name in ("a", "b"):
+        write_lora(shelf / f"{name}.safetensors", {"modelspec.trigger_phrase": f"word {name}"})
+    _, prompt, inserted = _choose_lora("a", "", "sdxl-base", "1girl", "")
+    assert (prompt, inserted) == ("1girl, word a <lora:a:1>", ", word a <lora:a:1>")
+    assert _choose_lora("b", "", "sdxl-base", prompt, inserted)[1] == "1girl, word b <lora:b:1>"
+    kept = prompt.replace(":1>", ":0.5>")
+    assert _choose_lora("b", "", "sdxl-base", kept, inserted)[1] == f"{kept}, word b <lora:b:1>"
 
 
 def test_a_strength_that_a_person_set_stays(shelf: Path) -> None:
