@@ -110,7 +110,7 @@ def test_case_01_nan_in_a_raw_request_is_refused(client: Client) -> None:
     """gradio_client does not send NaN; a hostile client may."""
     body = (
         b'{"data": ["1girl", "nano", null, null, null, null, NaN, '
-        b"null, null, null, null, null, null, null, null, null]}"
+        b"null, null, null, null, null, null, null, null, null, null]}"
     )
     request = urllib.request.Request(
         f"{client.src}gradio_api/call/generate", body, {"Content-Type": "application/json"}
