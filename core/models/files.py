@@ -99,6 +99,10 @@ def count_memory(model: Model, source: Path, without: Collection[str]) -> int:
     return total
 
 
+V_PREDICTION_KEY = "v_pred"
+"""The empty tensor by which a single file says that it predicts v."""
+
+
 class Prediction(NamedTuple):
     """What a model predicts at each step."""
 
@@ -114,9 +118,15 @@ def find_prediction(model: Model, source: Path) -> Prediction:
     A diffusers folder says it in its scheduler's config. A single file says it by empty tensors,
     `v_pred` and `ztsnr` (NoobAI-XL and its merges), or by modelspec's `prediction_type`.
     """
-    if model.prediction_type:
-        # Whoever trains a model to predict v trains it down to zero signal, too.
-        return Prediction(model.prediction_type, model.prediction_type == "v_prediction")
+    own = _read_prediction(source)
+    if model.prediction_type in (None, own.type):
+        return own
+    # Whoever trains a model to predict v trains it down to zero signal, too.
+    return Prediction(model.prediction_type, model.prediction_type == "v_prediction")
+
+
+def _read_prediction(source: Path) -> Prediction:
+    """Return what the files of a model say that it predicts."""
     if source.is_dir():
         config = source / "scheduler" / CONFIG_FILES["scheduler"]
         told = json.loads(config.read_text(encoding="utf-8")) if config.exists() else {}
@@ -126,7 +136,7 @@ def find_prediction(model: Model, source: Path) -> Prediction:
         )
     with safe_open(source, framework="pt") as opened:
         keys, said = set(opened.keys()), (opened.metadata() or {}).get("modelspec.prediction_type", "")
-    velocity = "v_pred" in keys or said.lower() in ("v", "v_prediction", "v-prediction")
+    velocity = V_PREDICTION_KEY in keys or said.lower() in ("v", "v_prediction", "v-prediction")
     return Prediction("v_prediction" if velocity else "epsilon", "ztsnr" in keys)
 
 

@@ -8,10 +8,12 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from safetensors import safe_open
+
 from core.hub import client as hub
 from core.lora.file import ADAPTER_CONFIG, MAX_ADAPTER_CONFIG_BYTES, MAX_FILE_BYTES, check_lora_kind
 from core.models import config_limits
-from core.models.files import CONFIG_PATTERNS, WEIGHT_FILES, find_custom_code
+from core.models.files import CONFIG_PATTERNS, V_PREDICTION_KEY, WEIGHT_FILES, find_custom_code
 from core.models.lora_sidecars import MAX_SIDECAR_BYTES
 from core.schema.errors import UserError
 from core.schema.types import Model
@@ -93,19 +95,13 @@ def resolve_base(hub_id: str) -> Model:
     repo, commit, name = hub.split_hub_id(hub_id)
     assert commit
     if name:
-        if hub.find_cached_file(repo, commit, name) is None:
-            found = hub.fetch_listing(hub_id, "model")
-            _check_sdxl(
-                hub.fetch_tensor_shapes(found, _choose_file(found, name, ".safetensors", "model"), "model"),
-                found,
-                name,
-            )
         return Model(
             name=hub_id,
             title=f"{repo}:{name}",
             source=repo,
             revision=commit,
             file=name,
+            prediction_type=_read_prediction(hub_id),
             licence=_read_licence(hub_id),
         )
     configs = hub.find_cached_folder(repo, commit, CONFIG_PATTERNS) or _fetch_configs(
@@ -120,6 +116,26 @@ def resolve_base(hub_id: str) -> Model:
         native_size=_read_native_size(configs, repo),
         licence=_read_licence(hub_id),
     )
+
+
+def _read_prediction(hub_id: str) -> str | None:
+    """Return `v_prediction` for a checkpoint whose header says so; fetches the header alone.
+
+    Raises `UserError` for a file that is no SDXL checkpoint, before it is fetched.
+    """
+    repo, commit, name = hub.split_hub_id(hub_id)
+    assert commit
+    assert name
+    if there := hub.find_cached_file(repo, commit, name):
+        with safe_open(there, framework="pt") as opened:
+            keys = set(opened.keys())
+    else:
+        found = hub.fetch_listing(hub_id, "model")
+        name = _choose_file(found, name, ".safetensors", "model")
+        tensors = hub.fetch_tensor_shapes(found, name, "model")
+        _check_sdxl(tensors, found, name)
+        keys = set(tensors)
+    return "v_prediction" if V_PREDICTION_KEY in keys else None
 
 
 def pin_base(hub_id: str) -> str:

@@ -202,6 +202,18 @@ def test_a_checkpoint_is_a_base_too(
     # Without `config` its configs would be SDXL's, of the Hub.
     made = drain(loader.open_pipeline(replace(found, config=str(NANO)), files.fetch_model_files(found), {}))
     assert made.unet.config.cross_attention_dim == 160
+    assert found.prediction_type is None
+    save_file(
+        {**load_file(tmp_path / "one.safetensors"), "v_pred": torch.ones(0)}, tmp_path / "v.safetensors"
+    )
+    HfApi(token="hf_ann").create_repo("ann/velocity")
+    HfApi(token="hf_ann").upload_file(
+        repo_id="ann/velocity", path_or_fileobj=tmp_path / "v.safetensors", path_in_repo="v.safetensors"
+    )
+    velocity = bases.find_model("ann/velocity")
+    assert velocity.prediction_type == "v_prediction", "opened as epsilon, it makes noise"
+    assert files.find_on_disk(velocity) is None, "all of it was fetched to read its header"
+    assert files.find_prediction(velocity, files.fetch_model_files(velocity)) == ("v_prediction", False)
     HfApi(token="hf_ann").create_repo("ann/lora")
     HfApi(token="hf_ann").upload_file(
         repo_id="ann/lora", path_or_fileobj=EXAMPLE, path_in_repo="lora.safetensors"
