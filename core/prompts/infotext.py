@@ -10,16 +10,15 @@ span lines. Texts are stripped at both ends, as A1111 strips them, and `\\r\\n` 
 import json
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
-from core.schema.bounds import FORBIDDEN_CHARACTERS
-from core.schema.errors import UserError
+from core.prompts.dialects import translate_settings
+from core.prompts.settings_text import NEGATIVE_PREFIX, SettingsText, check_text, split_settings_text
 from core.schema.types import Detail, Grain, Hires, Model, Request
 
 VERSION = "0.1.0"
-MAX_CHARACTERS = 100_000  # of a whole infotext
-NEGATIVE_PREFIX = "Negative prompt:"
 
 # Stage -> A1111's key (the studio's own if A1111 has none) -> the record's field.
 # The first key shows that the stage is there.
@@ -89,32 +88,25 @@ SCHEDULES = (
     "Beta",
 )
 
-# A1111's regex, with two differences. A match begins only at the line's start or after a comma
-# and strings are possessive, so that no text takes more than linear time. And JSON, which Civitai
-# writes without quotes, stays in one piece; it holds no backslash outside its strings, again for
-# linear time.
-STRING_PATTERN = r'"(?:\\.|[^"\\])*+"'
-SETTING_PATTERN = re.compile(
-    rf"""(?:^|(?<=,))\s*
-    (\w[\w\ \-/]+):\s*
-    ({STRING_PATTERN} | \{{(?:{STRING_PATTERN}|[^{{}}"\\])*+\}} | """
-    rf"""\[(?:{STRING_PATTERN}|[^\[\]"\\])*+\] | [^,]*)
-    \s*(?:,|$)""",
-    re.VERBOSE,
-)
 # A1111 quotes for the first three only. A value that begins like a quote or JSON is read as one.
 NEEDS_QUOTES = re.compile(r'[,:\n]|^["{\[]')
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParsedInfotext:
-    """What an infotext contains."""
+class Reading:
+    """What a picture or a settings text says of how it was made."""
 
     fields: dict[str, Any]
     """Values by the names of `Request`'s fields. A field that the text does not give is left out;
     prompt and negative are always there."""
     unused: dict[str, str]
     """The other settings, by A1111's names."""
+    tool: str
+    """The tool that wrote it, such as `ComfyUI`; `A1111` if the text does not tell."""
+    loras: tuple[dict[str, Any], ...] = ()
+    """The LoRAs that the prompt does not name as tags, as `/generate` takes them."""
+    lost: tuple[str, ...] = ()
+    """A sentence for each value that cannot be read."""
 
 
 def create_infotext(request: Request, model: Model | None = None, extra: dict[str, str] | None = None) -> str:
@@ -147,64 +139,32 @@ def create_infotext(request: Request, model: Model | None = None, extra: dict[st
     }
     last = ", ".join(f"{key}: {_quote_value(value)}" for key, value in settings.items() if value)
     text = "\n".join(part for part in (prompt, negative and f"{NEGATIVE_PREFIX} {negative}", last) if part)
-    _check_infotext(text)
+    check_text(text)
     return text
 
 
-def parse_infotext(text: str) -> ParsedInfotext:
-    """Parse an infotext written by this studio, A1111, Forge or Civitai.
+def parse_infotext(text: str) -> Reading:
+    """Parse an infotext written by this studio, A1111 or another tool that writes as A1111 does.
 
-    The negative begins at the first line that starts with `Negative prompt:`, unless the studio's
-    own setting `Prompt lines` names a later one. Raises `UserError` for a text that is incomplete,
-    too long, holds control characters, ends without a line of settings or has a number out of
-    range.
+    A value that cannot be used is lost by itself. Raises `UserError` for a text that is too long,
+    holds control characters or has no settings.
     """
-    _check_infotext(text)
-    *lines, last = text.strip().replace("\r\n", "\n").split("\n")
-    settings = _parse_settings(last)
-    cuts = [number for number, line in enumerate(lines) if line.startswith(NEGATIVE_PREFIX)] + [len(lines)]
-    cut = int(settings.pop("Prompt lines")) if settings.get("Prompt lines", "") in map(str, cuts) else cuts[0]
-    prompt = "\n".join(lines[:cut]).strip()
-    negative = "\n".join(lines[cut:]).removeprefix(NEGATIVE_PREFIX).strip()
-    return ParsedInfotext(
-        fields={"prompt": prompt, "negative": negative, **_take_fields(settings)}, unused=settings
+    return convert_settings(translate_settings(split_settings_text(text)))
+
+
+def convert_settings(text: SettingsText) -> Reading:
+    """Turn a tool's settings, in A1111's words, into the fields of a `Request`."""
+    check_text(text.prompt)
+    check_text(text.negative)
+    settings, lost = dict(text.settings), list(text.lost)
+    fields = {"prompt": text.prompt, "negative": text.negative, **_take_fields(settings, lost)}
+    return Reading(
+        fields=fields, unused=settings, tool=text.tool, loras=text.loras, lost=tuple(dict.fromkeys(lost))
     )
-
-
-def _check_infotext(text: str) -> None:
-    if len(text) > MAX_CHARACTERS:
-        raise UserError(
-            "settings", f"{len(text):,} characters are too many; the limit is {MAX_CHARACTERS:,}."
-        )
-    if found := FORBIDDEN_CHARACTERS.search(text):
-        raise UserError(
-            "settings", f"the character U+{ord(found[0]):04X} is not valid; only text and line breaks are."
-        )
 
 
 def _quote_value(value: str) -> str:
     return json.dumps(value, ensure_ascii=False) if NEEDS_QUOTES.search(value) else value
-
-
-def _parse_settings(line: str) -> dict[str, str]:
-    """Return the settings of the last line.
-
-    Of two with the same name the first counts, as the tools write their own before foreign ones.
-    """
-    matches = SETTING_PATTERN.findall(line)
-    if len(matches) < 3:  # A1111's rule
-        raise UserError(
-            "settings", "the last line has none. Use a line such as 'Steps: 25, Sampler: Euler a, Seed: 1'."
-        )
-    settings: dict[str, str] = {}
-    for key, value in matches:
-        try:
-            value = json.loads(value) if value.startswith('"') else value.strip()
-        except ValueError as error:
-            raise UserError("settings", f"{key[:40]} is incomplete: its quoted text does not end.") from error
-        _check_infotext(value)  # quoted text can escape characters that are not allowed
-        settings.setdefault(key, value)
-    return settings
 
 
 def _format_stages(request: Request) -> dict[str, str]:
@@ -230,7 +190,7 @@ def _format_value(value: Any) -> str:
     return str(value) if isinstance(value, str | bool | int) else repr(float(value)).removesuffix(".0")
 
 
-def _take_stages(settings: dict[str, str]) -> dict[str, dict[str, Any]]:
+def _take_stages(settings: dict[str, str], lost: list[str]) -> dict[str, dict[str, Any]]:
     """Move the settings of each stage out of `settings`, into tables by the record's fields.
 
     A setting that the text leaves out, as A1111 leaves out its defaults, gets the record's own
@@ -243,50 +203,55 @@ def _take_stages(settings: dict[str, str]) -> dict[str, dict[str, Any]]:
             continue
         hints = get_type_hints(kind)
         said = {field: settings.pop(key) for key, field in keys.items() if settings.get(key)}
-        found[name] = {
-            field: _convert_setting(hints[field], f"{name}.{field}", text) for field, text in said.items()
-        }
+        found[name] = {}
+        for field, text in said.items():
+            try:
+                found[name][field] = _convert_setting(hints[field], text)
+            except ValueError:
+                lost.append(f"{name}.{field}: {text[:40]!r} is not valid here.")
     return found
 
 
-def _convert_setting(hint: Any, field: str, text: str) -> Any:
-    """Convert a setting's text to its type; `int | None` is an int, since `None` is not written."""
+def _convert_setting(hint: Any, text: str) -> Any:
+    """Convert a setting's text to its type; `int | None` is an int, since `None` is not written.
+
+    Raises `ValueError` for any other text.
+    """
     kind = next(part for part in (get_args(hint) or (hint,)) if part is not type(None))
-    try:
-        value = {"True": True, "False": False}[text] if kind is bool else kind(text)
-    except (KeyError, ValueError) as error:
-        raise UserError(field, f"{text[:40]!r} is not valid here.") from error
-    if isinstance(value, float) and not math.isfinite(value):
-        raise UserError(field, f"{text[:40]!r} is not valid here.")
-    return value
+    if kind is bool and text not in ("True", "False"):
+        raise ValueError
+    return text == "True" if kind is bool else text if kind is str else _convert_number(kind, text)
 
 
-def _take_fields(settings: dict[str, str]) -> dict[str, Any]:
-    """Move the fields of a `Request` out of `settings`."""
-    found = {field: settings.pop(key) for key, field in FIELDS.items() if settings.get(key)}
+def _convert_number(kind: type, text: str) -> int | float:
+    """Convert a number as any tool writes it: 20, 20.0, 7,5. Raises `ValueError` for any other text."""
+    if kind is int:
+        with suppress(ValueError):
+            return int(text)  # 64 bits are more than a float holds
+    number = float(text.replace(",", "."))
+    if not math.isfinite(number) or kind(number) != number:
+        raise ValueError
+    return kind(number)
+
+
+def _take_fields(settings: dict[str, str], lost: list[str]) -> dict[str, Any]:
+    """Move the fields of a `Request` out of `settings`; a value that is not valid is added to `lost`."""
+    found: dict[str, Any] = {field: settings.pop(key) for key, field in FIELDS.items() if settings.get(key)}
     if "size" in found:
         found["width"], _, found["height"] = found.pop("size").partition("x")
     if "sampler" in found and (schedule := settings.pop("Schedule type", "")) not in ("", "Automatic"):
         found["sampler"] += f" {schedule}"
     if "DTG prompt" in settings:
         found["expanded"] = settings.pop("DTG prompt")
-    numbers = {
-        field: _parse_field_number(field, value) if field in NUMBER_RANGES else value
-        for field, value in found.items()
-    }
-    return {**numbers, **_take_stages(settings)}
-
-
-def _parse_field_number(field: str, text: str) -> int | float:
-    kind, low, high = NUMBER_RANGES[field]
-    try:
-        number = kind(text)
-    except ValueError:
-        number = math.nan
-    if not low <= number <= high:  # true for NaN
-        raise UserError(
-            field,
-            f"{text[:40]!r} is not valid. Use a {'whole ' if kind is int else ''}number "
-            f"from {low} to {high}.",
-        )
-    return number
+    for field in [field for field in NUMBER_RANGES if field in found]:
+        kind, low, high = NUMBER_RANGES[field]
+        text = found.pop(field)
+        with suppress(ValueError):
+            if low <= (number := _convert_number(kind, text)) <= high:
+                found[field] = number
+        if field not in found:
+            whole = "whole " if kind is int else ""
+            lost.append(f"{field}: {text[:40]!r} is not valid. Use a {whole}number from {low} to {high}.")
+    if ("width" in found) != ("height" in found):  # one side says nothing of the picture's shape
+        found = {field: value for field, value in found.items() if field not in ("width", "height")}
+    return {**found, **_take_stages(settings, lost)}

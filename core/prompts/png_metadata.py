@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from core.prompts.infotext import ParsedInfotext, parse_infotext
+from core.prompts.infotext import Reading, parse_infotext
 from core.schema.errors import UserError
 from core.system.atomic_files import replace_file
 
@@ -24,7 +24,7 @@ def save_png(image: Image.Image, file: Path, infotext: str) -> None:
         image.save(unfinished, format="PNG", pnginfo=info)
 
 
-def read_infotext(file: Path) -> ParsedInfotext:
+def read_infotext(file: Path) -> Reading:
     """Parse the infotext of a PNG, JPEG or WebP file without decoding its pixels.
 
     Raises `UserError` for a file that is none of these, has more than 64 megapixels or has no

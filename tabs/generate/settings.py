@@ -3,7 +3,7 @@
 They come from a preset of a person's own, or from what a picture says of itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,15 @@ from typing import Any
 import gradio as gr
 
 from core.generate import request
-from core.models import bases, catalogue, embedding_library
+from core.models import bases, catalogue, embedding_library, lora_library
 from core.models.preset_match import find_preset
 from core.prompts import png_metadata
+from core.prompts.dialects import name_weights
 from core.prompts.grammar import compose_prompt
 from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.toml import read_toml
-from core.schema.types import PromptPreset
+from core.schema.types import LoraUse, PromptPreset
 from core.system.markdown import escape_markdown
 from tabs.generate import stages
 from tabs.server.call_wrapper import show_refusal
@@ -99,8 +100,8 @@ def _load_picture_settings(
 ) -> tuple[dict[str, Any], str]:
     reading = png_metadata.read_infotext(file)
     said: dict[str, Any] = dict(reading.fields)
-    notes, recipes = [], presets.get_prompt_presets()
-    model = said.pop("model", None)
+    notes, recipes = list(reading.lost), presets.get_prompt_presets()
+    model = _find_own_model(said.pop("model", None))
     recipe, own = recipes[preset], PRESET_MODEL
     if model != recipe.model:
         recipe = next((r for r in recipes.values() if r.model == model), recipe)
@@ -108,7 +109,8 @@ def _load_picture_settings(
         if model in catalogue.list_models():
             own, recipe = str(model), find_preset(str(model))
         else:
-            notes.append(f"Its model, {str(model)[:60]}, is not here; {recipe.title} is kept.")
+            named = f"Its model, {model[:60]}, is not here" if model else "It names no model"
+            notes.append(f"{named}; {recipe.title} is kept.")
     weights = bases.hash_weights(model) if model == recipe.model else None
     if weights and (made_with := reading.unused.pop("Model hash", None)) != weights:
         other = "other" if made_with else "unknown"
@@ -122,16 +124,18 @@ def _load_picture_settings(
     notes += embedding_library.describe_other_embeddings(
         reading.unused.pop("TI hashes", ""), (said["prompt"], said["negative"])
     )
+    said["prompt"], missing = _add_loras(said["prompt"], reading.loras)
+    notes += missing
     said.pop("expanded", None)  # the prompt holds the added tags
     for stage in stages.STAGE_FIELDS:
-        said[stage] = said.get(stage, False)
+        said[stage] = _match_stage_model(stage, said.get(stage, False))
     while problems := request.find_form_problems({**stages.select_form_values(said), "preset": recipe.name}):
         for field, sentence in problems.items():
             if field in ("prompt", "negative"):  # a LoRA or embedding that is not here; the text stays
                 notes.append(sentence)
                 continue
-            notes.append(f"Not changed: {sentence}")
             stage, _, part = field.partition(".")
+            notes.append(_describe_replacement(stage, part, sentence, recipe))
             said[stage].pop(part, None) if part and said[stage] else said.pop(stage)
         if set(problems) <= {"prompt", "negative"}:
             break
@@ -156,7 +160,45 @@ def _load_picture_settings(
             values[name] = value
     if unused := [key for key in reading.unused if key != "Sweetspot"]:
         notes.append(f"Ignored: {', '.join(unused[:30])}.")
-    return values, " ".join(["Settings loaded.", *dict.fromkeys(notes)])
+    tool = "" if reading.tool == "Sweetspot" else f" of {reading.tool}"
+    return values, " ".join([f"Settings{tool} loaded.", *dict.fromkeys(notes)])
+
+
+def _find_own_model(name: str | None) -> str | None:
+    """Return what a model is called here, whatever its capitals; another tool's name stays."""
+    known = [*(recipe.model for recipe in presets.get_prompt_presets().values()), *catalogue.list_models()]
+    return next((own for own in known if own.lower() == (name or "").lower()), name)
+
+
+def _add_loras(prompt: str, loras: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:
+    """Return the prompt with a tag for each LoRA of the library, and a sentence for each other one."""
+    tags, missing = [], []
+    here = {
+        lora_library.slugify(name).lower(): (name, file) for name, file in lora_library.list_loras().items()
+    }
+    for entry in loras:
+        name, strengths = entry["lora"], {key: value for key, value in entry.items() if key != "lora"}
+        if (found := here.get(lora_library.slugify(name).lower())) is None:
+            missing.append(f"The LoRA {name[:60]} ({entry['strength']:g}) is not here.")
+        else:
+            tags.append(lora_library.format_lora_tag(LoraUse(path=str(found[1]), **strengths), found[0]))
+    return " ".join([prompt, *tags]).strip(), missing
+
+
+def _match_stage_model(stage: str, settings: Any) -> Any:
+    """Return a stage's settings with its model called as here, such as `4x-UltraSharp` for a `.pth`."""
+    field = request.STAGE_TOOLS.get(stage, ("",))[0]
+    if not settings or not (named := settings.get(field)):
+        return settings
+    known = {name_weights(own).lower(): own for own in reversed(request.list_stage_models(stage))}
+    return {**settings, field: known.get(name_weights(named).lower(), named)}
+
+
+def _describe_replacement(stage: str, part: str, sentence: str, recipe: PromptPreset) -> str:
+    """Return what to say of a value that is not allowed, with the preset's tool that stands in for one."""
+    if part and part == request.STAGE_TOOLS.get(stage, ("",))[0]:
+        return f"{sentence.partition('. Use one of')[0]}; {getattr(getattr(recipe, stage), part)} is set."
+    return f"Not changed: {sentence}"
 
 
 def _name_vae(model: str) -> str:

@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 from PIL.PngImagePlugin import PngInfo
 
-from core.prompts.infotext import MAX_CHARACTERS, STAGE_KEYS, VERSION, create_infotext, parse_infotext
+from core.prompts.infotext import STAGE_KEYS, VERSION, create_infotext, parse_infotext
 from core.prompts.png_metadata import read_infotext, save_png
+from core.prompts.settings_text import MAX_CHARACTERS
 from core.schema.errors import UserError
 from core.schema.samplers import SAMPLERS
 from core.schema.types import Detail, Grain, Hires, Model, Request
@@ -186,8 +187,10 @@ FOREIGN_INFOTEXTS = {
     "A1111, lines and LoRAs": (
         f"a cat,\nBREAK\n(red:1.2) <lora:x:0.8>\nNegative prompt: dog,\n\nbird\n{SETTINGS_LINE}, "
         'Hires upscale: 2, Lora hashes: "x: e3f9, y: 0a", Version: v1.10.1',
-        CAT_FIELDS | {"prompt": "a cat,\nBREAK\n(red:1.2) <lora:x:0.8>", "negative": "dog,\n\nbird"},
-        {"Hires upscale": "2", "Lora hashes": "x: e3f9, y: 0a", "Version": "v1.10.1"},
+        CAT_FIELDS
+        | {"prompt": "a cat,\nBREAK\n(red:1.2) <lora:x:0.8>", "negative": "dog,\n\nbird"}
+        | {"hires": {"factor": 2.0, "upscaler": "Latent"}},
+        {"Lora hashes": "x: e3f9, y: 0a", "Version": "v1.10.1"},
     ),
     "A1111, schedule apart": (
         "a cat\nSteps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 3001968073, "
@@ -212,11 +215,10 @@ FOREIGN_INFOTEXTS = {
         "a cat\nNegative prompt: dog\nSteps: 25, Sampler: Undefined, CFG scale: 5, Seed: 7, "
         "Size: 832x1216, Clip skip: 2, Model: nano, " + "Created Date: 2024-09-23T06:17:42.9952795Z, "
         f"Civitai resources: {RESOURCES}, Civitai metadata: {{}}",
-        CAT_FIELDS | {"negative": "dog", "sampler": "Undefined"},
+        {name: value for name, value in CAT_FIELDS.items() if name != "sampler"} | {"negative": "dog"},
         {
             "Clip skip": "2",
             "Created Date": "2024-09-23T06:17:42.9952795Z",
-            "Civitai resources": RESOURCES,
             "Civitai metadata": "{}",
         },
     ),
@@ -257,18 +259,11 @@ def test_other_tools_texts_are_understood(text, fields, unused):
     [
         ("", "the last line has none"),
         ("a prompt, and: nothing else", "the last line has none"),
-        (f"a cat\n{SETTINGS_LINE}\nand: more, words: here", "the last line has none"),
+        ('{"prompt": "a, b: c, d: e", "steps": 28, f: 1, g: 2, h: 3}', "the last line has none"),
         (SETTINGS_LINE[:30], "the last line has none"),
-        (f'{SETTINGS_LINE}, Lora hashes: "x: e3f', "Lora hashes is incomplete"),
         (f"a\x00b\n{SETTINGS_LINE}", "U[+]0000"),
         (f"a\ud800\n{SETTINGS_LINE}", "U[+]D800"),
-        (f'{SETTINGS_LINE}, Note: "\\u001b[2J"', "U[+]001B"),
         ("x" * MAX_CHARACTERS + f"\n{SETTINGS_LINE}", "too many"),
-        (SETTINGS_LINE.replace("25", "-1"), "steps: '-1' is not valid. Use a whole number from 1 to 1000"),
-        (SETTINGS_LINE.replace("25", "9" * 5000), "steps: '999"),
-        (SETTINGS_LINE.replace("scale: 5", "scale: nan"), "cfg: 'nan'"),
-        (SETTINGS_LINE.replace("832x1216", "832"), "height: ''"),
-        (SETTINGS_LINE.replace("832x1216", "1x99999"), "height: '99999'"),
     ],
 )
 def test_bad_texts_are_refused_in_one_sentence(text, why):
@@ -276,6 +271,40 @@ def test_bad_texts_are_refused_in_one_sentence(text, why):
         parse_infotext(text)
     assert len(str(refused.value)) < 200
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "field", "why"),
+    [
+        (
+            SETTINGS_LINE.replace("25", "-1"),
+            "steps",
+            "steps: '-1' is not valid. Use a whole number from 1 to 1000",
+        ),
+        (SETTINGS_LINE.replace("25", "9" * 5000), "steps", "steps: '999"),
+        (SETTINGS_LINE.replace("scale: 5", "scale: nan"), "cfg", "cfg: 'nan'"),
+        (SETTINGS_LINE.replace("832x1216", "832"), "height", "height: ''"),
+        (SETTINGS_LINE.replace("832x1216", "1x99999"), "height", "height: '99999'"),
+        (SETTINGS_LINE.replace("Seed: 7", "Seed: -1"), "seed", "seed: '-1'"),
+        (f'{SETTINGS_LINE}, Lora hashes: "x: e3f', None, "Lora hashes is incomplete"),
+        (f'{SETTINGS_LINE}, Note: "\\u001b[2J"', None, "Note: the character U+001B"),
+        (
+            f"{SETTINGS_LINE}\na line that nobody understands",
+            None,
+            "The line 'a line that nobody understands'",
+        ),
+        (f"{SETTINGS_LINE}, Civitai resources: [torn]", None, "Civitai resources cannot be read"),
+        (f"{SETTINGS_LINE}, Hires upscale: big", None, "hires.factor: 'big' is not valid"),
+    ],
+)
+def test_a_bad_value_loses_that_value_and_not_the_picture(text, field, why):
+    reading = parse_infotext(text)
+    gone = ("width", "height") if field == "height" else (field,)
+    kept = {name: value for name, value in CAT_FIELDS.items() if name not in gone} | {"prompt": ""}
+    assert kept.items() <= reading.fields.items()
+    assert not reading.fields.keys() & set(gone)
+    assert any(sentence.startswith(why) for sentence in reading.lost), reading.lost
+    assert all(len(sentence) < 200 for sentence in reading.lost)
 
 
 def test_what_cannot_be_read_is_not_written():

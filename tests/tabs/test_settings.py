@@ -12,9 +12,8 @@ from safetensors.torch import save_file
 from core.generate import picture_file, request
 from core.models.model_settings import ModelSettings, save_settings
 from core.prompts import png_metadata
-from core.prompts.infotext import create_infotext, parse_infotext
+from core.prompts.infotext import create_infotext
 from core.schema import presets
-from core.schema.errors import UserError
 from core.schema.records import read_form
 from core.schema.types import Detail, Grain, Hires, Request
 from core.system import paths
@@ -256,16 +255,41 @@ def test_another_tools_picture_says_what_was_left(tmp_path: Path) -> None:
     assert "width: 1000 is not valid" in said
     assert "hires.upscaler: '4x-UltraSharp' is unknown" in said
     assert "detail.detector: 'face_yolov8n.pt' is unknown" in said.replace("\\", ""), "what is theirs is text"
+    assert "nano DAT x2 is set" in said
+    assert "nano face is set" in said
+    assert said.startswith("Settings of A1111 loaded.")
     assert "Ignored: Clip skip, Version." in said
     assert (values["hires"], values["hires_upscaler"], values["hires_denoise"]) == (True, "nano DAT x2", 0.45)
     assert (values["detail"], values["detail_detector"], values["sampler"]) == (True, "nano face", "Euler a")
 
 
+def test_a_picture_of_civitai_brings_its_loras_and_names_what_is_missing(tmp_path: Path) -> None:
+    resources = (
+        '[{"type":"checkpoint","modelName":"Some XL"},{"type":"lora","weight":0.7,"modelName":'
+        '"Nano-Airbrush"},{"type":"lora","weight":0.5,"modelName":"gone style"}]'
+    )
+    text = f"1girl Negative prompt: bad Steps: 9, Sampler: Euler a, Seed: -1, Civitai resources: {resources}"
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
+    values, said = load_settings(tmp_path / "theirs.png")
+    assert said.startswith("Settings of Civitai loaded.")
+    assert (values["prompt"], values["negative"], values["steps"]) == (
+        "1girl <lora:nano-airbrush:0.7>",
+        "bad",
+        9,
+    )
+    for once in ("Some XL, is not here", "The LoRA gone style (0.5) is not here", "seed: '-1' is not valid"):
+        assert said.replace("\\", "").count(once) == 1, said
+
+
+def test_an_upscaler_is_found_by_its_name_without_ending(tmp_path: Path) -> None:
+    text = "1girl\nSteps: 9, Sampler: Euler a, Seed: 1, Hires upscale: 1.5, Hires upscaler: Nano DAT x2.pth"
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
+    values, said = load_settings(tmp_path / "theirs.png", "baxl-v3")
+    assert values["hires_upscaler"] == "nano DAT x2", said
+
+
 def test_a_hostile_picture_fills_nothing(tmp_path: Path) -> None:
     (tmp_path / "torn.png").write_bytes(b"\x89PNG\r\n\x1a\n torn")
-    info = "x\nSteps: 1e9, Sampler: y, Seed: -5, Size: 1x1"
-    with pytest.raises(UserError):
-        parse_infotext(info)
     values, said = load_settings(tmp_path / "torn.png")
     assert values == {}
     assert "cannot be read" in said
