@@ -60,9 +60,9 @@ def translate_settings(text: SettingsText) -> SettingsText:
 
     The studio's own texts stay as they are.
     """
-    settings = dict(text.settings)
-    if "Sweetspot" in settings:
+    if "Sweetspot" in text.settings:
         return replace(text, tool="Sweetspot")
+    settings = {key: value for key, value in text.settings.items() if value or text.tool == "A1111"}
     for key in [*settings]:
         if (known := KEYS.get(key.lower(), key)) != key and known not in settings:
             settings[known] = settings.pop(key)

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from typing import Any, get_args, get_type_hints
 
 from core.prompts.dialects import translate_settings
-from core.prompts.settings_text import NEGATIVE_PREFIX, SettingsText, check_text, split_settings_text
+from core.prompts.settings_text import NEGATIVE_PREFIX, SIGNS, SettingsText, check_text, split_settings_text
+from core.schema.bounds import FORBIDDEN_CHARACTERS
+from core.schema.errors import UserError
 from core.schema.types import Detail, Grain, Hires, Model, Request
 
 VERSION = "0.1.0"
@@ -156,7 +158,17 @@ def convert_settings(text: SettingsText) -> Reading:
     """Turn a tool's settings, in A1111's words, into the fields of a `Request`."""
     check_text(text.prompt)
     check_text(text.negative)
-    settings, lost = dict(text.settings), list(text.lost)
+    if not any(text.settings.get(sign) for sign in SIGNS):
+        raise UserError("settings", f"{text.tool} wrote no steps, sampler, seed or size into this image.")
+    settings, lost = {}, list(text.lost)
+    for key, value in text.settings.items():
+        try:
+            check_text(key)
+            check_text(value)  # JSON and quoted text can escape characters that are not allowed
+        except UserError as error:
+            lost.append(f"{FORBIDDEN_CHARACTERS.sub('', key[:40])}: {error.sentence}")
+        else:
+            settings[key] = value
     fields = {"prompt": text.prompt, "negative": text.negative, **_take_fields(settings, lost)}
     return Reading(
         fields=fields, unused=settings, tool=text.tool, loras=text.loras, lost=tuple(dict.fromkeys(lost))

@@ -1,16 +1,24 @@
-"""Infotext in picture files: writes it into PNG, reads it from PNG, JPEG and WebP."""
+"""Infotext in picture files: writes it into PNG, reads it from PNG, JPEG, WebP and AVIF, of any tool."""
 
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 
-from PIL import ExifTags, Image
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from core.prompts.infotext import Reading, parse_infotext
+from core.prompts.dialects import translate_settings
+from core.prompts.infotext import Reading, convert_settings
+from core.prompts.picture_texts import read_alpha_text, read_texts
+from core.prompts.readers import a1111, comfyui, fooocus, invokeai, novelai, swarmui
+from core.prompts.readers.json_text import parse_table
 from core.schema.errors import UserError
 from core.system.atomic_files import replace_file
 
 MAX_PIXELS = 64_000_000
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF")
+# A1111's text is before ComfyUI's graph: of a picture that has both, it says what was done.
+READERS = (swarmui.read, fooocus.read, invokeai.read, novelai.read, a1111.read, comfyui.read)
 
 
 def save_png(image: Image.Image, file: Path, infotext: str) -> None:
@@ -25,39 +33,48 @@ def save_png(image: Image.Image, file: Path, infotext: str) -> None:
 
 
 def read_infotext(file: Path) -> Reading:
-    """Parse the infotext of a PNG, JPEG or WebP file without decoding its pixels.
+    """Return the settings of a PNG, JPEG, WebP or AVIF file that any known tool made.
 
-    Raises `UserError` for a file that is none of these, has more than 64 megapixels or has no
-    settings, and for an infotext that `parse_infotext` refuses.
+    Its pixels are decoded only if its texts have none. Raises `UserError` for a file that is none of
+    these, has more than 64 megapixels or has no settings, and for settings that cannot be read.
     """
     try:
-        with Image.open(file, formats=("PNG", "JPEG", "WEBP")) as image:
+        with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
-            text = image.info.get("parameters") if image.format == "PNG" else _user_comment(image)
+            return _read_open_picture(image, file)
     except Image.DecompressionBombError as error:  # Pillow's own limit is higher
         raise UserError(
             file.name, f"the image is too large; the limit is {MAX_PIXELS // 10**6} megapixels."
         ) from error
     except (OSError, ValueError, SyntaxError, struct.error) as error:
-        raise UserError(file.name, "it cannot be read as a PNG, JPEG or WebP image.") from error
-    if not text:
-        raise UserError(
-            file.name,
-            "the image contains no settings. "
-            "Use one as it was saved, not a screenshot or a copy from a chat.",
-        )
-    return parse_infotext(text)
+        raise UserError(file.name, "it cannot be read as a PNG, JPEG, WebP or AVIF image.") from error
 
 
-def _user_comment(image: Image.Image) -> str:
-    """Return the text of EXIF's UserComment: eight bytes that name the encoding, then the text."""
-    comment = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    if not isinstance(comment, bytes):
-        return ""
-    encoding, text = comment[:8], comment[8:]
-    if encoding != b"UNICODE\0":
-        return text.decode().strip("\0")
-    # UTF-16, mostly without a mark: the zero bytes of its many ASCII characters show the order.
-    big_endian = text[::2].count(0) >= text[1::2].count(0)
-    return text.decode("utf-16-be" if big_endian else "utf-16-le").strip("\0\ufeff")
+def _read_open_picture(image: Image.Image, file: Path) -> Reading:
+    texts = read_texts(image, file)
+    found = _read_settings(texts)
+    if isinstance(found, Reading):
+        return found
+    if image.format == "PNG" and (text := read_alpha_text(image)):
+        table = parse_table(text) or {"parameters": text}
+        hidden = _read_settings({str(name): value for name, value in table.items() if isinstance(value, str)})
+        if isinstance(hidden, Reading):
+            return hidden
+        found = hidden or found
+    raise found or UserError(
+        file.name,
+        "the image contains no settings. Use one as it was saved, not a screenshot or a copy from a chat.",
+    )
+
+
+def _read_settings(texts: Mapping[str, str]) -> Reading | UserError | None:
+    """Return what the first reader makes of the texts; else why the first refused, or `None` if none did."""
+    refused = None
+    for read in READERS:
+        try:
+            if (found := read(texts)) is not None:
+                return convert_settings(translate_settings(found))
+        except UserError as error:
+            refused = refused or error
+    return refused

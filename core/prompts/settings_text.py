@@ -128,12 +128,7 @@ def _parse_line(line: str) -> tuple[dict[str, str], list[str]]:
     torn = []
     for key, value in SETTING_PATTERN.findall(line):
         try:
-            value = json.loads(value) if value.startswith('"') else value.strip()
-            check_text(value)  # quoted text can escape characters that are not allowed
+            settings.setdefault(key, json.loads(value) if value.startswith('"') else value.strip())
         except ValueError:
             torn.append(f"{key[:40]} is incomplete: its quoted text does not end.")
-        except UserError as error:
-            torn.append(f"{key[:40]}: {error.sentence}")
-        else:
-            settings.setdefault(key, value)
     return settings, torn

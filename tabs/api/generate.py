@@ -115,12 +115,23 @@ def expand_prompt(form: ExpandForm) -> dict[str, Any]:
 
 
 def read_picture(picture: str | None) -> dict[str, Any]:
-    """Read the settings back from an image made by Sweetspot, A1111, Forge or Civitai."""
+    """Read the settings back from an image made by Sweetspot or another tool.
+
+    Returns the settings that `/generate` takes, `loras` that the prompt does not name, the `tool` that
+    wrote them, `unused` settings by the tool's names, and `lost`: a sentence for each value that
+    cannot be read.
+    """
     with translate_errors():
         if picture is None:
-            raise UserError("picture", "use a PNG, JPEG or WebP file.")
+            raise UserError("picture", "use a PNG, JPEG, WebP or AVIF file.")
         reading = png_metadata.read_infotext(Path(picture))
-    return {**reading.fields, "unused": reading.unused}
+    return {
+        **reading.fields,
+        "loras": list(reading.loras),
+        "tool": reading.tool,
+        "unused": reading.unused,
+        "lost": list(reading.lost),
+    }
 
 
 def register_endpoints() -> None:
@@ -172,5 +183,5 @@ def register_endpoints() -> None:
         concurrency_limit=1,
         api_name="expand_prompt",
     )
-    picture = gr.File(file_types=[".png", ".jpg", ".jpeg", ".webp"], visible=False)
+    picture = gr.File(file_types=[".png", ".jpg", ".jpeg", ".webp", ".avif"], visible=False)
     call.click(read_picture, inputs_kwargs={"picture": picture}, outputs=report, api_name="read_picture")

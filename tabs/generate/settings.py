@@ -26,7 +26,7 @@ from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder
 from tabs.shared.model_choices import PRESET_MODEL, name_model
 
-PICTURE_SUFFIXES = [".png", ".jpg", ".jpeg", ".webp"]
+PICTURE_SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".avif"]
 PRESET_SUFFIX = ".toml"
 OWN_PRESET_NAME = "your preset"
 
@@ -111,7 +111,7 @@ def _load_picture_settings(
         else:
             named = f"Its model, {model[:60]}, is not here" if model else "It names no model"
             notes.append(f"{named}; {recipe.title} is kept.")
-    weights = bases.hash_weights(model) if model == recipe.model else None
+    weights = bases.hash_weights(recipe.model) if model == recipe.model else None
     if weights and (made_with := reading.unused.pop("Model hash", None)) != weights:
         other = "other" if made_with else "unknown"
         notes.append(

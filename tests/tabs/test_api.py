@@ -76,11 +76,12 @@ def test_read_picture_gives_back_what_generate_wrote(client: Client) -> None:
     }
     assert {name: fields[name] for name in expected} == expected
     assert "Sweetspot" in fields["unused"]
+    assert (fields["tool"], fields["loras"], fields["lost"]) == ("Sweetspot", [], [])
 
 
 def test_read_picture_refuses_what_is_none(client: Client, tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("not a picture")
-    with pytest.raises(AppError, match="cannot be read as a PNG, JPEG or WebP"):
+    with pytest.raises(AppError, match="cannot be read as a PNG, JPEG, WebP or AVIF"):
         client.predict(picture=handle_file(tmp_path / "text.png"), api_name="/read_picture")
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     with pytest.raises(AppError, match="contains no settings"):

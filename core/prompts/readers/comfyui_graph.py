@@ -1,0 +1,142 @@
+"""ComfyUI's prompt graph: its nodes, and the values and texts that their links lead to.
+
+A link is `[id of the node, number of its output]`. Each search visits a node at most once.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Any
+
+from core.prompts.readers.json_text import is_huge
+from core.schema.errors import UserError
+
+MAX_NODES = 5000
+MAX_INPUTS = 200
+"""Of one node; a node with more is left out."""
+MAX_PATH = 500
+"""Nodes that one picture is followed through."""
+MAX_HOPS = 40
+"""Links in a row that are followed."""
+IMAGE_INPUTS = ("images", "image", "pixels", "samples", "latent_image", "latent", "latents")
+SIDE_INPUTS = re.compile(
+    r"vae|clip|model|mask|positive|negative|control|sampler|sigmas|guider|noise|detector"
+)
+"""Inputs that no picture comes in by."""
+TEXT_INPUTS = re.compile(r"(?:text|string|prompt|str|value|wildcard|input)(?:_?\w{1,8})?")
+
+Node = Mapping[str, Any]
+
+
+def collect_nodes(table: Mapping[str, Any]) -> dict[str, Node]:
+    """Return the nodes of a graph by their ids. Raises `UserError` for too many."""
+    nodes: dict[str, Node] = {
+        key: node
+        for key, node in table.items()
+        if isinstance(node, dict)
+        and isinstance(node.get("inputs"), dict)
+        and isinstance(node.get("class_type"), str)
+        and len(node["inputs"]) <= MAX_INPUTS
+    }
+    if len(nodes) > MAX_NODES:
+        raise UserError("settings", f"{len(nodes):,} nodes are too many; the limit is {MAX_NODES:,}.")
+    return nodes
+
+
+def follow(nodes: Mapping[str, Node], link: Any) -> Node | None:
+    """Return the node that a link comes from; `None` if it is no link."""
+    if isinstance(link, list) and len(link) == 2 and isinstance(link[0], str | int) and not is_huge(link[0]):
+        return nodes.get(str(link[0]))
+    return None
+
+
+def trace_picture(nodes: Mapping[str, Node], node: Node | None) -> list[Node]:
+    """Return the nodes that a picture went through, the last first."""
+    path: list[Node] = []
+    seen: set[int] = set()
+    while node is not None and id(node) not in seen and len(path) < MAX_PATH:
+        seen.add(id(node))
+        path.append(node)
+        inputs = node["inputs"]
+        others = (name for name in inputs if not SIDE_INPUTS.search(name))
+        sources = (follow(nodes, inputs.get(name)) for name in chain(IMAGE_INPUTS, others))
+        node = next((source for source in sources if source is not None), None)
+    return path
+
+
+def find_number(nodes: Mapping[str, Node], node: Node | None, *names: str) -> int | float | None:
+    """Return the number of the first input that has one, or that a link of it leads to."""
+    value = next((node["inputs"][name] for name in names if name in node["inputs"]), None) if node else None
+    for _ in range(MAX_HOPS):
+        if _is_number(value):
+            return value
+        if (target := follow(nodes, value)) is None:
+            return None
+        values = [target["inputs"].get(name) for name in names] + list(target["inputs"].values())
+        value = next((each for each in values if _is_number(each)), None)
+        if value is None:
+            value = next((each for each in values if follow(nodes, each) is not None), None)
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not is_huge(value)
+
+
+def find_text(nodes: Mapping[str, Node], value: Any, seen: set[int] | None = None, depth: int = 0) -> str:
+    """Return a text, or the text that a link leads to; nodes that join texts are read as joined."""
+    if isinstance(value, str):
+        return value
+    node, seen = follow(nodes, value), set() if seen is None else seen
+    if node is None or id(node) in seen or depth > MAX_HOPS:
+        return ""
+    seen.add(id(node))
+    inputs = node["inputs"]
+    if isinstance(made := inputs.get("populated_text"), str) and made.strip():  # of wildcards
+        return made
+    glue = next(
+        (inputs[name] for name in ("delimiter", "separator") if isinstance(inputs.get(name), str)), ", "
+    )
+    names = [name for name in inputs if TEXT_INPUTS.fullmatch(name)]
+    if not names:  # a switch or a reroute
+        names = [name for name in inputs if follow(nodes, inputs[name]) is not None][:1]
+    parts = [find_text(nodes, inputs[name], seen, depth + 1) for name in names]
+    return glue.replace("\\n", "\n").join(part for part in parts if part.strip())
+
+
+def find_prompt(
+    nodes: Mapping[str, Node], value: Any, side: str, seen: set[int] | None = None, depth: int = 0
+) -> str:
+    """Return the text of a conditioning; `side` is `positive` or `negative`, for nodes that pass both on."""
+    if isinstance(value, str):
+        return value
+    node, seen = follow(nodes, value), set() if seen is None else seen
+    if node is None or id(node) in seen or depth > MAX_HOPS or node["class_type"] == "ConditioningZeroOut":
+        return ""
+    seen.add(id(node))
+    inputs = node["inputs"]
+    if (
+        name := next((name for name in (f"text_{side}", "text_g", "text", "prompt") if name in inputs), "")
+    ) or ("populated_text" in inputs):
+        return find_text(nodes, inputs[name] if name else value)
+    if side in inputs:
+        return find_prompt(nodes, inputs[side], side, seen, depth + 1)
+    names = [name for name in inputs if name.startswith("conditioning")]
+    if not names:
+        return find_text(nodes, value)
+    glue = " AND " if "Combine" in node["class_type"] else "\nBREAK\n"
+    parts = [find_prompt(nodes, inputs[name], side, seen, depth + 1) for name in names]
+    return glue.join(part for part in dict.fromkeys(parts) if part.strip())
+
+
+def walk_models(nodes: Mapping[str, Node], node: Node | None) -> Iterator[Node]:
+    """Yield the nodes that a model went through, the last first; stacks of LoRAs come after their loader."""
+    waiting, seen = [node], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or id(node) in seen:
+            continue
+        seen.add(id(node))
+        yield node
+        names = ("model", "model1", "pipe", "basic_pipe", "guider", "lora_stack", "optional_lora_stack")
+        waiting += [follow(nodes, node["inputs"].get(name)) for name in names]

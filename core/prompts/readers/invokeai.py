@@ -1,0 +1,56 @@
+"""Reads InvokeAI's JSON, `invokeai_metadata`, of version 3 and later."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from core.prompts.dialects import make_lora
+from core.prompts.readers.json_text import get_list, get_size, get_table, get_text, list_unused, parse_table
+from core.prompts.settings_text import SettingsText
+
+# InvokeAI's key -> A1111's.
+KEYS = {
+    "steps": "Steps",
+    "scheduler": "Sampler",
+    "cfg_scale": "CFG scale",
+    "seed": "Seed",
+    "cfg_rescale_multiplier": "RescaleCFG",
+    "app_version": "Version",
+}
+PROMPTS = {"positive_prompt", "negative_prompt", "positive_style_prompt", "negative_style_prompt"}
+USED = {*KEYS, *PROMPTS, "width", "height", "model", "loras", "vae"}
+
+
+def read(texts: Mapping[str, str]) -> SettingsText | None:
+    """Return what InvokeAI wrote. SDXL's style prompt follows the prompt, as both are encoded together."""
+    table = parse_table(texts.get("invokeai_metadata"))
+    if table is None:
+        return None
+    settings = {ours: get_text(table, key) for key, ours in KEYS.items()}
+    if settings["RescaleCFG"] in ("0", "0.0"):
+        del settings["RescaleCFG"]
+    loras = [each for each in get_list(table, "loras")[:50] if isinstance(each, dict)]
+    return SettingsText(
+        prompt=_join_prompts(table, "positive"),
+        negative=_join_prompts(table, "negative"),
+        settings={
+            **settings,
+            "Model": _name_model(get_table(table, "model")),
+            "VAE": _name_model(get_table(table, "vae")),
+            "Size": get_size(table),
+            **list_unused(table, USED),
+        },
+        tool="InvokeAI",
+        loras=tuple(
+            make_lora(_name_model(get_table(each, "model") or get_table(each, "lora")), each.get("weight"))
+            for each in loras
+        ),
+    )
+
+
+def _join_prompts(table: Mapping[str, Any], side: str) -> str:
+    parts = [get_text(table, f"{side}_{kind}").strip() for kind in ("prompt", "style_prompt")]
+    return "\n".join(part for part in dict.fromkeys(parts) if part)
+
+
+def _name_model(table: Mapping[str, Any]) -> str:
+    return get_text(table, "name") or get_text(table, "model_name")
