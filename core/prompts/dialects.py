@@ -26,7 +26,7 @@ KEYS = {
     "base model": "Model",
     "checkpoint": "Model",
 }
-# A sampler as `normalise_sampler` writes it -> A1111's name.
+# A sampler as `_normalise_name` writes it -> A1111's name.
 SAMPLER_NAMES = {
     name.lower(): name
     for name in (
@@ -66,7 +66,7 @@ def translate_settings(text: SettingsText) -> SettingsText:
     for key in [*settings]:
         if (known := KEYS.get(key.lower(), key)) != key and known not in settings:
             settings[known] = settings.pop(key)
-    sampler, schedule = name_sampler(settings.pop("Sampler", ""), settings.pop("Schedule type", ""))
+    sampler, schedule = translate_names(settings.pop("Sampler", ""), settings.pop("Schedule type", ""))
     settings |= {
         key: value for key, value in {"Sampler": sampler, "Schedule type": schedule}.items() if value
     }
@@ -86,12 +86,12 @@ def translate_settings(text: SettingsText) -> SettingsText:
     )
 
 
-def name_sampler(sampler: str, schedule: str = "") -> tuple[str, str]:
+def translate_names(sampler: str, schedule: str = "") -> tuple[str, str]:
     """Return A1111's names of a sampler and its schedule: `Euler a`, `Karras` for `euler_ancestral_karras`.
 
     What is not known stays as it is. A sampler that its tool does not name is empty.
     """
-    plain = normalise_sampler(sampler)
+    plain = _normalise_name(sampler)
     schedule = SCHEDULE_NAMES.get(schedule.lower().replace("_", " "), schedule)
     if plain in ("undefined", "none", "unknown"):
         return "", ""
@@ -103,7 +103,7 @@ def name_sampler(sampler: str, schedule: str = "") -> tuple[str, str]:
     return sampler, schedule
 
 
-def normalise_sampler(name: str) -> str:
+def _normalise_name(name: str) -> str:
     """Return the name of a sampler in lower case, spelled as A1111 spells it."""
     plain = re.sub(r"[\s_]+", " ", name.lower()).strip()
     plain = plain.replace("dpmpp", "dpm++").replace(" pp", "++").removeprefix("sample ").removeprefix("k ")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core.prompts.dialects import SAMPLER_NAMES, name_sampler, name_weights
+from core.prompts.dialects import SAMPLER_NAMES, name_weights, translate_names
 from core.prompts.infotext import Reading, parse_infotext
 from core.schema.samplers import SAMPLERS
 from core.schema.types import Hires, Request
@@ -50,7 +50,7 @@ def test_a_public_text_gives_what_it_says(shape: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_our_own_samplers_keep_their_names(name: str) -> None:
-    assert " ".join(part for part in name_sampler(name) if part) == name
+    assert " ".join(part for part in translate_names(name) if part) == name
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_our_own_samplers_keep_their_names(name: str) -> None:
     }.items(),
 )
 def test_samplers_of_other_tools_get_a1111s_names(theirs: tuple[str, str], ours: tuple[str, str]) -> None:
-    assert name_sampler(*theirs) == ours
+    assert translate_names(*theirs) == ours
     assert ours[0] in ("", "res_multistep", *SAMPLER_NAMES.values())
 
 
