@@ -73,7 +73,7 @@ def translate_settings(text: SettingsText) -> SettingsText:
     if model := settings.get("Model"):
         settings["Model"] = name_weights(model)
     lost = list(text.lost)
-    loras = [*_take_resources(settings, lost), *_take_lora_weights(settings)]
+    loras = [*_take_resources(settings, lost), *_take_lora_weights(settings), *_take_numbered_loras(settings)]
     if "<lora:" in text.prompt:  # the tool lists again what its prompt names, under other names
         loras = []
     _complete_hires(settings)
@@ -161,6 +161,19 @@ def _take_lora_weights(settings: dict[str, str]) -> list[dict[str, Any]]:
     """Return the LoRAs of Fooocus' `Lora weights: "name: 0.5, other: 1"`."""
     parts = filter(None, settings.pop("Lora weights", "").split(",")[:MAX_RESOURCES])
     return [make_lora(name.strip(), weight) for name, _, weight in (part.rpartition(":") for part in parts)]
+
+
+def _take_numbered_loras(settings: dict[str, str]) -> list[dict[str, Any]]:
+    """Return the LoRAs of a saver of ComfyUI: `Lora_0 Model name: x, Lora_0 Strength model: 0.5`."""
+    names = [key for key in settings if re.fullmatch(r"Lora_\d{1,2} Model name", key)]
+    return [
+        make_lora(
+            settings.pop(name),
+            settings.pop(name.replace("Model name", "Strength model"), None),
+            settings.pop(name.replace("Model name", "Strength clip"), None),
+        )
+        for name in names
+    ]
 
 
 def make_lora(name: str, strength: Any = None, text_strength: Any = None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from core.prompts.picture_texts import read_alpha_text, read_texts
 from core.prompts.readers import a1111, comfyui, fooocus, invokeai, novelai, swarmui
 from core.prompts.readers.json_text import parse_table
 from core.schema.errors import UserError
+from core.schema.limits import DATASET_FILE_BYTES
 from core.system.atomic_files import replace_file
 
 MAX_PIXELS = 64_000_000
@@ -39,6 +40,10 @@ def read_infotext(file: Path) -> Reading:
     these, has more than 64 megapixels or has no settings, and for settings that cannot be read.
     """
     try:
+        if file.stat().st_size > DATASET_FILE_BYTES:  # Pillow reads a WebP or AVIF into memory
+            raise UserError(
+                file.name, f"the file is too large; the limit is {DATASET_FILE_BYTES // 10**6} MB."
+            )
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError

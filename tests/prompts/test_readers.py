@@ -77,6 +77,73 @@ def test_an_a1111_text_is_believed_before_the_graph(tmp_path: Path) -> None:
     check_common(read_infotext(tools.save_texts(tmp_path / "b.png", texts)))
 
 
+def test_civitais_graph_is_read_with_its_resources(tmp_path: Path) -> None:
+    urn = "urn:air:sdxl:{}:civitai:1@2"
+    graph = {
+        "resource-stack": tools.build_node("CheckpointLoaderSimple", ckpt_name=urn.format("checkpoint")),
+        "resource-stack-1": tools.build_node(
+            "LoraLoader", lora_name=urn.format("lora"), strength_model=0.7, model=["resource-stack", 0]
+        ),
+        "4": tools.build_node("smZ CLIPTextEncode", text="a cat 笑顔", parser="A1111"),
+        "5": tools.build_node("smZ CLIPTextEncode", text="a dog", parser="A1111"),
+        "6": tools.COMFYUI_GRAPH["6"],
+        "7": tools.build_node(
+            "KSampler", **tools.COMFYUI_GRAPH["7"]["inputs"] | {"model": ["resource-stack-1", 0]}
+        ),
+        "8": tools.build_node("VAEDecode", samples=["7", 0]),
+        "9": tools.build_node("SaveImage", images=["8", 0]),
+        "extra": {"airs": [urn.format("checkpoint")]},
+        "extraMetadata": '{"prompt": "a cat"}',
+    }
+    comment = b"UNICODE\0" + json.dumps(graph).encode("utf-16-be")
+    reading = read_infotext(tools.save_comment(tmp_path / "a.jpg", "JPEG", comment))
+    check_common(reading, model=urn.format("checkpoint"))
+    assert (reading.tool, reading.loras) == ("Civitai", ({"lora": urn.format("lora"), "strength": 0.7},))
+
+
+def test_stability_matrix_is_read(tmp_path: Path) -> None:
+    text = tools.INFOTEXT.replace("Euler a", "Euler Ancestral Karras")
+    reading = read_infotext(
+        tools.save_texts(tmp_path / "a.png", {"parameters": text, "parameters-json": "{}"})
+    )
+    check_common(reading)
+    assert reading.tool == "Stability Matrix"
+
+
+def test_a_detour_through_reroutes_switches_and_joined_texts_is_followed() -> None:
+    """People's graphs are full of them."""
+    graph = {
+        **tools.COMFYUI_GRAPH,
+        "4": tools.build_node("CLIPTextEncode", text=["20", 0]),
+        "5": tools.build_node("ConditioningCombine", conditioning_1=["24", 0], conditioning_2=["25", 0]),
+        "6": tools.build_node("SDXL Empty Latent Image (rgthree)", dimensions="832 x 1216 (portrait)"),
+        "7": tools.build_node(
+            "KSamplerAdvanced",
+            **{k: v for k, v in tools.COMFYUI_GRAPH["7"]["inputs"].items() if k not in ("seed", "denoise")},
+            noise_seed=["23", 0],
+        ),
+        "10": tools.build_node("VAEDecode", samples=["26", 0]),
+        "20": tools.build_node("Text Concatenate", text_a=["21", 0], text_b=["22", 0], delimiter=" "),
+        "21": tools.build_node("Switch any", any_1=["27", 0]),
+        "22": tools.build_node("String Literal", string="笑顔"),
+        "23": tools.build_node("Seed (rgthree)", seed=7),
+        "24": tools.build_node("CLIPTextEncode", text="a dog"),
+        "25": tools.build_node("CLIPTextEncode", text="rain"),
+        "26": tools.build_node("Reroute", **{"": ["9", 0]}),
+        "27": tools.build_node("ImpactWildcardProcessor", wildcard_text="{a|b} cat", populated_text="a cat"),
+    }
+    reading = _read_settings({"prompt": json.dumps(graph)})
+    assert isinstance(reading, Reading)
+    check_common(reading, negative="a dog AND rain")
+
+
+def test_a_refiners_pass_is_named_and_no_hires() -> None:
+    graph = {**tools.COMFYUI_GRAPH, "8": tools.build_node("Reroute", **{"": ["7", 0]})}
+    reading = _read_settings({"prompt": json.dumps(graph)})
+    assert isinstance(reading, Reading)
+    assert ("hires" in reading.fields, reading.unused) == (False, {"KSampler": "on"})
+
+
 def test_swarmui_is_read_from_png_and_jpeg(tmp_path: Path) -> None:
     text = json.dumps(tools.SWARMUI, ensure_ascii=False)
     comment = b"UNICODE\0" + text.encode("utf-16-le")

@@ -112,6 +112,16 @@ def test_sd_next_is_read_in_its_own_words() -> None:
     assert reading.unused["RescaleCFG"] == "0.7"
 
 
+def test_a_comfyui_savers_loras_are_loras() -> None:
+    reading = parse_infotext(
+        "a cat\nSteps: 20, Sampler: dpmpp_2m_karras, CFG scale: 5, Seed: 1, Size: 832x1216, "
+        "Model: x.safetensors, Lora_0 Model name: a style.safetensors, Lora_0 Strength model: 0.8, "
+        "Lora_0 Strength clip: 0.5, Version: ComfyUI"
+    )
+    assert reading.loras == ({"lora": "a style", "strength": 0.8, "text_strength": 0.5},)
+    assert (reading.tool, reading.fields["sampler"]) == ("ComfyUI", "DPM++ 2M Karras")
+
+
 def test_fooocus_lora_weights_are_loras() -> None:
     reading = parse_infotext(
         "a cat\nSteps: 30, Sampler: DPM++ 2M SDE Karras, Seed: 7, Size: 896x1152, CFG scale: 4, "

@@ -1,5 +1,6 @@
 """Settings in and out of the Generate tab: own presets, own pictures and those of other tools."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from core.schema.types import Detail, Grain, Hires, Request
 from core.system import paths
 from tabs.generate import settings, stages
 from tabs.generate import tab as generate_tab
+from tests.prompts import tool_pictures
 
 
 def fill_page(name: str = "nano", **changes: Any) -> dict[str, Any]:
@@ -279,6 +281,20 @@ def test_a_picture_of_civitai_brings_its_loras_and_names_what_is_missing(tmp_pat
     )
     for once in ("Some XL, is not here", "The LoRA gone style (0.5) is not here", "seed: '-1' is not valid"):
         assert said.replace("\\", "").count(once) == 1, said
+
+
+def test_a_comfyui_picture_fills_the_page(tmp_path: Path) -> None:
+    graph = json.loads(json.dumps(tool_pictures.COMFYUI_GRAPH).replace("a style", "nano-airbrush"))
+    file = tool_pictures.save_texts(tmp_path / "a.png", {"prompt": json.dumps(graph)})
+    values, said = load_settings(file)
+    assert said.startswith("Settings of ComfyUI loaded. Its model, wai, is not here")
+    assert values["prompt"] == "a cat 笑顔 <lora:nano-airbrush:0.5:0.8>"
+    assert (values["negative"], values["steps"], values["seed"], values["hires_factor"]) == (
+        "a dog",
+        20,
+        7,
+        1.5,
+    )
 
 
 def test_an_upscaler_is_found_by_its_name_without_ending(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def read(texts: Mapping[str, str]) -> SettingsText | None:
             **_read_hires(nodes, path, passes),
             **_list_unread(path, passes, model_path),
         },
-        tool="ComfyUI",
+        tool="Civitai" if "extraMetadata" in table else "ComfyUI",
         loras=tuple(lora for node in reversed(model_path) for lora in _read_loras(nodes, node))[:MAX_LORAS],
     )
 
