@@ -124,7 +124,7 @@ def _name_tool(settings: dict[str, str]) -> str:
     version = settings.get("Version", "")
     if any(key.startswith("Civitai") for key in settings) or "Created Date" in settings:
         return "Civitai"
-    if settings.get("App", "") == "SD.Next":
+    if settings.get("App") == "SD.Next" or {"Parser", "Sampler sigma", "Hires scale"} & settings.keys():
         return "SD.Next"
     for tool in ("Fooocus", "ComfyUI", "Stability Matrix", "SwarmUI"):
         if version.lower().startswith((tool.lower(), tool.replace(" ", "").lower())):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from core.prompts.infotext import Reading
 from core.prompts.png_metadata import READERS, _read_settings, read_infotext
-from core.prompts.readers.novelai import convert_emphasis
+from core.prompts.readers import invokeai, novelai
 from core.schema.errors import UserError
 from tests.prompts import tool_pictures as tools
 
@@ -164,6 +164,21 @@ def test_invokeai_is_read(tmp_path: Path) -> None:
     assert (reading.tool, reading.loras) == ("InvokeAI", STYLE)
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("(a cat)1.3, b", "(a cat:1.3), b"),
+        ("(a cat)++", "(a cat:1.21)"),
+        ("(a cat)-, b", "(a cat:0.9), b"),
+        ("a cat+ and more", "a (cat:1.1) and more"),
+        ("(plain) 1.3, c++ish, t-shirt-", "(plain) 1.3, c++ish, t-shirt-"),
+        (r"name \(series\)2", r"name \(series\)2"),
+    ],
+)
+def test_invokeais_emphasis_is_written_as_a1111s(theirs: str, ours: str) -> None:
+    assert invokeai.convert_emphasis(theirs) == ours
+
+
 @pytest.mark.parametrize("hidden", [False, True], ids=["texts", "alpha"])
 def test_novelai_is_read(tmp_path: Path, hidden: bool) -> None:
     file = tmp_path / "a.png"
@@ -192,7 +207,7 @@ def test_novelai_is_read(tmp_path: Path, hidden: bool) -> None:
     ],
 )
 def test_novelais_emphasis_is_written_as_a1111s(theirs: str, ours: str) -> None:
-    assert convert_emphasis(theirs) == ours
+    assert novelai.convert_emphasis(theirs) == ours
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])

@@ -1,5 +1,6 @@
-"""Reads InvokeAI's JSON, `invokeai_metadata`, of version 3 and later."""
+"""Reads InvokeAI's JSON, `invokeai_metadata`, of version 3 and later, with its emphasis as A1111's."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,10 @@ KEYS = {
 }
 PROMPTS = {"positive_prompt", "negative_prompt", "positive_style_prompt", "negative_style_prompt"}
 USED = {*KEYS, *PROMPTS, "width", "height", "model", "loras", "vae"}
+# A closing bracket with a number or signs, or a word with plus signs; a minus ends words by itself.
+EMPHASIS = re.compile(
+    r"((?<!\\)\))(\d\.\d{1,4}|\d|\+{1,9}|-{1,9})(?![\w.+-])|\b(\w{1,99}+)(\+{1,9})(?![\w+])"
+)
 
 
 def read(texts: Mapping[str, str]) -> SettingsText | None:
@@ -49,7 +54,18 @@ def read(texts: Mapping[str, str]) -> SettingsText | None:
 
 def _join_prompts(table: Mapping[str, Any], side: str) -> str:
     parts = [get_text(table, f"{side}_{kind}").strip() for kind in ("prompt", "style_prompt")]
-    return "\n".join(part for part in dict.fromkeys(parts) if part)
+    return "\n".join(convert_emphasis(part) for part in dict.fromkeys(parts) if part)
+
+
+def convert_emphasis(prompt: str) -> str:
+    """Write `(tag)1.3`, `(tag)++` and `tag+` as `(tag:1.3)`, `(tag:1.21)` and `(tag:1.1)`."""
+
+    def weigh(match: re.Match[str]) -> str:
+        text, mark = match[1] or match[3], match[2] or match[4]
+        weight = mark if mark[0] not in "+-" else f"{(1.1 if mark[0] == '+' else 0.9) ** len(mark):.4g}"
+        return f":{weight})" if text == ")" else f"({text}:{weight})"
+
+    return EMPHASIS.sub(weigh, prompt)
 
 
 def _name_model(table: Mapping[str, Any]) -> str:
