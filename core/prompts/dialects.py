@@ -66,13 +66,15 @@ def translate_settings(text: SettingsText) -> SettingsText:
     for key in [*settings]:
         if (known := KEYS.get(key.lower(), key)) != key and known not in settings:
             settings[known] = settings.pop(key)
-    sampler, schedule = translate_names(settings.pop("Sampler", ""), settings.pop("Schedule type", ""))
+    lost, named = list(text.lost), settings.pop("Sampler", "")
+    sampler, schedule = translate_names(named, settings.pop("Schedule type", ""))
+    if named and not sampler:
+        lost.append(f"sampler: {named[:40]!r} names none.")
     settings |= {
         key: value for key, value in {"Sampler": sampler, "Schedule type": schedule}.items() if value
     }
     if model := settings.get("Model"):
         settings["Model"] = name_weights(model)
-    lost = list(text.lost)
     loras = [*_take_resources(settings, lost), *_take_lora_weights(settings), *_take_numbered_loras(settings)]
     if "<lora:" in text.prompt:  # the tool lists again what its prompt names, under other names
         loras = []

@@ -101,6 +101,12 @@ def test_the_tool_is_named(settings: str, tool: str) -> None:
     assert parse_infotext(f"a\nSteps: 20, Sampler: Euler, Seed: 1, {settings}").tool == tool
 
 
+def test_a_sampler_without_a_name_is_told() -> None:
+    assert parse_infotext("a\nSteps: 20, Sampler: Undefined, Seed: 1").lost == (
+        "sampler: 'Undefined' names none.",
+    )
+
+
 def test_sd_next_is_read_in_its_own_words() -> None:
     reading = parse_infotext(
         "a cat\nNegative prompt: dog\nSteps: 20, Size: 832x1216, Sampler: DPM++ 2M, Sampler sigma: karras, "
