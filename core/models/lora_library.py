@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,20 @@ def find_lora(name: str) -> Path:
     or not allowed.
     """
     return from_hub.fetch_lora(name) if hub.is_hub_id(name) else locate_lora(name)
+
+
+def find_by_hash(digest: str) -> str | None:
+    """Return the name in the library of the LoRA with this hash of its tensors, as `Lora hashes` has it.
+
+    Only headers are read: a file is found if its trainer wrote `sshs_model_hash`, as kohya's does.
+    """
+    if not re.fullmatch(r"[0-9a-fA-F]{8,64}", digest):
+        return None
+    for name, file in list_loras().items():
+        with suppress(UserError):
+            if lora.get_lora_file(str(file)).metadata.get("sshs_model_hash", "").startswith(digest.lower()):
+                return name
+    return None
 
 
 def slugify(name: str) -> str:

@@ -3,6 +3,7 @@
 They come from a preset of a person's own, or from what a picture says of itself.
 """
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from core.models import bases, catalogue, embedding_library, lora_library
 from core.models.preset_match import find_preset
 from core.prompts import png_metadata
 from core.prompts.dialects import name_weights
-from core.prompts.grammar import compose_prompt
+from core.prompts.grammar import EXTRA_NETWORK, compose_prompt
 from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.toml import read_toml
@@ -100,32 +101,14 @@ def _load_picture_settings(
 ) -> tuple[dict[str, Any], str]:
     reading = png_metadata.read_infotext(file)
     said: dict[str, Any] = dict(reading.fields)
-    notes, recipes = list(reading.lost), presets.get_prompt_presets()
-    model = _find_own_model(said.pop("model", None))
-    recipe, own = recipes[preset], PRESET_MODEL
-    if model != recipe.model:
-        recipe = next((r for r in recipes.values() if r.model == model), recipe)
-    if model != recipe.model:
-        if model in catalogue.list_models():
-            own, recipe = str(model), find_preset(str(model))
-        else:
-            named = f"Its model, {model[:60]}, is not here" if model else "It names no model"
-            notes.append(f"{named}; {recipe.title} is kept.")
-    weights = bases.hash_weights(recipe.model) if model == recipe.model else None
-    if weights and (made_with := reading.unused.pop("Model hash", None)) != weights:
-        other = "other" if made_with else "unknown"
-        notes.append(
-            f"Made with {other} weights of {recipe.model}; the same settings may give another image."
-        )
-    vae, used = reading.unused.pop("VAE", ""), _name_vae(own or recipe.model)
-    if vae != used and (vae or "Sweetspot" in reading.unused):
-        theirs = f"the VAE {vae[:60]}" if vae else "the model's own VAE"
-        notes.append(f"Made with {theirs}; {used or 'its own'} is set for {own or recipe.model}.")
+    recipe, own, notes = _choose_model(said.pop("model", None), preset, reading.unused)
+    notes = [*reading.lost, *notes]
     notes += embedding_library.describe_other_embeddings(
         reading.unused.pop("TI hashes", ""), (said["prompt"], said["negative"])
     )
+    said["prompt"], renamed = _find_renamed_loras(said["prompt"], reading.unused.pop("Lora hashes", ""))
     said["prompt"], missing = _add_loras(said["prompt"], reading.loras)
-    notes += missing
+    notes += [*renamed, *missing]
     said.pop("expanded", None)  # the prompt holds the added tags
     for stage in stages.STAGE_FIELDS:
         said[stage] = _match_stage_model(stage, said.get(stage, False))
@@ -158,16 +141,65 @@ def _load_picture_settings(
             }
         else:
             values[name] = value
-    if unused := [key for key in reading.unused if key != "Sweetspot"]:
+    if unused := [key[:60] for key in reading.unused if key != "Sweetspot"]:
         notes.append(f"Ignored: {', '.join(unused[:30])}.")
     tool = "" if reading.tool == "Sweetspot" else f" of {reading.tool}"
     return values, " ".join([f"Settings{tool} loaded.", *dict.fromkeys(notes)])
+
+
+def _choose_model(
+    named: str | None, preset: str, unused: dict[str, str]
+) -> tuple[PromptPreset, str, list[str]]:
+    """Return the preset and the choice of a model for what a picture names, and what differs here.
+
+    `preset` is kept if the model is not here. Hash and VAE are taken out of `unused`.
+    """
+    notes, recipes, model = [], presets.get_prompt_presets(), _find_own_model(named)
+    recipe, own = recipes[preset], PRESET_MODEL
+    if model != recipe.model:
+        recipe = next((r for r in recipes.values() if r.model == model), recipe)
+    if model != recipe.model:
+        if model in catalogue.list_models():
+            own, recipe = str(model), find_preset(str(model))
+        else:
+            said = f"Its model, {model[:60]}, is not here" if model else "It names no model"
+            notes.append(f"{said}; {recipe.title} is kept.")
+    weights = bases.hash_weights(recipe.model) if model == recipe.model else None
+    if weights and (made_with := unused.pop("Model hash", None)) != weights:
+        other = "other" if made_with else "unknown"
+        notes.append(
+            f"Made with {other} weights of {recipe.model}; the same settings may give another image."
+        )
+    vae, used = unused.pop("VAE", ""), _name_vae(own or recipe.model)
+    if vae != used and (vae or "Sweetspot" in unused):
+        theirs = f"the VAE {vae[:60]}" if vae else "the model's own VAE"
+        notes.append(f"Made with {theirs}; {used or 'its own'} is set for {own or recipe.model}.")
+    return recipe, own, notes
 
 
 def _find_own_model(name: str | None) -> str | None:
     """Return what a model is called here, whatever its capitals; another tool's name stays."""
     known = [*(recipe.model for recipe in presets.get_prompt_presets().values()), *catalogue.list_models()]
     return next((own for own in known if own.lower() == (name or "").lower()), name)
+
+
+def _find_renamed_loras(prompt: str, hashes: str) -> tuple[str, list[str]]:
+    """Return the prompt with the names that its LoRAs have here, and a sentence for each that has another."""
+    parts = (part.rpartition(":") for part in hashes.split(",")[: lora_library.MAX_LORAS])
+    digests = {name.strip(): digest.strip() for name, _, digest in parts}
+    here = set(map(lora_library.slugify, lora_library.list_loras()))
+    renamed = []
+
+    def rename(match: re.Match[str]) -> str:
+        name = match[2].partition(":")[0]
+        if match[1].lower() != "lora" or lora_library.slugify(name) in here:
+            return match[0]
+        if (own := lora_library.find_by_hash(digests.get(name, ""))) is None:
+            return match[0]
+        renamed.append(f"The LoRA {name[:60]} is called {own[:60]} here.")
+        return match[0].replace(name, lora_library.slugify(own), 1)
+
+    return EXTRA_NETWORK.sub(rename, prompt), renamed
 
 
 def _add_loras(prompt: str, loras: Sequence[Mapping[str, Any]]) -> tuple[str, list[str]]:

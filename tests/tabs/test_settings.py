@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from core.generate import picture_file, request
+from core.lora.apply import get_lora_file
+from core.models import lora_library
 from core.models.model_settings import ModelSettings, save_settings
 from core.prompts import png_metadata
 from core.prompts.infotext import create_infotext
@@ -18,6 +20,7 @@ from core.schema import presets
 from core.schema.records import read_form
 from core.schema.types import Detail, Grain, Hires, Request
 from core.system import paths
+from core.system.tensor_files import calculate_payload_sha256
 from tabs.generate import settings, stages
 from tabs.generate import tab as generate_tab
 from tests.prompts import tool_pictures
@@ -281,6 +284,27 @@ def test_a_picture_of_civitai_brings_its_loras_and_names_what_is_missing(tmp_pat
     )
     for once in ("Some XL, is not here", "The LoRA gone style (0.5) is not here", "seed: '-1' is not valid"):
         assert said.replace("\\", "").count(once) == 1, said
+
+
+def test_a_lora_with_another_name_here_is_found_by_its_hash(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "MODELS", tmp_path / "models")
+    monkeypatch.setattr(paths, "MODEL_ROOTS", [])
+    (tmp_path / "models/loras").mkdir(parents=True)
+    example = lora_library.locate_lora("nano-airbrush")
+    digest = calculate_payload_sha256(example)
+    metadata = {**get_lora_file(str(example)).metadata, "sshs_model_hash": digest}
+    save_file(load_file(example), tmp_path / "models/loras/mine.safetensors", metadata)
+    text = (
+        "1girl <lora:their name:0.7> <lora:gone:1>\nSteps: 9, Sampler: Euler a, Seed: 1, "
+        f'Lora hashes: "their name: {digest[:12]}, gone: 0123456789ab"'
+    )
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
+    values, said = load_settings(tmp_path / "theirs.png")
+    assert values["prompt"] == "1girl <lora:mine:0.7> <lora:gone:1>"
+    assert "The LoRA their name is called mine here." in said
+    assert said.count("gone") == 1
 
 
 def test_a_comfyui_picture_fills_the_page(tmp_path: Path) -> None:
