@@ -22,9 +22,9 @@ ALPHA_MARKS = {b"stealth_pnginfo": False, b"stealth_pngcomp": True}
 def read_texts(image: Image.Image, file: Path) -> dict[str, str]:
     """Return the texts of an open picture by their names, without decoding its pixels.
 
-    EXIF's comment is called `UserComment`; `prompt:...`, as ComfyUI writes into other fields of EXIF,
-    is called `prompt`. Raises `ValueError` or `OSError` for a file that is torn, and for texts that
-    are too long.
+    EXIF's comment, or another field of EXIF that holds A1111's text, is called `UserComment`;
+    `prompt:...`, as ComfyUI writes into fields of EXIF, is called `prompt`. Raises `ValueError` or
+    `OSError` for a file that is torn, and for texts that are too long.
     """
     texts = dict(_read_png_texts(file)) if image.format == "PNG" else {}
     if image.format == "PNG" and "exif" not in image.info:  # Pillow would decode the pixels to find it
@@ -32,11 +32,12 @@ def read_texts(image: Image.Image, file: Path) -> dict[str, str]:
     exif = image.getexif()
     inner = exif.get_ifd(ExifTags.IFD.Exif)
     comment = inner.get(ExifTags.Base.UserComment, exif.get(ExifTags.Base.UserComment))
-    fields = [value for value in exif.values() if isinstance(value, str)]
-    named = [(name.lower(), text) for name, _, text in (value.partition(":") for value in fields)]
+    said = decode_comment(comment) if comment else ""
+    fields = [said, *(value for value in exif.values() if isinstance(value, str))]
+    named = [(name.strip().lower(), text) for name, _, text in (value.partition(":") for value in fields)]
     return {
         **{name: text.rstrip("\0") for name, text in named if name in ("prompt", "workflow")},
-        **({"UserComment": decode_comment(comment)} if comment else {}),
+        "UserComment": next((value for value in fields if "Steps: " in value), said),
         **texts,
     }
 

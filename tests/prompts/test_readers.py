@@ -137,6 +137,35 @@ def test_a_detour_through_reroutes_switches_and_joined_texts_is_followed() -> No
     check_common(reading, negative="a dog AND rain")
 
 
+def test_a_pipe_of_an_efficient_loader_is_followed() -> None:
+    loader = {"ckpt_name": "wai.safetensors", "positive": "a cat 笑顔", "negative": "a dog", "clip_skip": -2}
+    stack = {
+        "switch_1": "On",
+        "lora_name_1": "a style.safetensors",
+        "model_weight_1": 0.8,
+        "clip_weight_1": 0.8,
+    }
+    stack |= {"switch_2": "Off", "lora_name_2": "off.safetensors", "model_weight_2": 1, "lora_name_3": "None"}
+    sampler = {
+        "noise_seed": 7,
+        "steps": 20,
+        "cfg": 5.0,
+        "sampler_name": "euler_ancestral",
+        "scheduler": "karras",
+    }
+    graph = {
+        "1": tools.build_node("CR LoRA Stack", **stack),
+        "2": tools.build_node("Efficient Loader", **loader, lora_name="None", lora_stack=["1", 0]),
+        "3": tools.COMFYUI_GRAPH["6"],
+        "4": tools.build_node("KSampler SDXL (Eff.)", **sampler, sdxl_tuple=["2", 0], latent_image=["3", 0]),
+        "5": tools.build_node("PreviewImage", images=["4", 5]),
+    }
+    reading = _read_settings({"prompt": json.dumps(graph)})
+    assert isinstance(reading, Reading)
+    check_common(reading)
+    assert reading.loras == STYLE
+
+
 def test_a_refiners_pass_is_named_and_no_hires() -> None:
     graph = {**tools.COMFYUI_GRAPH, "8": tools.build_node("Reroute", **{"": ["7", 0]})}
     reading = _read_settings({"prompt": json.dumps(graph)})
@@ -162,6 +191,14 @@ def test_invokeai_is_read(tmp_path: Path) -> None:
     reading = read_infotext(tools.save_texts(tmp_path / "a.png", texts))
     check_common(reading, sampler="Euler a")
     assert (reading.tool, reading.loras) == ("InvokeAI", STYLE)
+
+
+def test_invokeai_2_is_read(tmp_path: Path) -> None:
+    image = {"prompt": [{"prompt": "a cat 笑顔 [a dog]", "weight": 1}], "sampler": "k_euler_a", "steps": 20}
+    image |= {"cfg_scale": 5.0, "width": 832, "height": 1216, "seed": 7}
+    text = json.dumps({"model_weights": "wai", "app_version": "2.3.5", "image": image})
+    reading = read_infotext(tools.save_texts(tmp_path / "a.png", {"sd-metadata": text}))
+    check_common(reading, sampler="Euler a")
 
 
 @pytest.mark.parametrize(

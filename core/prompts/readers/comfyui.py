@@ -9,6 +9,7 @@ from typing import Any
 from core.prompts.dialects import make_lora, name_weights
 from core.prompts.grammar import extract_lora_tags
 from core.prompts.readers.comfyui_graph import (
+    PIPE_INPUTS,
     Node,
     collect_nodes,
     find_number,
@@ -17,7 +18,7 @@ from core.prompts.readers.comfyui_graph import (
     trace_picture,
     walk_models,
 )
-from core.prompts.readers.json_text import get_table, parse_table
+from core.prompts.readers.json_text import get_table, get_text, parse_table
 from core.prompts.settings_text import SettingsText
 from core.schema.errors import UserError
 
@@ -51,7 +52,8 @@ def read(texts: Mapping[str, str]) -> SettingsText | None:
     Raises `UserError` for a graph without a sampler, and for a workflow without its graph.
     """
     table = parse_table(texts.get("prompt")) or parse_table(texts.get("UserComment")) or {}
-    nodes = collect_nodes(table) or collect_nodes(get_table(table, "prompt"))
+    inner = get_table(table, "prompt") or parse_table(get_text(table, "prompt")) or {}
+    nodes = collect_nodes(table) or collect_nodes(inner)
     if not nodes:
         if parse_table(texts.get("workflow")):
             raise UserError("settings", "the image has ComfyUI's workflow, but not the prompt that was run.")
@@ -142,7 +144,7 @@ def _find_side(nodes: Mapping[str, Node], node: Node, side: str) -> str:
     inputs = node["inputs"]
     value = inputs.get(side, inputs.get("conditioning") if side == "positive" else None)
     if value is None:  # both come in one pipe
-        value = next((inputs[name] for name in ("pipe", "basic_pipe", "base_ctx") if name in inputs), None)
+        value = next((inputs[name] for name in PIPE_INPUTS if name in inputs), None)
     return find_prompt(nodes, value, side).strip()
 
 

@@ -23,6 +23,9 @@ SIDE_INPUTS = re.compile(
     r"vae|clip|model|mask|positive|negative|control|sampler|sigmas|guider|noise|detector"
 )
 """Inputs that no picture comes in by."""
+PIPE_INPUTS = ("pipe", "basic_pipe", "base_ctx", "ctx_01", "sdxl_tuple", "context")
+"""Inputs that bring model, prompts and more by one link."""
+PROMPT_INPUTS = ("text_g", "text", "prompt", "clip_g", "t5xxl")
 TEXT_INPUTS = re.compile(r"(?:text|string|prompt|str|value|wildcard|input)(?:_?\w{1,8})?")
 
 Node = Mapping[str, Any]
@@ -113,17 +116,17 @@ def find_prompt(
     node, seen = follow(nodes, value), set() if seen is None else seen
     if node is None or id(node) in seen or depth > MAX_HOPS or node["class_type"] == "ConditioningZeroOut":
         return ""
-    seen.add(id(node))
     inputs = node["inputs"]
-    if (
-        name := next((name for name in (f"text_{side}", "text_g", "text", "prompt") if name in inputs), "")
-    ) or ("populated_text" in inputs):
-        return find_text(nodes, inputs[name] if name else value)
-    if side in inputs:
-        return find_prompt(nodes, inputs[side], side, seen, depth + 1)
-    names = [name for name in inputs if name.startswith("conditioning")]
-    if not names:
-        return find_text(nodes, value)
+    texts = [name for name in (f"text_{side}", *PROMPT_INPUTS) if name in inputs]
+    names = [name for name in (side, *PIPE_INPUTS) if name in inputs][:1]
+    names = names or [name for name in inputs if name.startswith("conditioning")]
+    if "populated_text" in inputs or (not texts and not names and any(map(TEXT_INPUTS.fullmatch, inputs))):
+        return find_text(nodes, value, seen, depth)
+    seen.add(id(node))
+    if texts:
+        return find_text(nodes, inputs[texts[0]], seen, depth + 1)
+    if not names:  # a switch or a reroute
+        names = [name for name in inputs if follow(nodes, inputs[name]) is not None][:1]
     glue = " AND " if "Combine" in node["class_type"] else "\nBREAK\n"
     parts = [find_prompt(nodes, inputs[name], side, seen, depth + 1) for name in names]
     return glue.join(part for part in dict.fromkeys(parts) if part.strip())
@@ -138,5 +141,5 @@ def walk_models(nodes: Mapping[str, Node], node: Node | None) -> Iterator[Node]:
             continue
         seen.add(id(node))
         yield node
-        names = ("model", "model1", "pipe", "basic_pipe", "guider", "lora_stack", "optional_lora_stack")
+        names = ("model", "model1", *PIPE_INPUTS, "guider", "lora_stack", "optional_lora_stack")
         waiting += [follow(nodes, node["inputs"].get(name)) for name in names]

@@ -1,4 +1,4 @@
-"""Reads InvokeAI's JSON, `invokeai_metadata`, of version 3 and later, with its emphasis as A1111's."""
+"""Reads InvokeAI's JSON: `invokeai_metadata`, `sd-metadata` of version 2; emphasis becomes A1111's."""
 
 import re
 from collections.abc import Mapping
@@ -19,6 +19,7 @@ KEYS = {
 }
 PROMPTS = {"positive_prompt", "negative_prompt", "positive_style_prompt", "negative_style_prompt"}
 USED = {*KEYS, *PROMPTS, "width", "height", "model", "loras", "vae"}
+NEGATIVE = re.compile(r"\[([^\[\]]*+)\]")
 # A closing bracket with a number or signs, or a word with plus signs; a minus ends words by itself.
 EMPHASIS = re.compile(
     r"((?<!\\)\))(\d\.\d{1,4}|\d|\+{1,9}|-{1,9})(?![\w.+-])|\b(\w{1,99}+)(\+{1,9})(?![\w+])"
@@ -27,6 +28,8 @@ EMPHASIS = re.compile(
 
 def read(texts: Mapping[str, str]) -> SettingsText | None:
     """Return what InvokeAI wrote. SDXL's style prompt follows the prompt, as both are encoded together."""
+    if (old := parse_table(texts.get("sd-metadata"))) is not None:
+        return _read_version_2(old)
     table = parse_table(texts.get("invokeai_metadata"))
     if table is None:
         return None
@@ -49,6 +52,25 @@ def read(texts: Mapping[str, str]) -> SettingsText | None:
             make_lora(_name_model(get_table(each, "model") or get_table(each, "lora")), each.get("weight"))
             for each in loras
         ),
+    )
+
+
+def _read_version_2(table: Mapping[str, Any]) -> SettingsText:
+    """Return what InvokeAI 2 wrote, whose negative stands in square brackets in the prompt."""
+    image = get_table(table, "image")
+    parts = [get_text(each, "prompt") for each in get_list(image, "prompt")[:20] if isinstance(each, dict)]
+    whole = get_text(image, "prompt") or "\n".join(parts)
+    return SettingsText(
+        prompt=convert_emphasis(NEGATIVE.sub("", whole).strip()),
+        negative=convert_emphasis(", ".join(NEGATIVE.findall(whole))),
+        settings={
+            **{ours: get_text(image, key) for key, ours in KEYS.items()},
+            "Sampler": get_text(image, "sampler"),
+            "Model": get_text(table, "model_weights"),
+            "Version": get_text(table, "app_version"),
+            "Size": get_size(image),
+        },
+        tool="InvokeAI",
     )
 
 
