@@ -313,7 +313,7 @@ def list_excludes(root: Path) -> list[str]:
         f"{line.removeprefix('/')}*" if line.startswith("/") else f"*{line}*" if line.endswith("/") else line
         for line in ignored
     ]
-    return [*EXCLUDE_PATTERNS, *patterns, ".venv"]  # where .venv is a link
+    return [*EXCLUDE_PATTERNS, *patterns]
 
 
 def build_upload_command(root: Path) -> str:
