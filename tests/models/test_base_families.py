@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core.generate.request import PictureForm, fill_form, list_family_warnings
+from core.generate.request import PictureForm, fill_form, list_file_notes
 from core.models.base_families import find_base_family, find_family, is_related
 from core.schema import presets
 from core.schema.types import Model
@@ -57,7 +57,7 @@ def test_a_lora_for_another_family_is_told_before_the_picture_is_made(shelf: Pat
     write_lora(shelf / "unknown.safetensors")
     prompt = "1girl <lora:horse:1> <lora:general:1> <lora:unknown:1>"
     warned = {
-        preset: list_family_warnings(fill_form(PictureForm(prompt=prompt, preset=preset)).request)
+        preset: list_file_notes(fill_form(PictureForm(prompt=prompt, preset=preset)).request)
         for preset in ("pony-v6", "illustrious-xl", "sdxl-base")
     }
     assert warned["pony-v6"] == warned["sdxl-base"] == []
