@@ -52,13 +52,6 @@ torch_thread.run_on_torch_thread(lambda: torch.ones(256, 256) @ torch.ones(256, 
 torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
-def forget_measured_strengths() -> Iterator[None]:
-    """What one test's sweep measured is not known to the next."""
-    yield
-    shutil.rmtree(os.environ["SWEETSPOT_MEASURED"], ignore_errors=True)
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: Any) -> Iterator[None]:
     """Choose the process of each test on ZeroGPU.

@@ -14,6 +14,7 @@ from core.hub import downloads
 from core.models import from_hub
 from core.models.lora_facts import LoraStrength, read_lora_facts
 from core.schema.errors import UserError
+from core.system import paths
 from core.system.atomic_files import link_or_copy
 from tests.hub.server_state import Hub
 from tests.publish.test_card import EXAMPLE
@@ -39,8 +40,11 @@ def test_case_13_a_lora_is_pulled_anonymously_and_whole(loras_on_hub: Hub) -> No
     assert not [one for one in loras_on_hub.requests if "authorization" in one.headers]
 
 
-def test_the_strength_on_its_card_comes_with_the_file(loras_on_hub: Hub, tmp_path: Path) -> None:
+def test_the_strength_on_its_card_comes_with_the_file(
+    loras_on_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Also for the copy that a page shows: its strength is filled in as the publisher measured it."""
+    monkeypatch.setattr(paths, "MEASURED", tmp_path / "measured")  # other tests' sweeps know better
     api, notes = HfApi(token="hf_ann"), {"model": "nano", "recommended": 2.5, "sweet_spot": [2, 3]}
     table = {"preferred weight": 2.5, "activation text": "soft light", "notes": json.dumps(notes)}
     for name, said in (("soft.json", table), ("large.json", {"preferred weight": 3, "x": "x" * 3_000_000})):
