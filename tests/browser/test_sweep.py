@@ -30,6 +30,8 @@ def start_sweep(page, strengths: str, seeds: str) -> None:
     page.locator("#explained").get_by_text(
         "U-Net only, alpha/rank 0.5: probably needs more than 1.0"
     ).wait_for()
+    # The strengths and prompts that the page suggests come with this line, not with the one above.
+    page.locator("#sweep-lora-line").get_by_text("rank 4 · for nano").wait_for()
     page.locator("#prompts textarea").fill(PROMPTS)
     page.locator("#strengths input, #strengths textarea").fill(strengths)
     page.locator("#seeds input, #seeds textarea").fill(seeds)
