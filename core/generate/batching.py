@@ -44,6 +44,8 @@ def group_into_batches(
             r.height,
             r.steps,
             r.sampler,
+            r.schedule,
+            r.cfg_rescale,
             r.is_guided,
             r.clip_skip,
             r.hires,

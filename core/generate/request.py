@@ -23,7 +23,7 @@ from core.schema import limits, presets
 from core.schema.bounds import OneOf, Real, Text, Whole, format_value
 from core.schema.errors import UserError
 from core.schema.records import find_problems, read_form, record
-from core.schema.samplers import SAMPLERS
+from core.schema.samplers import AUTOMATIC, SCHEDULES, SamplerName, split_sampler
 from core.schema.types import (
     Cell,
     Detail,
@@ -63,13 +63,17 @@ class PictureForm:
     model: str | None = None
     """A name of `core.models.catalogue` or a Hub id; `None` for the preset's."""
     negative: Annotated[str | None, Text(limits.PROMPT_LENGTH)] = None
-    sampler: Annotated[str | None, OneOf(tuple(SAMPLERS))] = None
+    sampler: Annotated[str | None, SamplerName()] = None
+    """Also with its schedule in one name, `DPM++ 2M Karras`."""
+    schedule: Annotated[str | None, OneOf(SCHEDULES)] = None
+    """`None` for the one that `sampler` names, or else `Automatic`; without `sampler`, the preset's."""
     width: Annotated[int | None, Whole(*limits.SIDE, step=limits.SIDE_STEP)] = None
     """Pixels."""
     height: Annotated[int | None, Whole(*limits.SIDE, step=limits.SIDE_STEP)] = None
     """Pixels."""
     steps: Annotated[int | None, Whole(*limits.STEPS)] = None
     cfg: Annotated[float | None, Real(*limits.CFG)] = None
+    cfg_rescale: Annotated[float | None, Real(0, 1)] = None
     seed: Annotated[int | None, Whole(*limits.SEED, also=RANDOM_SEED)] = None
     """-1 and `None` stand for any."""
     count: Annotated[int | None, Whole(*limits.PICTURE_COUNT)] = None
@@ -269,11 +273,15 @@ def _fill_values(form: PictureForm) -> dict[str, Any]:
     They come from the form, or else from the preset.
     """
     preset = form.prompt_preset
-    shared = ("negative", "sampler", "width", "height", "steps", "cfg")
+    shared = ("negative", "sampler", "width", "height", "steps", "cfg", "cfg_rescale")
     chosen = {name: getattr(preset if getattr(form, name) is None else form, name) for name in shared}
+    sampler, named = split_sampler(chosen["sampler"])
+    schedule = form.schedule or named or (preset.schedule if form.sampler is None else AUTOMATIC)
     seed = secrets.randbelow(limits.SEED[1] + 1) if form.seed in (None, RANDOM_SEED) else form.seed
     return {
         **chosen,
+        "sampler": sampler,
+        "schedule": schedule,
         "model": catalogue.find_model(form.model).name if form.model else preset.model,
         "prompt": form.prompt,
         "negative": chosen["negative"].replace("\r\n", "\n").strip(),
@@ -303,6 +311,9 @@ def list_warnings(form: PictureForm) -> list[str]:
     width, height, beyond = values["width"], values["height"], preset.ultrawide_beyond
     if beyond and max(width, height) > beyond and width < 2 * height:
         warnings.append(f"{width} x {height}: sides beyond {beyond} are for ultrawide images only.")
+    named = split_sampler(form.sampler)[1] if form.sampler else None
+    if named and named != values["schedule"]:
+        warnings.append(f"schedule: {values['schedule']} is used, not {named} of {form.sampler!r}.")
     if ignored := [tag[:60] for tag in extract_lora_tags(form.prompt)[2][:10]]:
         warnings.append(f"prompt: ignored {', '.join(ignored)}; of such tags, only <lora:…> applies.")
     if ignored := [match[0][:60] for match in EXTRA_NETWORK.finditer(values["negative"])][:10]:

@@ -18,9 +18,10 @@ from core.prompts.dialects import translate_settings
 from core.prompts.settings_text import NEGATIVE_PREFIX, SIGNS, SettingsText, check_text, split_settings_text
 from core.schema.bounds import FORBIDDEN_CHARACTERS
 from core.schema.errors import UserError
+from core.schema.samplers import AUTOMATIC
 from core.schema.types import Detail, Grain, Hires, Model, Request
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
 
 # Stage -> A1111's key (the studio's own if A1111 has none) -> the record's field.
 # The first key shows that the stage is there.
@@ -64,6 +65,7 @@ FIELDS = {
     "Steps": "steps",
     "CFG scale": "cfg",
     "Seed": "seed",
+    "RescaleCFG": "cfg_rescale",
     "Sweetspot clip skip": "clip_skip",
 }
 # Wide, as pictures of other tools are read, too; `core.schema.limits` bounds what can be made here.
@@ -72,6 +74,7 @@ NUMBER_RANGES = {
     "height": (int, 1, 16384),
     "steps": (int, 1, 1000),
     "cfg": (float, 0, 100),
+    "cfg_rescale": (float, 0, 1),
     "seed": (int, 0, 2**64 - 1),
     "clip_skip": (int, 1, 2),
 }
@@ -120,12 +123,12 @@ def create_infotext(request: Request, model: Model | None = None, extra: dict[st
     """
     prompt, negative = request.prompt.strip(), request.negative.strip()
     lines = prompt.split("\n")
-    schedule = next((name for name in SCHEDULES if request.sampler.endswith(f" {name}")), "")
     settings = {
         "Steps": str(request.steps),
-        "Sampler": request.sampler.removesuffix(schedule).strip(),
-        "Schedule type": schedule,
-        "CFG scale": repr(float(request.cfg)).removesuffix(".0"),
+        "Sampler": request.sampler,
+        "Schedule type": "" if request.schedule == AUTOMATIC else request.schedule,
+        "CFG scale": _format_value(request.cfg),
+        "RescaleCFG": _format_value(request.cfg_rescale) if request.cfg_rescale else "",
         "Seed": str(request.seed),
         "Size": f"{request.width}x{request.height}",
         "Model hash": "",  # keeps A1111's place for the one in `extra`
@@ -251,8 +254,13 @@ def _take_fields(settings: dict[str, str], lost: list[str]) -> dict[str, Any]:
     found: dict[str, Any] = {field: settings.pop(key) for key, field in FIELDS.items() if settings.get(key)}
     if "size" in found:
         found["width"], _, found["height"] = found.pop("size").partition("x")
-    if "sampler" in found and (schedule := settings.pop("Schedule type", "")) not in ("", "Automatic"):
-        found["sampler"] += f" {schedule}"
+    if "sampler" in found:
+        named = next((name for name in SCHEDULES if found["sampler"].endswith(f" {name}")), "")
+        schedule = settings.pop("Schedule type", "") or named or AUTOMATIC
+        found["sampler"] = found["sampler"].removesuffix(f" {named}")
+        if settings.get("Sweetspot") == "0.1.0":  # its spacing was diffusers'
+            schedule = "Sweetspot 0.1 Karras" if schedule == "Karras" else "Sweetspot 0.1"
+        found["schedule"] = "Normal" if schedule == "Uniform" else schedule  # two names of one in A1111
     if "DTG prompt" in settings:
         found["expanded"] = settings.pop("DTG prompt")
     for field in [field for field in NUMBER_RANGES if field in found]:

@@ -10,6 +10,7 @@ from typing import Any
 from core.schema import toml
 from core.schema.errors import UserError
 from core.schema.records import make_record
+from core.schema.samplers import split_sampler
 from core.schema.types import Model, PromptPreset, Request, Tool, check_picture_size
 
 PRESETS_FOLDER = Path(__file__).resolve().parent.parent.parent / "presets"
@@ -80,6 +81,9 @@ def parse_prompt_preset(table: dict[str, Any], name: str) -> PromptPreset:
     Raises `UserError` that names the file, the field, the value and what is allowed.
     """
     where = f"prompts/{name}.toml"
+    if isinstance(table.get("sampler"), str):  # `DPM++ 2M Karras`, as presets of version 0.1 say
+        sampler, schedule = split_sampler(table["sampler"])
+        table = {**table, "sampler": sampler, **({"schedule": schedule} if schedule else {})}
     found = make_record(PromptPreset, {"name": name, **table}, where)
     if not found.neutral:
         raise UserError(where, "neutral: it is empty; a sweep needs at least one prompt.")
@@ -105,9 +109,10 @@ def parse_prompt_preset(table: dict[str, Any], name: str) -> PromptPreset:
                 f"template: {{{name[:40]}}} is not a part of a prompt; "
                 f"the parts are {', '.join(PROMPT_PARTS)}.",
             )
-    shared = {name: getattr(found, name) for name in ("model", "negative", "width", "height", "steps", "cfg")}
+    names = ("model", "negative", "width", "height", "steps", "cfg", "cfg_rescale", "sampler", "schedule")
+    shared = {name: getattr(found, name) for name in names}
     try:
-        check_picture_size(Request(**shared, prompt="-", sampler=found.sampler, seed=0, hires=found.hires))
+        check_picture_size(Request(**shared, prompt="-", seed=0, hires=found.hires))
     except UserError as error:
         raise UserError(where, str(error)) from error
     for field, value, (low, high) in (

@@ -24,7 +24,7 @@ from core.schema.limits import (
     STRENGTH,
 )
 from core.schema.records import record
-from core.schema.samplers import SAMPLERS
+from core.schema.samplers import AUTOMATIC, OLD_SCHEDULES, SAMPLERS, SCHEDULES
 
 
 @record
@@ -222,6 +222,8 @@ class PromptPreset:
     cfg_range: tuple[float, float]
     """Range that the model's author advises; the ends of the slider."""
     sampler: Annotated[str, OneOf(tuple(SAMPLERS))]
+    schedule: Annotated[str, OneOf(SCHEDULES)] = AUTOMATIC
+    cfg_rescale: Annotated[float, Real(0, 1)] = 0.0
     width: Annotated[int, Whole(*SIDE, step=SIDE_STEP)]
     height: Annotated[int, Whole(*SIDE, step=SIDE_STEP)]
     size_range: tuple[int, int]
@@ -297,7 +299,10 @@ class Request:
     steps: Annotated[int, Whole(*STEPS)]
     cfg: Annotated[float, Real(*CFG)]
     """Classifier-free guidance scale; 1 turns guidance off."""
+    cfg_rescale: Annotated[float, Real(0, 1)] = 0.0
+    """How far guidance keeps the contrast of the prediction with the prompt; 0 is off."""
     sampler: Annotated[str, OneOf(tuple(SAMPLERS))]
+    schedule: Annotated[str, OneOf(SCHEDULES)] = AUTOMATIC
     seed: Annotated[int, Whole(*SEED)]
     clip_skip: Annotated[int, Whole(1, 2)] = 2
     """2 is SDXL's default, the layer before the text encoders' last; 1 uses the last."""
@@ -310,10 +315,17 @@ class Request:
     expanded: str | None = None
     """The prompt before tags were added; `None` if none were."""
 
+    def __post_init__(self) -> None:
+        known = OLD_SCHEDULES.get(self.schedule, SAMPLERS)
+        if self.sampler not in known:
+            raise UserError(
+                "schedule", f"{self.schedule!r} is not for {self.sampler}; it is for {', '.join(known)}."
+            )
+
     @property
     def is_guided(self) -> bool:
         """Whether the model also computes the negative prompt; at 1, guidance would change nothing."""
-        return self.cfg > 1
+        return self.cfg > 1 or SAMPLERS[self.sampler].unguided
 
 
 def check_picture_size(request: Request) -> None:

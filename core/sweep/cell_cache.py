@@ -24,7 +24,7 @@ from core.system.device import detect_machine
 from core.system.tensor_files import calculate_sha256
 
 FOLDER = paths.CELL_CACHE
-ENGINE_VERSION = 1
+ENGINE_VERSION = 2
 """Goes up when a request gives another picture or its features are extracted differently."""
 CELLS_GONE = (
     "images of this study were deleted before it ended because the disk was full. "

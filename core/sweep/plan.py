@@ -120,11 +120,9 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
             f"{len(strengths)} strengths x {len(prompts)} prompts x {len(seeds)} seeds are {cells} images; "
             f"the limit is {limits.SWEEP_CELLS}.",
         )
-    shared = {name: getattr(preset, name) for name in ("negative", "width", "height", "steps", "cfg")}
-    settings = [
-        {**shared, "model": base.name, "prompt": prompt, "sampler": preset.sampler, "seed": seeds[0]}
-        for prompt in prompts
-    ]
+    taken = ("negative", "width", "height", "steps", "cfg", "cfg_rescale", "sampler", "schedule")
+    shared = {name: getattr(preset, name) for name in taken}
+    settings = [{**shared, "model": base.name, "prompt": prompt, "seed": seeds[0]} for prompt in prompts]
     named: dict[EmbeddingUse, None] = {}
     for values in settings:
         try:

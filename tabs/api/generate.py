@@ -153,7 +153,9 @@ def register_endpoints() -> None:
         "lora_strength": build_input(gr.Number),
     }
     asked |= {name: build_input(gr.JSON) for name in ("hires", "detail", "expand", "grain")}
-    asked["model"] = build_input(gr.Textbox)
+    # New parameters come last: whoever sends values by their places goes on.
+    asked |= {name: build_input(gr.Textbox) for name in ("model", "sampler", "schedule")}
+    asked |= {name: build_input(gr.Number) for name in ("clip_skip", "cfg_rescale")}
     call.click(
         generate,
         inputs_kwargs=asked,

@@ -38,7 +38,7 @@ def save_preset(title: str, **values: Any) -> tuple[Any, str]:
         field, message = next(iter(problems.items()))
         return gr.skip(), show_refusal(UserError(field, message.removeprefix(f"{field}: ")))
     base = presets.get_prompt_presets()[values["preset"]]
-    texts = {name: values[name] for name in ("negative", "sampler")}
+    texts = {name: values[name] for name in ("negative", "sampler", "schedule")}
     numbers = {name: int(values[name]) for name in ("steps", "width", "height")}
     cfg = float(values["cfg"])
     sides = (*base.size_range, numbers["width"], numbers["height"])
@@ -53,6 +53,7 @@ def save_preset(title: str, **values: Any) -> tuple[Any, str]:
         **texts,
         **numbers,
         cfg=cfg,
+        cfg_rescale=float(values["cfg_rescale"]),
         cfg_range=(min(base.cfg_range[0], cfg), max(base.cfg_range[1], cfg)),
         size_range=(min(sides), max(sides)),
         on=tuple(stage for stage in presets.STAGE_NAMES if values[stage]),
@@ -109,6 +110,7 @@ def _load_picture_settings(
     said["prompt"], renamed = _find_renamed_loras(said["prompt"], reading.unused.pop("Lora hashes", ""))
     said["prompt"], missing = _add_loras(said["prompt"], reading.loras)
     notes += [*renamed, *missing]
+    said.setdefault("cfg_rescale", 0.0)  # not the preset's, which the picture was made without
     said.pop("expanded", None)  # the prompt holds the added tags
     for stage in stages.STAGE_FIELDS:
         said[stage] = _match_stage_model(stage, said.get(stage, False))

@@ -14,7 +14,7 @@ from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, Picture, Step
 from core.schema.records import read_form
-from core.schema.samplers import SAMPLERS
+from core.schema.samplers import SAMPLERS, SCHEDULES
 from core.schema.types import PromptPreset
 from core.system.markdown import escape_markdown
 from tabs.generate import lora_panel, model, prompt, settings, stages
@@ -43,8 +43,10 @@ INPUT_NAMES = (
     "prompt",
     "negative",
     "sampler",
+    "schedule",
     "steps",
     "cfg",
+    "cfg_rescale",
     "width",
     "height",
     "seed",
@@ -246,8 +248,13 @@ def _build_picture_controls(preset: PromptPreset) -> dict[str, Any]:
     c: dict[str, Any] = {}
     with gr.Row():
         c["sampler"] = gr.Dropdown(list(SAMPLERS), value=preset.sampler, label="Sampler", min_width=140)
-        c["steps"] = gr.Slider(*limits.STEPS, preset.steps, step=1, label="Steps", min_width=140)
-    c["cfg"] = gr.Slider(*preset.cfg_range, preset.cfg, step=0.25, label="CFG scale")
+        c["schedule"] = gr.Dropdown(list(SCHEDULES), value=preset.schedule, label="Schedule", min_width=140)
+    c["steps"] = gr.Slider(*limits.STEPS, preset.steps, step=1, label="Steps")
+    with gr.Row():
+        c["cfg"] = gr.Slider(*preset.cfg_range, preset.cfg, step=0.25, label="CFG scale", min_width=140)
+        c["cfg_rescale"] = gr.Slider(
+            0, 1, preset.cfg_rescale, step=0.05, label="CFG rescale", info="0 = off", min_width=140
+        )
     c["ratio"] = gr.Radio(list(ASPECT_RATIOS), value="1:1", label="Aspect ratio", elem_id="ratio")
     with gr.Row():
         for side in ("width", "height"):
@@ -314,7 +321,7 @@ def _get_preset_values(preset: PromptPreset) -> dict[str, Any]:
     """Return what choosing a preset changes: component name -> new value or update."""
     low, high = preset.size_range
     side: dict[str, Any] = {"minimum": low, "maximum": high, "step": preset.size_step}
-    plain = ("negative", "sampler", "steps", *PROMPT_PARTS)
+    plain = ("negative", "sampler", "schedule", "steps", "cfg_rescale", *PROMPT_PARTS)
     values = {name: getattr(preset, name) for name in plain} | {
         "cfg": gr.update(value=preset.cfg, minimum=preset.cfg_range[0], maximum=preset.cfg_range[1]),
         "width": gr.update(value=preset.width, **side),

@@ -75,13 +75,13 @@ def compare_with_diffusers() -> dict[str, float]:
 
     from core.generate.pipeline import generate
     from core.models import bases
-    from core.schema import samplers
     from core.schema.events import Picture
     from core.schema.types import Cell, Request
     from core.system import paths
+    from tests.euler_ancestral import make_euler_ancestral
 
     theirs = StableDiffusionXLPipeline.from_pretrained(paths.locate(bases.find_model("nano").source))
-    theirs.scheduler = samplers.make_scheduler(SAMPLER, theirs.scheduler.config)
+    theirs.scheduler = make_euler_ancestral(theirs.scheduler.config)
     theirs.set_progress_bar_config(disable=True)
 
     first = Request(

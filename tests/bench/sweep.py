@@ -32,10 +32,10 @@ from core.generate.stages.denoise import denoise  # noqa: E402
 from core.lora import apply as lora  # noqa: E402
 from core.lora.blocks import to_sai  # noqa: E402
 from core.models import bases  # noqa: E402
-from core.schema import samplers  # noqa: E402
 from core.schema.types import LoraUse, Request  # noqa: E402
 from core.system import paths  # noqa: E402
 from tests.bench.report import save_report  # noqa: E402
+from tests.euler_ancestral import make_euler_ancestral  # noqa: E402
 
 ROUNDS = 5
 STEPS = 8  # of a picture: ratios are those of 25 steps, but for the text
@@ -65,7 +65,7 @@ def build_reference(file: Path) -> StableDiffusionXLPipeline:
     """Return nano with a random LoRA by diffusers and PEFT, and write the LoRA to `file`."""
     pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(bases.find_model("nano").source))
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = samplers.make_scheduler("Euler a", pipeline.scheduler.config)
+    pipeline.scheduler = make_euler_ancestral(pipeline.scheduler.config)
     torch.manual_seed(0)
     pipeline.unet.add_adapter(LoraConfig(r=16, lora_alpha=8, target_modules=TARGETS), "it")
     for name, parameter in pipeline.unet.named_parameters():

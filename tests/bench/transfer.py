@@ -36,10 +36,10 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from core.models import bases as base_models  # noqa: E402
 from core.runtime import gpu, torch_thread  # noqa: E402
-from core.schema import samplers  # noqa: E402
 from core.schema.records import read_form  # noqa: E402
 from core.transfer.plan import TransferForm, plan_transfer  # noqa: E402
 from core.transfer.study import TransferStudy  # noqa: E402
+from tests.euler_ancestral import make_euler_ancestral  # noqa: E402
 
 ROUNDS = 3
 MIN_SPEEDUP = 2.0
@@ -75,7 +75,7 @@ def run_loop(files: list[Path]) -> Pictures:
             parts = {} if base == "nano" else {"unet": UNet2DConditionModel.from_pretrained(weights / base)}
             pipeline = StableDiffusionXLPipeline.from_pretrained(weights / "nano", **parts)
             pipeline.set_progress_bar_config(disable=True)
-            pipeline.scheduler = samplers.make_scheduler("Euler a", pipeline.scheduler.config)
+            pipeline.scheduler = make_euler_ancestral(pipeline.scheduler.config)
             if file:
                 pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name="it")
             for strength in STRENGTHS if file else (0.0,):

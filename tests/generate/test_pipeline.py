@@ -17,6 +17,7 @@ from core.schema.events import Failed, Picture, Step
 from core.schema.types import Cell, Request
 from core.system import paths
 from core.system.device import is_zerogpu
+from tests.euler_ancestral import make_euler_ancestral
 
 REQUEST = Request(
     model="nano",
@@ -27,8 +28,10 @@ REQUEST = Request(
     steps=6,
     cfg=5.0,
     sampler="Euler a",
+    schedule="Sweetspot 0.1",
     seed=7,
 )
+OLD_PAIRS = [(sampler, schedule) for schedule, known in samplers.OLD_SCHEDULES.items() for sampler in known]
 
 
 def make_cells(*requests: Request) -> list[Cell]:
@@ -55,7 +58,9 @@ def diffusers_pipeline() -> StableDiffusionXLPipeline:
 def sample_with_diffusers(pipeline: StableDiffusionXLPipeline, request: Request) -> torch.Tensor:
     own, pipeline.scheduler = (
         pipeline.scheduler,
-        samplers.make_scheduler(request.sampler, pipeline.scheduler.config),
+        make_euler_ancestral(pipeline.scheduler.config)
+        if request.schedule == samplers.AUTOMATIC
+        else samplers.make_scheduler(request.sampler, request.schedule, pipeline.scheduler.config),
     )
     made = pipeline(
         request.prompt,
@@ -64,6 +69,7 @@ def sample_with_diffusers(pipeline: StableDiffusionXLPipeline, request: Request)
         height=request.height,
         num_inference_steps=request.steps,
         guidance_scale=request.cfg,
+        guidance_rescale=request.cfg_rescale,
         generator=torch.Generator().manual_seed(request.seed),
         output_type="latent",
     ).images
@@ -72,11 +78,11 @@ def sample_with_diffusers(pipeline: StableDiffusionXLPipeline, request: Request)
     return made
 
 
-@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
-def test_every_sampler_makes_diffusers_latents(
-    diffusers_pipeline: StableDiffusionXLPipeline, sampler: str
+@pytest.mark.parametrize(("sampler", "schedule"), OLD_PAIRS)
+def test_every_old_pair_makes_diffusers_latents(
+    diffusers_pipeline: StableDiffusionXLPipeline, sampler: str, schedule: str
 ) -> None:
-    request = replace(REQUEST, sampler=sampler)
+    request = replace(REQUEST, sampler=sampler, schedule=schedule)
     difference = (denoise_latents(request) - sample_with_diffusers(diffusers_pipeline, request)).abs().max()
     assert difference <= 1e-4, f"{sampler}: {difference:.1e}"
 
@@ -90,6 +96,10 @@ def test_every_sampler_makes_diffusers_latents(
         {"negative": ""},
         {"cfg": 7.5, "seed": 2**32 - 1},
         {"steps": 1},
+        {"schedule": samplers.AUTOMATIC},
+        {"schedule": samplers.AUTOMATIC, "steps": 1},
+        {"cfg": 9.0, "cfg_rescale": 0.7},
+        {"schedule": samplers.AUTOMATIC, "cfg": 9.0, "cfg_rescale": 1.0},
     ],
 )
 def test_every_setting_makes_diffusers_latents(
@@ -111,9 +121,25 @@ def test_a_batch_is_its_single_runs() -> None:
         assert difference <= 5e-5 * request.cfg, f"picture {i} of the batch differs from its single run"
 
 
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_a_batch_draws_each_samplers_noise_as_its_single_runs(sampler: str) -> None:
+    plain = replace(REQUEST, width=64, height=64, schedule=samplers.AUTOMATIC, sampler=sampler)
+    requests = [replace(plain, seed=seed, cfg=1.5) for seed in (1, 2)]
+    together = denoise_latents(*requests)
+    for i, request in enumerate(requests):
+        assert (together[i : i + 1] - denoise_latents(request)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_every_sampler_needs_the_negative_prompt_only_where_it_counts(sampler: str) -> None:
+    plain = replace(REQUEST, width=64, height=64, schedule=samplers.AUTOMATIC, sampler=sampler, cfg=1.0)
+    other = denoise_latents(replace(plain, negative="red hair, beach"))
+    assert torch.equal(denoise_latents(plain), other) == (not samplers.SAMPLERS[sampler].unguided)
+
+
 def test_one_request_does_not_touch_the_next() -> None:
     before = denoise_latents(REQUEST)
-    denoise_latents(replace(REQUEST, sampler="DPM++ 2M Karras", cfg=9.0, prompt="apple"))
+    denoise_latents(replace(REQUEST, sampler="DPM++ 2M", schedule="Karras", cfg=9.0, prompt="apple"))
     torch.manual_seed(123)
     stopped = generate(make_cells(replace(REQUEST, seed=9)))
     next(stopped)
@@ -155,10 +181,12 @@ def test_batches_hold_what_goes_together() -> None:
         {"sampler": "DDIM"},
         {"prompt": long},
         {"negative": long},
+        {"schedule": "Karras"},
+        {"cfg_rescale": 0.7},
     ]
     mixed = [replace(REQUEST, **change) for change in changes]
     pipeline = bases.load_model("nano")
-    assert sorted(group_into_batches(pipeline, mixed)) == [[0, 2], [1], [3], [4], [5, 6]]
+    assert sorted(group_into_batches(pipeline, mixed)) == [[0, 2], [1], [3], [4], [5, 6], [7], [8]]
     assert [len(b) for b in group_into_batches(pipeline, [replace(REQUEST, seed=i) for i in range(20)])] == [
         7,
         7,

@@ -26,7 +26,7 @@ from core.prompts.infotext import STAGE_KEYS, VERSION, create_infotext, parse_in
 from core.prompts.png_metadata import read_infotext, save_png
 from core.prompts.settings_text import MAX_CHARACTERS
 from core.schema.errors import UserError
-from core.schema.samplers import SAMPLERS
+from core.schema.samplers import SAMPLERS, SCHEDULES
 from core.schema.types import Detail, Grain, Hires, Model, Request
 
 # A1111's own regex, `modules/infotext_utils.py`.
@@ -80,7 +80,9 @@ def make_unchecked(kind: type, **values: Any) -> Any:
         height=st.integers(1, 16384),
         steps=st.integers(1, 1000),
         cfg=st.floats(0, 100) | st.integers(0, 100),
-        sampler=st.sampled_from([*SAMPLERS, "DPM++ 2M SGM Uniform", "a, b: c"]),
+        cfg_rescale=st.just(0.0) | st.floats(0.01, 1),
+        sampler=st.sampled_from([*SAMPLERS, "a, b: c"]),
+        schedule=st.sampled_from(SCHEDULES),
         seed=st.integers(0, 2**64 - 1),
         hires=st.none()
         | st.builds(
@@ -121,13 +123,13 @@ def test_a_request_comes_back_equal(request):
 
 
 def test_the_text_is_a1111s():
-    request = replace(PLAIN_REQUEST, sampler="DPM++ 2M SDE Karras", cfg=5.25)
+    request = replace(PLAIN_REQUEST, sampler="DPM++ 2M SDE", schedule="Karras", cfg=5.25, cfg_rescale=0.7)
     model = Model(name="nano", title="Nano", source="a/b", revision="0123abcd" * 5, licence="MIT")
     text = create_infotext(request, model, {"Lora hashes": "a: 0123456789ab", "Model hash": "31e35c80fc"})
     assert text == (
         "1girl, smile\nNegative prompt: lowres\n"
-        "Steps: 25, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 5.25, Seed: 7, "
-        "Size: 832x1216, Model hash: 31e35c80fc, Model: nano, "
+        "Steps: 25, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 5.25, RescaleCFG: 0.7, "
+        "Seed: 7, Size: 832x1216, Model hash: 31e35c80fc, Model: nano, "
         f'Model revision: {"0123abcd" * 5}, Lora hashes: "a: 0123456789ab", Sweetspot: {VERSION}'
     )
     unused = {
@@ -140,18 +142,22 @@ def test_the_text_is_a1111s():
 
 
 @pytest.mark.parametrize(
-    ("name", "sampler", "schedule"),
-    [("DPM++ 2M SGM Uniform", "DPM++ 2M", "SGM Uniform"), ("DDIM", "DDIM", None)],
+    ("written", "sampler", "schedule"),
+    [
+        ("Sampler: DPM++ 2M, Schedule type: SGM Uniform", "DPM++ 2M", "SGM Uniform"),
+        ("Sampler: DPM++ 2M Karras", "DPM++ 2M", "Karras"),
+        ("Sampler: DPM++ 2M Karras, Schedule type: Exponential", "DPM++ 2M", "Exponential"),
+        ("Sampler: Euler a, Schedule type: Uniform", "Euler a", "Normal"),
+        ("Sampler: Euler a, Schedule type: Automatic", "Euler a", "Automatic"),
+        ("Sampler: DDIM", "DDIM", "Automatic"),
+        ("Sampler: Euler a, Sweetspot: 0.1.0", "Euler a", "Sweetspot 0.1"),
+        ("Sampler: DPM++ 2M, Schedule type: Karras, Sweetspot: 0.1.0", "DPM++ 2M", "Sweetspot 0.1 Karras"),
+        ("Sampler: Euler a, Sweetspot: 0.2.0", "Euler a", "Automatic"),
+    ],
 )
-def test_a_schedule_is_written_apart(name, sampler, schedule):
-    found = dict(
-        A1111_PATTERN.findall(
-            create_infotext(make_unchecked(Request, **{**vars(PLAIN_REQUEST), "sampler": name})).split("\n")[
-                -1
-            ]
-        )
-    )
-    assert (found["Sampler"], found.get("Schedule type")) == (sampler, schedule)
+def test_sampler_and_schedule_are_two_choices(written, sampler, schedule):
+    fields = parse_infotext(f"1girl\nSteps: 25, {written}, Seed: 7").fields
+    assert (fields["sampler"], fields["schedule"]) == (sampler, schedule)
 
 
 def test_nothing_is_written_for_what_is_not_there():
@@ -177,7 +183,7 @@ def list_infotext_fields(request: Request) -> dict:
     return {
         name: value
         for name, value in vars(request).items()
-        if value not in (None, ()) and (name, value) != ("clip_skip", 2)
+        if value not in (None, (), 0.0) and (name, value) != ("clip_skip", 2)
     }
 
 
@@ -195,13 +201,13 @@ FOREIGN_INFOTEXTS = {
     "A1111, schedule apart": (
         "a cat\nSteps: 25, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 3001968073, "
         "Size: 832x1216, Model hash: b513c6287d, Model: nano",
-        CAT_FIELDS | {"sampler": "DPM++ 2M Karras", "cfg": 6.5, "seed": 3001968073},
+        CAT_FIELDS | {"sampler": "DPM++ 2M", "schedule": "Karras", "cfg": 6.5, "seed": 3001968073},
         {"Model hash": "b513c6287d"},
     ),
     "A1111 before 1.9, Windows": (
         "a cat,\r\nasleep\r\nSteps: 25, Sampler: DPM++ 2M Karras, CFG scale: 5, Seed: 7, "
         "Size: 832x1216, Batch size: 2, Model: nano\r\n",
-        CAT_FIELDS | {"prompt": "a cat,\nasleep", "sampler": "DPM++ 2M Karras"},
+        CAT_FIELDS | {"prompt": "a cat,\nasleep", "sampler": "DPM++ 2M", "schedule": "Karras"},
         {"Batch size": "2"},
     ),
     "Forge": (

@@ -49,6 +49,9 @@ VALID_VALUES = {
         ("prompt", None, "None"),
         ("negative", "x" * 20_000, "20,000"),
         ("sampler", "Euler z", "Euler a, "),
+        ("sampler", "Euler z Karras", "Euler a, "),
+        ("schedule", "Linear", "Automatic, Karras, "),
+        ("cfg_rescale", 1.5, "from 0 to 1"),
         ("count", 17, "1 to 16"),
     ],
 )
@@ -115,6 +118,31 @@ def test_what_is_not_said_is_the_presets() -> None:
         read_form(picture_request.PictureForm, {"prompt": "1girl", "preset": "nano"})
     )[0].request
     assert (request.width, request.steps, request.cfg, request.sampler) == (128, 25, 5.0, "Euler a")
+
+
+@pytest.mark.parametrize(
+    ("values", "sampler", "schedule"),
+    [
+        ({}, "Euler a", "Automatic"),
+        ({"sampler": "DPM++ 2M Karras"}, "DPM++ 2M", "Karras"),
+        ({"sampler": "DPM++ 2M"}, "DPM++ 2M", "Automatic"),
+        ({"sampler": "DPM++ 2M", "schedule": "Beta"}, "DPM++ 2M", "Beta"),
+        ({"schedule": "Karras"}, "Euler a", "Karras"),
+    ],
+)
+def test_a_sampler_is_named_with_its_schedule_or_without(values: dict, sampler: str, schedule: str) -> None:
+    form = read_form(picture_request.PictureForm, {"prompt": "1girl", **values})
+    request = picture_request.build_cells(form)[0].request
+    assert (request.sampler, request.schedule) == (sampler, schedule)
+
+
+def test_a_schedule_that_is_not_for_the_sampler_is_refused() -> None:
+    problems = picture_request.find_form_problems(
+        {**VALID_VALUES, "sampler": "LCM", "schedule": "Sweetspot 0.1 Karras"}
+    )
+    assert problems == {
+        "schedule": "schedule: 'Sweetspot 0.1 Karras' is not for LCM; it is for DPM++ 2M, DPM++ 2M SDE."
+    }
 
 
 def test_a_seed_that_is_not_given_is_any() -> None:

@@ -69,6 +69,18 @@ def test_a_wrong_preset_is_named(folder: Path, old: str, new: str, says: str) ->
     assert says in str(caught.value)
 
 
+def test_a_preset_of_version_01_names_the_schedule_with_the_sampler() -> None:
+    table = {**tomllib.loads(NANO_PRESET), "sampler": "DPM++ 2M Karras"}
+    found = presets.parse_prompt_preset(table, "own")
+    assert (found.sampler, found.schedule) == ("DPM++ 2M", "Karras")
+
+
+def test_presets_of_models_that_predict_v_rescale_guidance() -> None:
+    found = presets.get_prompt_presets()
+    assert [name for name, preset in found.items() if preset.cfg_rescale] == ["noobai-xl-vpred"]
+    assert found["noobai-xl-vpred"].cfg_rescale == 0.7
+
+
 def test_parts_make_the_prompt() -> None:
     recipe = presets.get_prompt_presets()["nano"]
     assert (

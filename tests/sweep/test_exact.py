@@ -22,7 +22,6 @@ from core.lora.file import read_lora_file
 from core.models import bases, lora_library
 from core.prompts.infotext import create_infotext
 from core.runtime import gpu, torch_thread
-from core.schema import samplers
 from core.schema.errors import UserError
 from core.schema.events import Features, Picture, Step
 from core.schema.records import read_form
@@ -32,6 +31,7 @@ from core.sweep.plan import SweepForm, plan_sweep
 from core.sweep.report import build_sweep_report
 from core.sweep.study import SweepStudy
 from core.system import paths
+from tests.euler_ancestral import make_euler_ancestral
 from tests.model import fingerprint
 from tests.sweep.conftest import EXAMPLE
 from tests.zero import get_home_environment
@@ -67,7 +67,7 @@ def reference() -> StableDiffusionXLPipeline:
             layers[module.name].lora_A["it"].weight.copy_(tensors[module.down])
             layers[module.name].lora_B["it"].weight.copy_(tensors[module.up])
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.scheduler = samplers.make_scheduler("Euler a", pipeline.scheduler.config)
+    pipeline.scheduler = make_euler_ancestral(pipeline.scheduler.config)
     return pipeline
 
 

@@ -58,6 +58,16 @@ def test_case_17_the_same_seed_gives_the_same_file(client: Client) -> None:
     assert pixels[0] == pixels[1]
 
 
+def test_sampler_schedule_clip_skip_and_cfg_rescale_can_be_set(client: Client) -> None:
+    (file,), _ = client.predict(
+        prompt="1girl", seed=3, steps=2, sampler="DPM++ 2M Karras", clip_skip=1, cfg_rescale=0.5,
+        api_name="/generate",
+    )  # fmt: skip
+    fields = client.predict(picture=handle_file(file), api_name="/read_picture")
+    asked = {"sampler": "DPM++ 2M", "schedule": "Karras", "clip_skip": 1, "cfg_rescale": 0.5}
+    assert {name: fields[name] for name in asked} == asked
+
+
 def test_read_picture_gives_back_what_generate_wrote(client: Client) -> None:
     (file,), _ = client.predict(
         prompt="1girl, (smile:1.2)", negative="sketch", seed=11, steps=2, cfg=4.5, api_name="/generate"
@@ -93,6 +103,9 @@ def test_read_picture_refuses_what_is_none(client: Client, tmp_path: Path) -> No
     [
         ({"width": 1001}, "width: 1001 is not valid. Use a whole number from 64 to 2048 in steps of 32"),
         ({"steps": 0}, "steps: 0 is not valid"),
+        ({"sampler": "Euler z"}, "sampler: 'Euler z' is unknown. Use one of: Euler a, "),
+        ({"schedule": "Linear"}, "schedule: 'Linear' is unknown. Use one of: Automatic, "),
+        ({"sampler": "LCM", "schedule": "Sweetspot 0.1"}, "schedule: 'Sweetspot 0.1' is not for LCM"),
         ({"steps": 10**6}, "steps: 1000000 is not valid"),
         ({"seed": 2**64}, "seed: 18446744073709551616 is not valid"),
         ({"prompt": ""}, "prompt: the prompt is empty"),
@@ -109,10 +122,9 @@ def test_case_01_bad_values_are_refused_before_the_queue(client: Client, values:
 
 def test_case_01_nan_in_a_raw_request_is_refused(client: Client) -> None:
     """gradio_client does not send NaN; a hostile client may."""
-    body = (
-        b'{"data": ["1girl", "nano", null, null, null, null, NaN, '
-        b"null, null, null, null, null, null, null, null, null, null]}"
-    )
+    takes = json.loads(SNAPSHOT.read_text())["/generate"]["takes"]
+    values = {"prompt": "1girl", "cfg": float("nan")}
+    body = json.dumps({"data": [values.get(name) for name in takes]}).encode()
     request = urllib.request.Request(
         f"{client.src}gradio_api/call/generate", body, {"Content-Type": "application/json"}
     )
@@ -133,9 +145,11 @@ def test_a_model_that_cannot_be_had_is_a_sentence_and_nano_goes_on(client: Clien
 
 
 def test_a_value_outside_the_presets_advice_is_a_warning(client: Client) -> None:
-    _, report = client.predict(prompt="1girl, " + "blue hair, " * 40, steps=2, cfg=12, api_name="/generate")
+    asked = {"steps": 2, "cfg": 12, "sampler": "Euler Karras", "schedule": "Normal"}
+    _, report = client.predict(prompt="1girl, " + "blue hair, " * 40, **asked, api_name="/generate")
     assert report["warnings"] == [
         "cfg: 12 is outside the range of 1 to 10 recommended for nano (built-in, 128 px).",
+        "schedule: Normal is used, not Karras of 'Euler Karras'.",
         "prompt: 124 tokens; over 75, the prompt is split into chunks.",
     ]
 

@@ -182,6 +182,8 @@ def test_a_picture_fills_what_it_speaks_of(tmp_path: Path) -> None:
         steps=31,
         cfg=12,
         sampler="DDIM",
+        schedule="Beta",
+        cfg_rescale=0.3,
         seed=99,
         hires=Hires(upscaler="nano DAT x2", factor=1.5, steps=7),
         detail=Detail(detector="nano face", prompt="face, smile", padding=8),
@@ -191,7 +193,7 @@ def test_a_picture_fills_what_it_speaks_of(tmp_path: Path) -> None:
     values, said = load_settings(tmp_path / "ours.png", "baxl-v3")
     assert said == "Settings loaded."
     assert values["preset"] == "nano"
-    for name in ("prompt", "negative", "steps", "sampler", "seed"):
+    for name in ("prompt", "negative", "steps", "sampler", "schedule", "cfg_rescale", "seed"):
         assert values[name] == getattr(request, name)
     assert (values["cfg"]["value"], values["cfg"]["maximum"]) == (12, 12), (
         "the slider reaches as far as the picture went"
@@ -248,15 +250,15 @@ def test_a_picture_with_embeddings_that_are_not_here_names_each_once(tmp_path: P
 
 def test_another_tools_picture_says_what_was_left(tmp_path: Path) -> None:
     text = (
-        "1girl\nNegative prompt: bad\nSteps: 20, Sampler: LCM, CFG scale: 7, Seed: 1, Size: 1000x1216, "
-        "Model: someXL, Clip skip: 2, Denoising strength: 0.45, Hires upscale: 2, "
+        "1girl\nNegative prompt: bad\nSteps: 20, Sampler: DPM adaptive, CFG scale: 7, Seed: 1, "
+        "Size: 1000x1216, Model: someXL, Clip skip: 2, Denoising strength: 0.45, Hires upscale: 2, "
         "Hires upscaler: 4x-UltraSharp, ADetailer model: face_yolov8n.pt, Version: v1.10"
     )
     png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
     values, said = load_settings(tmp_path / "theirs.png")
     assert values["preset"] == "nano"
     assert "someXL, is not here" in said
-    assert "sampler: 'LCM' is unknown" in said
+    assert "sampler: 'DPM adaptive' is unknown" in said
     assert "width: 1000 is not valid" in said
     assert "hires.upscaler: '4x-UltraSharp' is unknown" in said
     assert "detail.detector: 'face_yolov8n.pt' is unknown" in said.replace("\\", ""), "what is theirs is text"
@@ -326,6 +328,23 @@ def test_an_upscaler_is_found_by_its_name_without_ending(tmp_path: Path) -> None
     png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
     values, said = load_settings(tmp_path / "theirs.png", "baxl-v3")
     assert values["hires_upscaler"] == "nano DAT x2", said
+
+
+def test_a_picture_of_version_01_is_remade_as_it_was(tmp_path: Path) -> None:
+    text = (
+        "1girl\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 1, Size: 128x128, "
+        "Model: nano, Sweetspot: 0.1.0"
+    )
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "old.png", text)
+    values, _ = load_settings(tmp_path / "old.png")
+    assert (values["sampler"], values["schedule"]) == ("DPM++ 2M", "Sweetspot 0.1 Karras")
+
+
+def test_a_picture_without_cfg_rescale_does_not_get_the_presets(tmp_path: Path) -> None:
+    text = "1girl\nSteps: 20, Sampler: Euler, CFG scale: 5, Seed: 1, Size: 832x1216, Model: noobai-xl-vpred"
+    png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
+    values, _ = load_settings(tmp_path / "theirs.png")
+    assert (values["preset"], values["cfg_rescale"]) == ("noobai-xl-vpred", 0.0)
 
 
 def test_a_hostile_picture_fills_nothing(tmp_path: Path) -> None:

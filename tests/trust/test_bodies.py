@@ -249,7 +249,7 @@ BAD_FIELDS = [
         r"generate: 'WORDS\n' is not a field; the fields are prompt, preset, ",
     ),
     ("call/v2/generate", {"preset": "nano"}, 400, "prompt: it is missing."),
-    ("call/generate", {"data": ["WORDS\n"]}, 400, "data: use 17 values (prompt, preset, "),
+    ("call/generate", {"data": ["WORDS\n"]}, 400, "data: use 21 values (prompt, preset, "),
     ("call/generate", {"WORDS\n": 1}, 400, "data: it is missing."),
     ("call/generate", {"data": "WORDS\n"}, 400, "data: input should be a valid list."),
     ("call/generate", ["WORDS\n"], 400, "body: input should be a valid dictionary"),
@@ -257,7 +257,7 @@ BAD_FIELDS = [
         "call/generate",
         {"data": [], "session_hash": ["WORDS\n"]},
         400,
-        "data: use 17 values (prompt, preset, ",
+        "data: use 21 values (prompt, preset, ",
     ),
     ("queue/join", {"data": [], "session_hash": "a"}, 400, "fn_index: it is missing."),
     (

@@ -1,19 +1,22 @@
 """The one denoising loop, from noise or a picture, whole or in a mask; and the VAE at both ends.
 
-Each request's noise, ancestral noise included, is drawn from its own CPU generator in the order
-of diffusers' pipelines, so a seed gives the same picture on every device and in every batch.
-The maths is that of `StableDiffusionXLPipeline`, `...Img2ImgPipeline` and `...InpaintPipeline`.
+Each request's noise, also what samplers add on the way, is drawn from its own CPU generator, so a
+seed gives the same picture on every device and in every batch.
 """
 
 import inspect
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from diffusers import StableDiffusionXLPipeline
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from core.generate.stages import schedules
+from core.generate.stages.solvers import SOLVERS, Prediction
 from core.prompts.conditioning import encode_requests
 from core.schema import samplers
 from core.schema.types import Request
@@ -41,6 +44,11 @@ class DenoiseStart(NamedTuple):
     """(n, 1, height / 8, width / 8): 1 where the picture may change."""
 
 
+Predictor = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+"""What the U-Net predicts, with guidance and without, from latents in its own scale at a timestep, with
+the prompts of a step, counted from 1."""
+
+
 @torch.no_grad()
 def denoise(
     pipeline: StableDiffusionXLPipeline,
@@ -50,11 +58,21 @@ def denoise(
 ) -> Iterator[DenoiseState]:
     """Denoise one batch of requests and yield the state after each step.
 
-    The requests have the same size, steps, sampler and number of chunks, and all are guided or none
-    is. `steps_before` is the number of steps of an earlier pass, for prompts that change at a step.
+    The requests have the same size, steps, sampler, schedule, CFG rescale and number of chunks, and all
+    are guided or none is. `steps_before` is the number of steps of an earlier pass, for prompts that
+    change at a step.
     """
-    first = requests[0]
-    guided = first.is_guided
+    predict = _make_predictor(pipeline, requests, steps_before)
+    rng, noise = draw_seed_noise(pipeline, requests)
+    run = _run_old_schedule if requests[0].schedule in samplers.OLD_SCHEDULES else _run_solver
+    yield from run(pipeline, requests[0], start, predict, rng, noise)
+
+
+def _make_predictor(
+    pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], steps_before: int
+) -> Predictor:
+    """Return what asks the U-Net about all requests, with and without their prompts."""
+    first, guided = requests[0], requests[0].is_guided
     device, dtype = pipeline._execution_device, pipeline.unet.dtype
     conditioning = encode_requests(pipeline, requests, guided, steps_before)
     size = torch.tensor(
@@ -63,34 +81,105 @@ def denoise(
     time_ids = size.repeat(len(requests) * (1 + guided), 1)
     cfg = torch.tensor([r.cfg for r in requests], device=device).view(-1, 1, 1, 1)
 
-    scheduler, times = _make_schedule(pipeline, first, start, device)
-    rng, noise = draw_seed_noise(pipeline, requests)
+    def predict(seen: torch.Tensor, t: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        states, pooled = conditioning(step)
+        predicted = pipeline.unet(
+            (torch.cat([seen] * 2) if guided else seen).to(dtype),
+            t,
+            encoder_hidden_states=states,
+            added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
+            return_dict=False,
+        )[0].float()
+        if not guided:
+            return predicted, predicted
+        return apply_cfg(predicted, cfg, first.cfg_rescale), predicted.chunk(2)[0]
+
+    return predict
+
+
+def _run_solver(
+    pipeline: StableDiffusionXLPipeline,
+    request: Request,
+    start: DenoiseStart | None,
+    predict: Predictor,
+    rng: list[torch.Generator],
+    noise: torch.Tensor,
+) -> Iterator[DenoiseState]:
+    """Go down the levels of the request's schedule by its sampler's solver.
+
+    In a mask, as in A1111, what the model predicts is the picture wherever that stays.
+    """
+    config, traits = pipeline.scheduler.config, samplers.SAMPLERS[request.sampler]
+    own = schedules.find_model_levels(config)
+    planned = start.schedule_steps if start else request.steps
+    levels = schedules.build_levels(request.sampler, request.schedule, own, planned)
+    if start:
+        levels = levels[-request.steps - 1 :]
+    if request.sampler == "Restart":
+        levels = schedules.add_restarts(levels)
+    steps, done = sum(sigma > to for sigma, to in pairwise(levels)), 0
+    kept, mask = (None, None) if start is None else (start.latents.to(noise), start.mask)
+
+    def hold(latents: torch.Tensor) -> torch.Tensor:
+        return latents if mask is None or kept is None else kept + mask.to(noise) * (latents - kept)
+
+    def model(x: torch.Tensor, sigma: float) -> Prediction:
+        t = torch.tensor(schedules.timestep_at(own, sigma), dtype=torch.float32, device=x.device)
+        scale = math.hypot(1, sigma)
+        said = predict(x / scale, t, 1 + done * request.steps // steps)
+        return Prediction(
+            *(
+                hold(x / scale**2 - one * (sigma / scale))
+                if config.prediction_type == "v_prediction"
+                else hold(x - sigma * one)
+                for one in said
+            )
+        )
+
+    def draw() -> torch.Tensor:
+        return randn_tensor(noise.shape, generator=rng, device=noise.device, dtype=noise.dtype)
+
+    first = math.hypot(1, levels[0]) if traits.unit_noise else levels[0]
+    noisy = noise * first if kept is None else kept + noise * levels[0]
+    for latents, clean in SOLVERS[request.sampler](model, noisy, levels, draw):
+        done += 1
+        yield DenoiseState(done, steps, hold(latents) if done == steps else latents, clean)
+
+
+def _run_old_schedule(
+    pipeline: StableDiffusionXLPipeline,
+    request: Request,
+    start: DenoiseStart | None,
+    predict: Predictor,
+    rng: list[torch.Generator],
+    noise: torch.Tensor,
+) -> Iterator[DenoiseState]:
+    """Denoise with diffusers' schedulers and spacing, so that pictures of version 0.1 are remade.
+
+    The maths is that of `StableDiffusionXLPipeline`, `...Img2ImgPipeline` and `...InpaintPipeline`.
+    """
+    scheduler = samplers.make_scheduler(request.sampler, request.schedule, pipeline.scheduler.config)
+    scheduler.set_timesteps(start.schedule_steps if start else request.steps, device=noise.device)
+    skipped = (start.schedule_steps - request.steps) * scheduler.order if start else 0
+    if start and hasattr(scheduler, "set_begin_index"):  # DDIM finds its place by the timestep
+        scheduler.set_begin_index(skipped)
+    times, many = scheduler.timesteps[skipped:], len(noise)
     noisy_steps = {"generator": rng} if "generator" in inspect.signature(scheduler.step).parameters else {}
     latents = (
-        scheduler.add_noise(start.latents.to(noise), noise, times[:1].repeat(len(requests)))
+        scheduler.add_noise(start.latents.to(noise), noise, times[:1].repeat(many))
         if start
         else noise * scheduler.init_noise_sigma
     )
     for i, t in enumerate(times):
         # Second-order samplers run the model twice in a step.
-        states, pooled = conditioning(1 + i * first.steps // len(times))
-        seen = scheduler.scale_model_input(torch.cat([latents] * 2) if guided else latents, t)
-        conditions_added = {"text_embeds": pooled, "time_ids": time_ids}
-        predicted = pipeline.unet(
-            seen.to(dtype),
-            t,
-            encoder_hidden_states=states,
-            added_cond_kwargs=conditions_added,
-            return_dict=False,
-        )[0].float()
-        if guided:
-            predicted = apply_cfg(predicted, cfg)
+        seen = scheduler.scale_model_input(latents, t)
+        predicted = predict(seen, t, 1 + i * request.steps // len(times))[0]
         result = scheduler.step(predicted, t, latents, **noisy_steps)
         latents = result.prev_sample.float()
         if start and start.mask is not None:
             kept, mask = start.latents.to(latents), start.mask.to(latents)
             if i + 1 < len(times):
-                kept = scheduler.add_noise(kept, noise, times[i + 1 : i + 2].repeat(len(requests)))
+                kept = scheduler.add_noise(kept, noise, times[i + 1 : i + 2].repeat(many))
             latents = kept + mask * (latents - kept)
         clean = getattr(result, "pred_original_sample", None)
         yield DenoiseState(i + 1, len(times), latents, latents if clean is None else clean)
@@ -111,25 +200,19 @@ def draw_seed_noise(
     return rng, randn_tensor(shape, generator=rng, device=device, dtype=torch.float32)
 
 
-def apply_cfg(predicted: torch.Tensor, cfg: torch.Tensor) -> torch.Tensor:
+def apply_cfg(predicted: torch.Tensor, cfg: torch.Tensor, rescale: float = 0.0) -> torch.Tensor:
     """Combine two predictions by classifier-free guidance, of arXiv 2207.12598.
 
-    `predicted` is (2n, 4, h, w), first without the prompt, then with it; `cfg` is (n, 1, 1, 1).
+    `predicted` is (2n, 4, h, w), first without the prompt, then with it; `cfg` is (n, 1, 1, 1). By the
+    share `rescale`, the result gets the deviation of the prediction with the prompt (arXiv 2305.08891,
+    section 3.4), which keeps high guidance from burning a picture out.
     """
     without, towards = predicted.chunk(2)
-    return without + cfg * (towards - without)
-
-
-def _make_schedule(
-    pipeline: StableDiffusionXLPipeline, request: Request, start: DenoiseStart | None, device: torch.device
-) -> tuple[Any, torch.Tensor]:
-    """Make a request's scheduler, set to its first step, and return it with the timesteps to run."""
-    scheduler = samplers.make_scheduler(request.sampler, pipeline.scheduler.config)
-    scheduler.set_timesteps(start.schedule_steps if start else request.steps, device=device)
-    skipped = (start.schedule_steps - request.steps) * scheduler.order if start else 0
-    if start and hasattr(scheduler, "set_begin_index"):  # DDIM finds its place by the timestep
-        scheduler.set_begin_index(skipped)
-    return scheduler, scheduler.timesteps[skipped:]
+    guided = without + cfg * (towards - without)
+    if not rescale:
+        return guided
+    deviations = (one.std(dim=(1, 2, 3), keepdim=True) for one in (towards, guided))
+    return guided * (1 - rescale + rescale * next(deviations) / next(deviations))
 
 
 @torch.no_grad()

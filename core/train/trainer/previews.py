@@ -56,7 +56,6 @@ def make_previews(
 def _build_request(run: Run, prompt: str, strength: float, lora: Path) -> Request:
     chosen, use = find_preset(run.model), LoraUse(path=str(lora), strength=strength)
     worn = {"prompt": f"{prompt} {format_lora_tag(use)}", "loras": (use,)} if strength else {"prompt": prompt}
-    size = {
-        name: getattr(chosen, name) for name in ("negative", "width", "height", "steps", "cfg", "sampler")
-    }
-    return Request(model=run.model, seed=PREVIEW_SEED, **size, **worn)  # type: ignore[arg-type]
+    taken = ("negative", "width", "height", "steps", "cfg", "cfg_rescale", "sampler", "schedule")
+    shared = {name: getattr(chosen, name) for name in taken}
+    return Request(model=run.model, seed=PREVIEW_SEED, **shared, **worn)  # type: ignore[arg-type]
