@@ -56,7 +56,9 @@ LAUNCH_OPTIONS: dict[str, Any] = {
 LAUNCH_OPTIONS |= {
     "show_error": False,
     "enable_monitoring": False,
-    "head_paths": Path(__file__).parent / "tabs" / "notice.html",
+    "head_paths": [
+        Path(__file__).parent / "tabs" / name for name in ("notice.html", "generate/shortcuts.html")
+    ],
 }
 SHUTDOWN_TIMEOUT = 20
 """Seconds that jobs and runs have to end and save once the app is asked to close.

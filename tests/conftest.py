@@ -16,6 +16,7 @@ os.environ["GRADIO_TEMP_DIR"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
 os.environ["SWEETSPOT_CELLS"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
 os.environ["SWEETSPOT_RUNS"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
 os.environ["SWEETSPOT_MEASURED"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
+os.environ["SWEETSPOT_OUTPUTS"] = tempfile.mkdtemp(prefix="sweetspot-tests-")
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="sweetspot-tests-")  # a Space sweeps it
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -44,6 +45,7 @@ for place in (
     "SWEETSPOT_CELLS",
     "SWEETSPOT_RUNS",
     "SWEETSPOT_MEASURED",
+    "SWEETSPOT_OUTPUTS",
     "HF_HUB_CACHE",
 ):
     atexit.register(shutil.rmtree, os.environ[place], ignore_errors=True)

@@ -50,6 +50,7 @@ class Server:
             "GRADIO_TEMP_DIR": folder / "files",
             "SWEETSPOT_CELLS": folder / "cells",
             "SWEETSPOT_RUNS": folder / "runs",
+            "SWEETSPOT_OUTPUTS": folder / "outputs",
             "PYTHONPATH": folder,
         }
         usual = {

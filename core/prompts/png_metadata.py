@@ -21,6 +21,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF")
 # A1111's text is before ComfyUI's graph: of a picture that has both, it says what was done.
 READERS = (swarmui.read, fooocus.read, invokeai.read, novelai.read, a1111.read, comfyui.read)
 
+JSON_NAMES = ("prompt", "invokeai_metadata", "Comment")
+"""Where ComfyUI, InvokeAI and NovelAI write their JSON."""
+
 
 def save_png(image: Image.Image, file: Path, infotext: str) -> None:
     """Write the picture as PNG, with its infotext where A1111 puts it.
@@ -56,14 +59,42 @@ def read_infotext(file: Path) -> Reading:
         raise UserError(file.name, "it cannot be read as a PNG, JPEG, WebP or AVIF image.") from error
 
 
+def read_settings_text(text: str) -> Reading:
+    """Return the settings of a text that any known tool wrote. Raises `UserError` for any other text."""
+    places = [{"parameters": text}]
+    if parse_table(text):  # a picture's texts in one, or what a tool writes into one of them
+        places += [_list_texts(text), *({name: text} for name in JSON_NAMES)]
+    refused = None
+    for texts in places:
+        if isinstance(found := _read_settings(texts), Reading):
+            return found
+        refused = refused or found
+    raise refused or UserError("settings", "the text contains none.")
+
+
+def get_infotext(file: Path) -> str:
+    """Return what A1111 and Sweetspot write into a PNG, as it stands; empty for a file without it."""
+    try:
+        with Image.open(file, formats=("PNG",)) as image:
+            text = image.info.get("parameters", "")
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        return ""
+    return text if isinstance(text, str) else ""
+
+
+def _list_texts(text: str) -> dict[str, str]:
+    """Return the texts of a JSON object by name; any other text as A1111 would write it."""
+    table = parse_table(text) or {"parameters": text}
+    return {str(name): value for name, value in table.items() if isinstance(value, str)}
+
+
 def _read_open_picture(image: Image.Image, file: Path) -> Reading:
     texts = read_texts(image, file)
     found = _read_settings(texts)
     if isinstance(found, Reading):
         return found
     if image.format == "PNG" and (text := read_alpha_text(image)):
-        table = parse_table(text) or {"parameters": text}
-        hidden = _read_settings({str(name): value for name, value in table.items() if isinstance(value, str)})
+        hidden = _read_settings(_list_texts(text))
         if isinstance(hidden, Reading):
             return hidden
         found = hidden or found

@@ -49,4 +49,26 @@ def link_or_copy(file: Path, target: Path) -> None:
     except FileExistsError:
         return
     except OSError:
-        shutil.copyfile(file, target)
+        with replace_file(target) as unfinished:
+            shutil.copyfile(file, unfinished)
+
+
+def copy_to_new_file(file: Path, target: Path) -> None:
+    """Copy the file to `target`, whole or not at all; the folder is there already.
+
+    Raises `FileExistsError` if something has that name, also if another process was first.
+    """
+    unfinished = target.with_name(f".{uuid4().hex}.tmp")
+    try:
+        shutil.copyfile(file, unfinished)
+        with unfinished.open("rb") as written:
+            os.fsync(written.fileno())
+        try:
+            os.link(unfinished, target)
+        except FileExistsError:
+            raise
+        except OSError:  # a disk without hard links: whoever creates the name has it
+            target.touch(exist_ok=False)
+            unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)

@@ -43,8 +43,10 @@ MEASURED = choose_folder(
     "SWEETSPOT_MEASURED", "measured", Path.home() / ".local" / "share" / "sweetspot" / "measured"
 )
 """At which strengths own sweeps found that LoRAs work, a small file for each."""
-OUTPUTS = choose_folder("GRADIO_TEMP_DIR", "outputs", Path.home() / ".cache" / "sweetspot" / "files")
-"""Files that the page shows: uploads, pictures, sheets."""
+FILES = choose_folder("GRADIO_TEMP_DIR", "files", Path.home() / ".cache" / "sweetspot" / "files")
+"""Files that the page shows: uploads, pictures, sheets. They go when nobody uses them."""
+OUTPUTS = choose_folder("SWEETSPOT_OUTPUTS", "outputs", CODE / "outputs")
+"""Finished pictures at home, for ever."""
 
 
 def locate(source: str) -> Path:

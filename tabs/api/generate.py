@@ -11,7 +11,7 @@ from typing import Any
 
 import gradio as gr
 
-from core.generate import request
+from core.generate import outputs, request
 from core.generate.stages.hires import output_size
 from core.models import bases, embedding_library
 from core.prompts import png_metadata
@@ -43,6 +43,7 @@ def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
     form = request.resolve_seed(form)
     folder, begin, files, notes = create_folder(), time.monotonic(), [], []
     with translate_errors():
+        kept_in = outputs.find_outputs()
         request.fill_form(form)  # whatever is not allowed is refused before torch is waited for
         expansion = torch_thread.run_on_torch_thread(request.expand_request, form)
         full = request.replace_prompt(form, expansion.prompt) if expansion else form
@@ -52,8 +53,9 @@ def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
             if isinstance(event, Failed):
                 raise UserError(None, event.message)
             if isinstance(event, Picture):
-                files.append(save_result(event, folder)[0])
-                notes += event.notes
+                files.append(save_result(event, folder))
+                _, refused = outputs.keep_picture(Path(files[-1]), event.cell.request, kept_in)
+                notes += [*event.notes, *(note for note in refused if note not in notes)]
             yield gr.skip(), gr.skip()
     first = cells[0].request
     tokens = bases.count_prompt_tokens(first.prompt, first.embeddings)

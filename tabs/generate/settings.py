@@ -17,6 +17,7 @@ from core.models.preset_match import find_preset
 from core.prompts import png_metadata
 from core.prompts.dialects import name_weights
 from core.prompts.grammar import EXTRA_NETWORK, compose_prompt
+from core.prompts.infotext import Reading
 from core.schema import presets
 from core.schema.errors import UserError
 from core.schema.toml import read_toml
@@ -29,6 +30,11 @@ from tabs.shared.model_choices import PRESET_MODEL, name_model
 
 PICTURE_SUFFIXES = [".png", ".jpg", ".jpeg", ".webp", ".avif"]
 PRESET_SUFFIX = ".toml"
+TEXT_SUFFIX = ".txt"
+SUFFIXES = [*PICTURE_SUFFIXES, PRESET_SUFFIX, TEXT_SUFFIX]
+"""Of the files that settings are loaded from."""
+MAX_TEXT_BYTES = 400_000
+"""Of a settings text; in UTF-8 a character has up to four."""
 OWN_PRESET_NAME = "your preset"
 
 
@@ -100,7 +106,7 @@ def _load_preset(file: Path, fill: Callable[[PromptPreset], dict[str, Any]]) -> 
 def _load_picture_settings(
     file: Path, preset: str, fill: Callable[[PromptPreset], dict[str, Any]]
 ) -> tuple[dict[str, Any], str]:
-    reading = png_metadata.read_infotext(file)
+    reading = _read_text(file) if file.suffix == TEXT_SUFFIX else png_metadata.read_infotext(file)
     said: dict[str, Any] = dict(reading.fields)
     recipe, own, notes = _choose_model(said.pop("model", None), preset, reading.unused)
     notes = [*reading.lost, *notes]
@@ -147,6 +153,12 @@ def _load_picture_settings(
         notes.append(f"Ignored: {', '.join(unused[:30])}.")
     tool = "" if reading.tool == "Sweetspot" else f" of {reading.tool}"
     return values, " ".join([f"Settings{tool} loaded.", *dict.fromkeys(notes)])
+
+
+def _read_text(file: Path) -> Reading:
+    with file.open("rb") as opened:
+        text = opened.read(MAX_TEXT_BYTES).decode("utf-8-sig", errors="replace")
+    return png_metadata.read_settings_text(text)
 
 
 def _choose_model(

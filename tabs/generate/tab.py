@@ -2,13 +2,15 @@
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from core.generate import request
+from core.generate import outputs, request
 from core.generate.tag_expander import append_tags
 from core.models import catalogue
+from core.prompts.png_metadata import get_infotext, read_infotext
 from core.runtime import gpu, torch_thread
 from core.schema import limits, presets
 from core.schema.errors import UserError
@@ -17,7 +19,7 @@ from core.schema.records import read_form
 from core.schema.samplers import SAMPLERS, SCHEDULES
 from core.schema.types import PromptPreset
 from core.system.markdown import escape_markdown
-from tabs.generate import lora_panel, model, prompt, settings, stages
+from tabs.generate import history, lora_panel, model, prompt, settings, stages
 from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder, save_result
 from tabs.shared import hub_fetch
@@ -59,10 +61,11 @@ INPUT_NAMES = (
 """What a job is made from: the fields of `PictureForm`, a stage's settings in pieces."""
 MODEL_NAMES = ("model_note", *model.SETTING_NAMES)
 """The components that show what is known of the model and set for it."""
-OUTPUT_NAMES = ("gallery", "made", "status", "settings", "last_seed", "added", "compare")
+OUTPUT_NAMES = ("gallery", "made", "chosen", "status", "last_seed", "added", "compare")
 """The components that show a job.
 
-`made` holds the gallery's pictures without previews: what stays after a Stop or an error.
+`made` holds the gallery's pictures without previews: what stays after a Stop or an error. `chosen`
+is the place of the one that a person chose in the gallery.
 """
 # While a person types, the last state counts.
 LATEST_OPTIONS: dict[str, Any] = {**QUIET_OPTIONS, "trigger_mode": "always_last"}
@@ -79,11 +82,12 @@ def build_tab() -> GenerateHandoff:
         with gr.Column(scale=6, min_width=320):
             shown |= _build_results()
     filled = {name: shown[name] for name in _get_preset_values(first) if name in shown}
-    _wire_settings(shown, filled)
+    load = _wire_settings(shown, filled)
     _wire_prompt(shown)
     _wire_picture_controls(shown)
     lora_panel.wire(shown)
-    _wire_jobs(shown)
+    history.wire(shown, load, _wire_jobs(shown))
+    _wire_gallery(shown)
     return GenerateHandoff(
         _load_settings,
         {name: shown[name] for name in (*filled, *MODEL_NAMES, "lora_file", "lora_strength")},
@@ -92,8 +96,11 @@ def build_tab() -> GenerateHandoff:
     )
 
 
-def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
-    """Connect presets and files of settings; `filled` is what they fill."""
+def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> dict[str, Any]:
+    """Connect presets and files of settings; `filled` is what they fill.
+
+    Returns the options of an event that loads a file's settings.
+    """
 
     def fill_preset(
         preset: PromptPreset, base: str, start: dict[str, str], texts: dict[str, str]
@@ -134,17 +141,16 @@ def _wire_settings(c: dict[str, Any], filled: dict[str, Any]) -> None:
             **answer_by_name(choose, {"kept_texts": c["kept_texts"], **shown}),
             **READ_OPTIONS,
         )
-    c["load"].upload(
-        inputs=[c["load"], c["preset"]],
-        **answer_by_name(load_settings, {"settings_message": c["settings_message"], **shown}),
-        **READ_OPTIONS,
-    )
+    load = answer_by_name(load_settings, {"settings_message": c["settings_message"], **shown})
+    for upload in (c["load"], c["dropped"]):
+        upload.upload(inputs=[upload, c["preset"]], **load, **READ_OPTIONS)
     c["save_preset"].click(
         settings.save_preset,
         inputs_kwargs={name: c[name] for name in (*INPUT_NAMES, *PROMPT_PARTS, "title")},
         outputs=[c["preset_file"], c["settings_message"]],
         **QUIET_OPTIONS,
     )
+    return load
 
 
 def _wire_prompt(c: dict[str, Any]) -> None:
@@ -180,8 +186,22 @@ def _wire_picture_controls(c: dict[str, Any]) -> None:
     c["random_seed"].click(lambda: request.RANDOM_SEED, None, c["seed"], **QUIET_OPTIONS)
 
 
-def _wire_jobs(c: dict[str, Any]) -> None:
-    """Connect the buttons that suggest tags, make pictures and stop."""
+def _wire_gallery(c: dict[str, Any]) -> None:
+    """Connect the gallery with the settings below it, which are those of the chosen picture."""
+    # A picture that is still on its way has none yet; until then those of the last one stay.
+    c["gallery"].select(_choose_picture, c["made"], [c["chosen"], c["last_seed"]], **QUIET_OPTIONS)
+    c["gallery"].preview_close(lambda: None, None, c["chosen"], **QUIET_OPTIONS)
+    gr.on(
+        [c["made"].change, c["chosen"].change],
+        _show_infotext,
+        [c["made"], c["chosen"]],
+        c["settings"],
+        **LATEST_OPTIONS,
+    )
+
+
+def _wire_jobs(c: dict[str, Any]) -> Any:
+    """Connect the buttons that suggest tags, make pictures and stop; return the event of the pictures."""
     c["add_tags"].click(
         _suggest_tags,
         inputs_kwargs={name: c[name] for name in INPUT_NAMES},
@@ -203,6 +223,7 @@ def _wire_jobs(c: dict[str, Any]) -> None:
         c["made"],
         [c["status"], c["gallery"]],
     )
+    return making
 
 
 def _build_controls(preset: PromptPreset) -> dict[str, Any]:
@@ -230,8 +251,8 @@ def _build_preset_controls(preset: PromptPreset) -> dict[str, Any]:
         c["note"] = gr.Markdown(_describe_preset(preset))
     with gr.Accordion("Load or save settings", open=False):
         c["load"] = gr.File(
-            label="Drop an image or preset to load its settings",
-            file_types=[*settings.PICTURE_SUFFIXES, settings.PRESET_SUFFIX],
+            label="Drop an image, preset or settings text",
+            file_types=settings.SUFFIXES,
             height=110,
             elem_id="load",
         )
@@ -239,7 +260,10 @@ def _build_preset_controls(preset: PromptPreset) -> dict[str, Any]:
             c["title"] = gr.Textbox(label="Preset name", placeholder="my recipe", min_width=140)
             c["save_preset"] = gr.Button("Save as preset", size="sm", min_width=120, elem_id="keep")
         c["preset_file"] = gr.File(label="Your preset", interactive=False, visible=False, elem_id="kept")
-        c["settings_message"] = gr.Markdown(elem_id="said")
+        gr.Markdown("You can also drop or paste it anywhere on this tab.")
+    with gr.Column(elem_id="dropped"):  # shortcuts.html hides it, and puts there what is dropped or pasted
+        c["dropped"] = gr.UploadButton("Load settings", file_types=settings.SUFFIXES)
+    c["settings_message"] = gr.Markdown(elem_id="said")
     return c
 
 
@@ -305,7 +329,7 @@ def _build_results() -> dict[str, Any]:
     )
     c["compare"] = gr.ImageSlider(label="Before / after", visible=False, interactive=False, elem_id="compare")
     c["settings"] = gr.Textbox(
-        label="Settings of the last image",
+        label="Settings of the image",
         lines=3,
         max_lines=8,
         buttons=["copy"],
@@ -313,8 +337,8 @@ def _build_results() -> dict[str, Any]:
         elem_id="settings",
     )
     c["last_seed"] = gr.State(request.RANDOM_SEED)
-    c["made"] = gr.State([])
-    return c
+    c["made"], c["chosen"] = gr.State([]), gr.State(None)
+    return c | history.build_panel()
 
 
 def _get_preset_values(preset: PromptPreset) -> dict[str, Any]:
@@ -369,6 +393,9 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
 
     Until there is a picture, those of the job before stay.
     """
+    with translate_errors():
+        kept_in = outputs.find_outputs()
+    yield {"chosen": None, "gallery": gr.update(selected_index=None)}
     form = request.resolve_seed(read_form(request.PictureForm, stages.build_form_values(values)))
     if form.expand and not added:
         yield {"status": "Adding tags …"}
@@ -381,6 +408,7 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
         create_folder(),
     )
     done: list[str] = []
+    copy: Path | None = None
     notes = request.list_warnings(form) + request.list_file_notes(cells[0].request)
     begin = time.monotonic()
     yield {"status": f"Loading the model … {escape_markdown(' '.join(notes))}"}
@@ -402,15 +430,15 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
                     previews = {"gallery": [*done, *event.previews]} if event.previews else {}
                     yield {"status": said, **previews}
                 case Picture():
-                    file, settings_text = save_result(event, folder)
+                    file = save_result(event, folder)
                     done.append(file)
-                    notes += [note for note in event.notes if note not in notes]
+                    copy, refused = outputs.keep_picture(Path(file), event.cell.request, kept_in)
+                    notes += [note for note in (*event.notes, *refused) if note not in notes]
                     pair = (event.before.resize(event.image.size), event.image) if event.before else None
                     yield {
                         "gallery": list(done),
                         "made": list(done),
                         "status": f"Image {len(done)} of {len(cells)} finished.",
-                        "settings": settings_text,
                         "last_seed": cells[0].request.seed,
                         "compare": gr.update(value=pair, visible=pair is not None),
                     }
@@ -419,7 +447,29 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
                     raise gr.Error(event.message)
     hints = escape_markdown(" ".join(notes))
     images = f"{len(done)} image{'s' * (len(done) > 1)}"
-    yield {"status": f"Done: {images} in {time.monotonic() - begin:.1f} s. {hints}"}
+    kept = f" Kept in {escape_markdown(str(copy.parent))}." if copy else ""
+    yield {"status": f"Done: {images} in {time.monotonic() - begin:.1f} s.{kept} {hints}"}
+
+
+def _choose_picture(made: list[str], event: gr.SelectData) -> tuple[Any, Any]:
+    """Return the place of the picture that was pressed in the gallery, and its seed.
+
+    One that is still on its way counts as none.
+    """
+    place = event.index
+    if type(place) is not int or not 0 <= place < len(made):
+        return None, gr.skip()
+    with translate_errors():
+        return place, read_infotext(Path(made[place])).fields["seed"]
+
+
+def _show_infotext(made: list[str], chosen: int | None) -> Any:
+    """Return the settings of the chosen picture, else of the last one, with a label that says which."""
+    if not made:
+        return gr.skip()
+    place = len(made) - 1 if chosen is None else min(chosen, len(made) - 1)
+    which = "the image" if len(made) == 1 else f"image {place + 1} of {len(made)}"
+    return gr.update(value=get_infotext(Path(made[place])), label=f"Settings of {which}")
 
 
 def _describe_preset(preset: PromptPreset) -> str:

@@ -3,9 +3,11 @@
 No file from elsewhere is opened.
 """
 
+import hashlib
 import os
 import secrets
 import shutil
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,15 +15,17 @@ from typing import Any, NoReturn
 
 import gradio as gr
 import safehttpx
+from PIL import Image
 
 from core.generate.picture_file import save_picture
 from core.models import lora_library
+from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.events import Picture
 from core.system import atomic_files, disk, paths
 from tabs.server.gradio_internals import processing_utils
 
-FILES_FOLDER = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(paths.OUTPUTS)))
+FILES_FOLDER = Path(os.environ.setdefault("GRADIO_TEMP_DIR", str(paths.FILES)))
 
 
 async def _refuse_address(*_: Any, **__: Any) -> NoReturn:
@@ -97,11 +101,12 @@ def create_temporary_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)  # what is inside may have deleted it after an error
 
 
-def save_result(event: Picture, folder: Path) -> tuple[str, str]:
-    """Write a picture as PNG with its settings inside; return the file and the settings."""
+def save_result(event: Picture, folder: Path) -> str:
+    """Write a picture as PNG with its settings inside, and return the file."""
     request = event.cell.request
     file = folder / f"{event.index:02d}-{request.seed}.png"
-    return str(file), save_picture(event.image, request, file)
+    save_picture(event.image, request, file)
+    return str(file)
 
 
 def resolve_upload(value: Any, field: str) -> str:
@@ -150,3 +155,36 @@ def expose_run_file(file: Path, folder: str) -> Path:
     at = FILES_FOLDER / folder / file.name
     atomic_files.link_or_copy(file, at)
     return at
+
+
+THUMBNAIL_SIDE = 320
+"""Pixels of a thumbnail's longer side."""
+
+
+def expose_thumbnail(file: Path) -> Path | None:
+    """Put a small copy of a picture where a page may show it; `None` if it cannot be read as a PNG."""
+    try:
+        target = locate_copies(file) / "thumbnail.webp"
+        if not target.exists():
+            with Image.open(file, formats=("PNG",)) as image, atomic_files.replace_file(target) as unfinished:
+                if image.width * image.height > limits.PICTURE_PIXELS:
+                    return None
+                image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=2)
+                image.convert("RGB").save(unfinished, "WEBP", quality=85)
+    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
+        return None
+    return target
+
+
+def expose_picture(file: Path) -> Path:
+    """Put a picture where a page may show it, under its own name, and return its path there."""
+    at = locate_copies(file) / file.name
+    atomic_files.link_or_copy(file, at)
+    return at
+
+
+def locate_copies(file: Path) -> Path:
+    """Return the folder for a page's copies of a file, which is another one once the file has changed."""
+    told = file.stat()
+    name = f"{file} {told.st_mtime_ns} {told.st_size}"
+    return FILES_FOLDER / hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()

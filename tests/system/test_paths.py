@@ -8,10 +8,16 @@ from pathlib import Path
 from core.system import paths
 
 PRINT_SCRIPT = (
-    "from core.system import paths; print(paths.MODELS, paths.RUNS, paths.CELL_CACHE, paths.OUTPUTS, "
-    "paths.locate('models/a.safetensors'), sep='\\n')"
+    "from core.system import paths; print(paths.MODELS, paths.RUNS, paths.CELL_CACHE, paths.FILES, "
+    "paths.OUTPUTS, paths.locate('models/a.safetensors'), sep='\\n')"
 )
-FOLDER_VARIABLES = ("SWEETSPOT_HOME", "SWEETSPOT_RUNS", "SWEETSPOT_CELLS", "GRADIO_TEMP_DIR")
+FOLDER_VARIABLES = (
+    "SWEETSPOT_HOME",
+    "SWEETSPOT_RUNS",
+    "SWEETSPOT_CELLS",
+    "GRADIO_TEMP_DIR",
+    "SWEETSPOT_OUTPUTS",
+)
 
 
 def read_folders(**environment: str) -> list[str]:
@@ -23,7 +29,7 @@ def read_folders(**environment: str) -> list[str]:
 
 
 def test_one_folder_holds_models_outputs_and_runs(tmp_path: Path) -> None:
-    names = ("models", "runs", "cells", "outputs", "models/a.safetensors")
+    names = ("models", "runs", "cells", "files", "outputs", "models/a.safetensors")
     assert read_folders(SWEETSPOT_HOME=str(tmp_path)) == [str(tmp_path / name) for name in names]
 
 
@@ -62,6 +68,7 @@ def test_without_it_everything_is_where_it_was(tmp_path: Path) -> None:
             runs,
             cache / "cells",
             cache / "files",
+            paths.CODE / "outputs",
             paths.CODE / "models/a.safetensors",
         )
     ]
