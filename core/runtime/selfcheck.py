@@ -9,6 +9,7 @@ from tempfile import TemporaryFile
 from huggingface_hub import constants, get_token, snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from core.generate import outputs
 from core.models import bases
 from core.models import folders as folders_of_models
 from core.schema import limits, presets
@@ -36,10 +37,16 @@ class SelfCheckReport:
 def run_selfcheck(files: Path) -> SelfCheckReport:
     """Run all checks; `files` is the folder of the page's files.
 
-    Raises `UserError` for an invalid preset or `paths.toml`.
+    Raises `UserError` for an invalid preset, `paths.toml` or `outputs.toml`.
     """
-    for table in (presets.get_models, presets.get_tools, presets.get_prompt_presets, settings.load_recipes):
-        table()
+    for check in (
+        presets.get_models,
+        presets.get_tools,
+        presets.get_prompt_presets,
+        settings.load_recipes,
+        outputs.find_outputs,
+    ):
+        check()
     folders = {
         "files (GRADIO_TEMP_DIR)": files,
         "cells (SWEETSPOT_CELLS)": cell_cache.FOLDER,

@@ -6,6 +6,7 @@ picture by its place on the page only, never by a path.
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,9 @@ def _show_page(session: list[str], start: int) -> dict[str, Any]:
     last = max(0, (len(found) - 1) // PAGE_SIZE * PAGE_SIZE)
     start = min(max(0, start), last)
     part = found[start : start + PAGE_SIZE]
-    thumbnails = {file: small for file in part if (small := page_files.expose_thumbnail(file))}
+    with ThreadPoolExecutor(4) as pool:  # decoding is most of the time, and holds no lock
+        small = zip(part, pool.map(page_files.expose_thumbnail, part), strict=True)
+    thumbnails = {file: thumbnail for file, thumbnail in small if thumbnail}
     torn = [file.name for file in part if file not in thumbnails]
     place = f"Images {start + 1:,} to {start + len(part):,} of {len(found):,}, newest first."
     line = [place if found else "No images yet."]

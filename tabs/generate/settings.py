@@ -81,6 +81,8 @@ def load_settings(
     the one chosen so far.
     """
     try:
+        if not file:  # the app was started anew, and has forgotten what was chosen
+            raise UserError("image", "choose one again.")
         values, said = (
             _load_preset(Path(file), fill)
             if file.endswith(PRESET_SUFFIX)

@@ -188,16 +188,11 @@ def _wire_picture_controls(c: dict[str, Any]) -> None:
 
 def _wire_gallery(c: dict[str, Any]) -> None:
     """Connect the gallery with the settings below it, which are those of the chosen picture."""
-    # A picture that is still on its way has none yet; until then those of the last one stay.
-    c["gallery"].select(_choose_picture, c["made"], [c["chosen"], c["last_seed"]], **QUIET_OPTIONS)
-    c["gallery"].preview_close(lambda: None, None, c["chosen"], **QUIET_OPTIONS)
-    gr.on(
-        [c["made"].change, c["chosen"].change],
-        _show_infotext,
-        [c["made"], c["chosen"]],
-        c["settings"],
-        **LATEST_OPTIONS,
+    c["gallery"].select(
+        _choose_picture, c["made"], [c["chosen"], c["settings"], c["last_seed"]], **LATEST_OPTIONS
     )
+    c["gallery"].preview_close(lambda: None, None, c["chosen"], **QUIET_OPTIONS)
+    c["made"].change(_show_infotext, [c["made"], c["chosen"]], c["settings"], **LATEST_OPTIONS)
 
 
 def _wire_jobs(c: dict[str, Any]) -> Any:
@@ -451,16 +446,16 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
     yield {"status": f"Done: {images} in {time.monotonic() - begin:.1f} s.{kept} {hints}"}
 
 
-def _choose_picture(made: list[str], event: gr.SelectData) -> tuple[Any, Any]:
-    """Return the place of the picture that was pressed in the gallery, and its seed.
+def _choose_picture(made: list[str], event: gr.SelectData) -> tuple[Any, Any, Any]:
+    """Return the place of the picture that was pressed in the gallery, its settings and its seed.
 
-    One that is still on its way counts as none.
+    One that is still on its way has none, and counts as not chosen.
     """
     place = event.index
     if type(place) is not int or not 0 <= place < len(made):
-        return None, gr.skip()
+        return None, gr.skip(), gr.skip()
     with translate_errors():
-        return place, read_infotext(Path(made[place])).fields["seed"]
+        return place, _show_infotext(made, place), read_infotext(Path(made[place])).fields["seed"]
 
 
 def _show_infotext(made: list[str], chosen: int | None) -> Any:

@@ -164,13 +164,13 @@ THUMBNAIL_SIDE = 320
 def expose_thumbnail(file: Path) -> Path | None:
     """Put a small copy of a picture where a page may show it; `None` if it cannot be read as a PNG."""
     try:
-        target = locate_copies(file) / "thumbnail.webp"
+        target = locate_copies(file) / "thumbnail.jpg"
         if not target.exists():
             with Image.open(file, formats=("PNG",)) as image, atomic_files.replace_file(target) as unfinished:
                 if image.width * image.height > limits.PICTURE_PIXELS:
                     return None
                 image.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), reducing_gap=2)
-                image.convert("RGB").save(unfinished, "WEBP", quality=85)
+                image.convert("RGB").save(unfinished, "JPEG", quality=85)
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError):
         return None
     return target

@@ -13,10 +13,12 @@ from urllib.parse import quote, urlsplit
 import pytest
 from gradio_client import Client
 
+from core.generate import outputs
 from core.train import runs
 from tabs.server.page_files import FILES_FOLDER
 from tests.dataset.parts import PNG, write_zip
 from tests.trust.raw import ENDPOINTS, RawClient, find_naming_fields, list_leftovers
+from tests.trust.visitor import Visitor
 
 SECRET = f"canary-{secrets.token_hex(8)}"
 TOOL_FIELDS = {"hires": "upscaler", "detail": "detector", "expand": "expander"}
@@ -175,3 +177,31 @@ def test_case_11_the_pages_own_functions_open_no_path(
                 )
                 tried += 1
     assert tried > 50
+
+
+def test_case_11_the_history_takes_no_path(studio: str, client: Client) -> None:
+    """What the server knows of a session is not the client's to say: nothing is read or deleted by it."""
+    kept = outputs.find_outputs()
+    assert kept
+    file = kept.folder / f"{SECRET}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(PNG)
+    config: Any = client.config
+    kinds = {each["id"]: each["type"] for each in config["components"]}
+    names = ("_delete_picture", "_choose_picture", "_load_settings")
+    jobs = [each for each in config["dependencies"] if each["api_name"].startswith(names)]
+    assert {name for name in names for job in jobs if job["api_name"].startswith(name)} == set(names)
+    for job in jobs:
+        for forged in (str(file), [str(file)]):
+            visitor = Visitor(studio)
+            data = [
+                forged if kinds[each] == "state" else "nano" if kinds[each] == "dropdown" else None
+                for each in job["inputs"]
+            ]
+            event = {"index": 0, "value": str(file), "selected": True}
+            body = {"data": data, "fn_index": job["id"], "session_hash": visitor.session, "event_data": event}
+            visitor.post("gradio_api/queue/join", body)
+            visitor.wait_for_result()
+            assert_silent(visitor.stream_bytes.decode(), job["api_name"])
+    assert file.read_bytes() == PNG
+    file.unlink()
