@@ -449,10 +449,12 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
 def _choose_picture(made: list[str], event: gr.SelectData) -> tuple[Any, Any, Any]:
     """Return the place of the picture that was pressed in the gallery, its settings and its seed.
 
-    One that is still on its way has none, and counts as not chosen.
+    One that is still on its way has none, and counts as not chosen. The path that a client sends is
+    only compared.
     """
-    place = event.index
-    if type(place) is not int or not 0 <= place < len(made):
+    try:
+        place = made.index(event.value["image"]["path"])
+    except (LookupError, TypeError, ValueError):
         return None, gr.skip(), gr.skip()
     with translate_errors():
         return place, _show_infotext(made, place), read_infotext(Path(made[place])).fields["seed"]

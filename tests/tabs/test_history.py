@@ -91,8 +91,22 @@ def test_a_place_that_the_page_does_not_have_opens_nothing(place: Any, folder: P
     shown = [str(make_picture(folder / f"{seed}.png", seed)) for seed in (1, 2)]
     with pytest.raises(gr.Error, match="choose one again"):
         choose(shown, place)
-    result = generate_tab._choose_picture(shown, SimpleNamespace(index=place))  # type: ignore[arg-type]
-    assert result == (None, gr.skip(), gr.skip())
+
+
+@pytest.mark.parametrize(
+    "value", [None, "/etc/passwd", [], {}, {"image": "/etc/passwd"}, {"image": {}}], ids=str
+)
+def test_the_gallery_opens_only_what_it_was_given(value: Any, tmp_path: Path) -> None:
+    """A preview of the next job may stand where a picture of the last one stood: it has no settings yet."""
+    made = [str(make_picture(tmp_path / f"{seed}.png", seed)) for seed in (1, 2)]
+
+    def choose_in_gallery(value: Any) -> tuple[Any, Any, Any]:
+        return generate_tab._choose_picture(made, SimpleNamespace(index=0, value=value))  # type: ignore[arg-type]
+
+    place, shown, seed = choose_in_gallery({"image": {"path": made[1]}})
+    assert (place, shown["value"], seed) == (1, INFOTEXT.format(seed=2), 2)
+    for other in (value, {"image": {"path": value}}, {"image": {"path": str(tmp_path / "preview.png")}}):
+        assert choose_in_gallery(other)[0] is None
 
 
 def test_on_a_space_a_session_has_its_own_pictures(space: Path, tmp_path: Path) -> None:
