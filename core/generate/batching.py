@@ -48,12 +48,21 @@ def group_into_batches(
             r.cfg_rescale,
             r.is_guided,
             r.clip_skip,
-            r.hires,
+            _describe_hires(pipeline, r),
             details_of,
             count_chunks(pipeline.tokenizer, r),
         ].append(i)
     for indices in alike.values():
         yield from split_evenly(indices, batch_size(*hires.output_size(requests[indices[0]])))
+
+
+def _describe_hires(pipeline: StableDiffusionXLPipeline, request: Request) -> tuple | None:
+    """Return what requests of a batch have in common in their second pass; `None` without one."""
+    if request.hires is None:
+        return None
+    (larger,) = hires.build_hires_requests([request])
+    chunks = count_chunks(pipeline.tokenizer, larger)
+    return request.hires, request.hires_loras, larger.is_guided, chunks
 
 
 def split_evenly(indices: Sequence[int], max_size: int) -> Iterator[list[int]]:
@@ -93,6 +102,7 @@ def is_mixed_faster(
         return False
     first = requests[0]
     plain = replace(first, steps=1 + TIMED_STEPS, hires=None)
+    worn, _ = hires.list_pass_loras(first)
     kind = (
         applied.cost_key,
         tuple(pipeline.unet.config.block_out_channels),
@@ -105,7 +115,7 @@ def is_mixed_faster(
         key = (*kind, size, each)
         if (found := _step_seconds.get(key)) is None:
             applied.set_strengths(
-                [[replace(use, strength=1 + each * i / 100) for use in first.loras] for i in range(size)]
+                [[replace(use, strength=1 + each * i / 100) for use in worn] for i in range(size)]
             )
             marks = [time.perf_counter() for _ in denoise(pipeline, [plain] * size)]
             found = _step_seconds[key] = (marks[-1] - marks[0]) / TIMED_STEPS

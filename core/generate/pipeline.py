@@ -100,11 +100,13 @@ def generate(
         yield from _measure_references(cells[0].request.model, pictures, feature_extractor)
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
-        alike[cell.request.model, tuple(use.path for use in cell.request.loras)].append(i)
-    for (name, paths), indices in sorted(alike.items()):  # each model and set of LoRAs once
+        loras, _ = hires.list_pass_loras(cell.request)
+        alike[cell.request.model, tuple(use.path for use in loras)].append(i)
+    for (name, _), indices in sorted(alike.items()):  # each model and set of LoRAs once
         pipeline = yield from _load_model(name)
         under_way = [cells[i].request for i in indices]
-        applying = lora.apply_loras(pipeline, under_way[0].loras) if paths else nullcontext()
+        loras, _ = hires.list_pass_loras(under_way[0])
+        applying = lora.apply_loras(pipeline, loras) if loras else nullcontext()
         with (
             translate_out_of_memory(
                 None,
@@ -156,7 +158,7 @@ def _generate_group(
             batch = todo.popleft()
             under_way[:] = [requests[k] for k in batch]
             if job.applied:
-                job.applied.set_strengths([r.loras for r in under_way])
+                job.applied.set_strengths([hires.list_pass_loras(r)[0] for r in under_way])
             finished = yield from _try_stages(job, under_way)
             if finished is None:
                 least.enter_context(_use_low_memory(job.pipeline))
@@ -274,6 +276,8 @@ def _enlarge_images(
             hires.enlarge_picture(image, asked, hires.output_size(first), job.low_memory) for image in images
         ]
     larger = hires.build_hires_requests(requests)
+    if job.applied:
+        job.applied.set_strengths([hires.list_pass_loras(r)[1] for r in requests])
     start = hires.prepare_hires_start(job.pipeline, requests, latents, images, job.low_memory)
     states = denoise(job.pipeline, larger, start, steps_before=first.steps)
     return decode(job.pipeline, (yield from _report_steps(job, states, "hires", larger)))
@@ -284,10 +288,12 @@ def _redraw_details(
 ) -> Generator[Step, None, tuple[list[Image.Image], Sequence[tuple[str, ...]]]]:
     """Run the detail stage: denoise what the detector finds, and return the images with notes."""
     first = requests[0]
-    if job.applied and asked.lora_strength is not None:
-        job.applied.set_strengths(
-            [[replace(use, strength=asked.lora_strength, text_strength=None) for use in first.loras]]
-        )
+    if job.applied:
+        loras, _ = hires.list_pass_loras(first)
+        if (strength := asked.lora_strength) is not None:
+            own = len(first.loras)  # those of hires follow
+            loras[:own] = [replace(use, strength=strength, text_strength=None) for use in loras[:own]]
+        job.applied.set_strengths([loras])
     places, notes = details.find_detail_regions(images, requests, bases.find_model(first.model).native_size)
     # Every region sees the picture as it was, so that its neighbours in a batch do not matter.
     whole = images

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from core.generate.stages.details import ANIMEFACE
-from core.generate.stages.hires import LANCZOS, LATENT
+from core.generate.stages.hires import LANCZOS, LATENT, build_hires_requests
 from core.generate.tag_expander import Expansion, check_expand_settings, expand
 from core.hub import client as hub
 from core.hub.preflight import NeedsJob
@@ -20,7 +20,7 @@ from core.models import bases, catalogue, embedding_library, from_hub, lora_fact
 from core.models.preset_match import find_preset
 from core.prompts.grammar import EXTRA_NETWORK, extract_lora_tags
 from core.schema import limits, presets
-from core.schema.bounds import OneOf, Real, Text, Whole, format_value
+from core.schema.bounds import OneOf, Real, Seed, Text, Whole, format_value
 from core.schema.errors import UserError
 from core.schema.records import find_problems, read_form, record
 from core.schema.samplers import AUTOMATIC, SCHEDULES, SamplerName, split_sampler
@@ -35,8 +35,10 @@ from core.schema.types import (
     PromptPreset,
     Request,
     check_picture_size,
+    count_seeds,
 )
 
+ONLY_FIRST_PASS = "hires.prompt: it names no LoRA, so the second pass is made without any, as in A1111."
 RANDOM_SEED = -1
 """The seed that stands for any seed."""
 STAGE_RECORDS = {"hires": Hires, "detail": Detail, "grain": Grain, "expand": Expand}
@@ -74,10 +76,10 @@ class PictureForm:
     steps: Annotated[int | None, Whole(*limits.STEPS)] = None
     cfg: Annotated[float | None, Real(*limits.CFG)] = None
     cfg_rescale: Annotated[float | None, Real(0, 1)] = None
-    seed: Annotated[int | None, Whole(*limits.SEED, also=RANDOM_SEED)] = None
-    """-1 and `None` stand for any."""
+    seed: Annotated[int | None, Seed(*limits.SEED, also=RANDOM_SEED)] = None
+    """Also as text; -1, blank text and `None` stand for any."""
     count: Annotated[int | None, Whole(*limits.PICTURE_COUNT)] = None
-    """Pictures, whose seeds count up from `seed`; `None` for 1."""
+    """Pictures, whose seeds count up from `seed` (0 follows the largest); `None` for 1."""
     clip_skip: Annotated[int | None, Whole(1, 2)] = None
     """`None` for 2."""
     loras: Any = None
@@ -135,8 +137,7 @@ def build_stage(name: str, value: Any, preset: PromptPreset) -> Any:
     if unknown := [str(key) for key in settings if key not in known]:
         message = f"{format_value(unknown[0])} is not a setting; the settings are {', '.join(known)}."
         raise UserError(name, message)
-    normal = {key: tuple(each) if isinstance(each, list) else each for key, each in settings.items()}
-    values = {**vars(getattr(preset, name)), **normal}
+    values = {**vars(getattr(preset, name)), **_normalise_settings(settings)}
     for field, sentence in find_problems(kind, values).items():
         raise UserError(f"{name}.{field}", sentence)
     stage = kind(**values)
@@ -149,6 +150,25 @@ def build_stage(name: str, value: Any, preset: PromptPreset) -> Any:
         except UserError as error:
             raise UserError(f"{name}.{field}", error.sentence) from error
     return stage
+
+
+def _normalise_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a stage's settings as its record has them: lists as tuples, texts as infotext keeps them.
+
+    A sampler that is named with its schedule is parted from it.
+    """
+    values = {
+        key: tuple(each) if isinstance(each, list) else _strip(each) if isinstance(each, str) else each
+        for key, each in settings.items()
+    }
+    if isinstance(values.get("sampler"), str):
+        values["sampler"], named = split_sampler(values["sampler"])
+        values["schedule"] = values.get("schedule") or named
+    return values
+
+
+def _strip(text: str) -> str:
+    return text.replace("\r\n", "\n").strip()
 
 
 def list_stage_models(name: str) -> list[str]:
@@ -172,13 +192,18 @@ def find_form_problems(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _find_lora_problems(form: PictureForm) -> dict[str, str]:
+    problems = {}
     try:
         with suppress(NeedsJob):
             collect_loras(form)
     except UserError as error:
         given = (name for name in ("lora_file", "loras") if getattr(form, name) is not None)
-        return {next(given, "prompt"): str(error)}
-    return {}
+        problems[next(given, "prompt")] = str(error)
+    try:
+        collect_hires_loras(form.hires)
+    except UserError as error:
+        problems[str(error.field)] = str(error)
+    return problems
 
 
 def _find_combination_problems(form: PictureForm) -> dict[str, str]:
@@ -196,14 +221,14 @@ def _find_combination_problems(form: PictureForm) -> dict[str, str]:
 def _find_known_embeddings(form: PictureForm, values: Mapping[str, Any]) -> tuple[EmbeddingUse, ...]:
     """Return the embeddings of a form; none where its LoRAs, which may bring some, are not known yet."""
     try:
-        applied = collect_loras(form)
+        applied = (*collect_loras(form), *(collect_hires_loras(form.hires) or ()))
     except (UserError, NeedsJob):
         return ()
     return collect_embeddings(values, applied)
 
 
 def collect_embeddings(values: Mapping[str, Any], applied: Sequence[LoraUse]) -> tuple[EmbeddingUse, ...]:
-    """Return the embeddings that a request's prompts name, those of its details included.
+    """Return the embeddings that a request's prompts name, those of its hires and details included.
 
     `values` are fields of a `Request`. Raises `UserError` for an `embedding:name` that is not there,
     cannot be used or is made for another family of models.
@@ -215,8 +240,9 @@ def collect_embeddings(values: Mapping[str, Any], applied: Sequence[LoraUse]) ->
 def _list_prompts(values: Mapping[str, Any]) -> dict[str, str]:
     """Return what may name embeddings, by its field."""
     prompts = {name: values[name] for name in ("prompt", "negative")}
-    if values["detail"]:
-        prompts |= {f"detail.{name}": getattr(values["detail"], name) for name in ("prompt", "negative")}
+    for stage in ("hires", "detail"):
+        if values[stage]:
+            prompts |= {f"{stage}.{name}": getattr(values[stage], name) for name in ("prompt", "negative")}
     return prompts
 
 
@@ -224,12 +250,19 @@ def _check_together(request: Request) -> None:
     """Raise `UserError` for values that are allowed by themselves, but not with each other."""
     check_picture_size(request)
     bases.check_prompt_length(request)
+    if request.hires:
+        _check_stage_prompts("hires", build_hires_requests([request]))
     if request.detail:
-        try:
-            for part in request.detail.prompt.split("[SEP]"):
-                bases.check_prompt_length(replace(request, prompt=part, negative=request.detail.negative))
-        except UserError as error:
-            raise UserError(f"detail.{error.field}", error.sentence) from error
+        parts, negative = request.detail.prompt.split("[SEP]"), request.detail.negative
+        _check_stage_prompts("detail", [replace(request, prompt=part, negative=negative) for part in parts])
+
+
+def _check_stage_prompts(stage: str, requests: Sequence[Request]) -> None:
+    try:
+        for request in requests:
+            bases.check_prompt_length(request)
+    except UserError as error:
+        raise UserError(f"{stage}.{error.field}", error.sentence) from error
 
 
 def _find_unknown_models(form: PictureForm) -> dict[str, str]:
@@ -250,7 +283,7 @@ def fill_form(form: PictureForm) -> PictureOrder:
     """Fill in what the form leaves to the preset, and collect its LoRAs.
 
     Raises `UserError` for the first value that is not allowed, and for LoRAs and embeddings
-    that `collect_loras` and `collect_embeddings` refuse.
+    that `collect_loras`, `collect_hires_loras` and `collect_embeddings` refuse.
     """
     for field, sentence in _find_unknown_models(form).items():
         raise UserError(field, sentence)
@@ -262,7 +295,9 @@ def fill_form(form: PictureForm) -> PictureOrder:
     tags = " ".join(map(lora_library.format_lora_tag, applied[: len(applied) - len(from_prompt)]))
     values = _fill_values(form)
     values["prompt"] = f"{form.prompt.strip()} {tags}".strip().replace("\r\n", "\n")
-    request = Request(**values, loras=applied, embeddings=collect_embeddings(values, applied))
+    of_hires = collect_hires_loras(form.hires)
+    embeddings = collect_embeddings(values, (*applied, *(of_hires or ())))
+    request = Request(**values, loras=applied, hires_loras=of_hires, embeddings=embeddings)
     _check_together(request)
     return PictureOrder(request=request, count=form.count or 1, expand=form.expand)
 
@@ -277,14 +312,14 @@ def _fill_values(form: PictureForm) -> dict[str, Any]:
     chosen = {name: getattr(preset if getattr(form, name) is None else form, name) for name in shared}
     sampler, named = split_sampler(chosen["sampler"])
     schedule = form.schedule or named or (preset.schedule if form.sampler is None else AUTOMATIC)
-    seed = secrets.randbelow(limits.SEED[1] + 1) if form.seed in (None, RANDOM_SEED) else form.seed
+    seed = secrets.randbelow(limits.RANDOM_SEEDS) if form.seed in (None, RANDOM_SEED) else form.seed
     return {
         **chosen,
         "sampler": sampler,
         "schedule": schedule,
         "model": catalogue.find_model(form.model).name if form.model else preset.model,
         "prompt": form.prompt,
-        "negative": chosen["negative"].replace("\r\n", "\n").strip(),
+        "negative": _strip(chosen["negative"]),
         "cfg": float(chosen["cfg"]),
         "seed": seed,
         "clip_skip": form.clip_skip or 2,
@@ -308,32 +343,46 @@ def list_warnings(form: PictureForm) -> list[str]:
                 f"{side}: {values[side]} is outside the range of {shortest} to {longest} pixels "
                 f"recommended for {preset.title}."
             )
+        if values[side] % preset.size_step:
+            warnings.append(
+                f"{side}: {values[side]} is no multiple of {preset.size_step}, as recommended for "
+                f"{preset.title}."
+            )
     width, height, beyond = values["width"], values["height"], preset.ultrawide_beyond
     if beyond and max(width, height) > beyond and width < 2 * height:
         warnings.append(f"{width} x {height}: sides beyond {beyond} are for ultrawide images only.")
     named = split_sampler(form.sampler)[1] if form.sampler else None
     if named and named != values["schedule"]:
         warnings.append(f"schedule: {values['schedule']} is used, not {named} of {form.sampler!r}.")
-    if ignored := [tag[:60] for tag in extract_lora_tags(form.prompt)[2][:10]]:
-        warnings.append(f"prompt: ignored {', '.join(ignored)}; of such tags, only <lora:…> applies.")
-    if ignored := [match[0][:60] for match in EXTRA_NETWORK.finditer(values["negative"])][:10]:
-        warnings.append(f"negative: ignored {', '.join(ignored)}; LoRAs belong in the prompt.")
+    hires = form.hires or Hires()
+    for field, text in (("prompt", form.prompt), ("hires.prompt", hires.prompt)):
+        if ignored := [tag[:60] for tag in extract_lora_tags(text)[2][:10]]:
+            warnings.append(f"{field}: ignored {', '.join(ignored)}; of such tags, only <lora:…> applies.")
+    for field, text in (("negative", values["negative"]), ("hires.negative", hires.negative)):
+        if ignored := [match[0][:60] for match in EXTRA_NETWORK.finditer(text)][:10]:
+            warnings.append(f"{field}: ignored {', '.join(ignored)}; LoRAs belong in the prompt.")
+    own = [name for name in ("prompt", "negative", "sampler", "schedule", "cfg") if getattr(hires, name)]
+    if own and hires.denoise == 0:
+        warnings.append(f"hires.denoise: at 0 there is no second pass; ignored its {', '.join(own)}.")
     return warnings
 
 
 def list_file_notes(request: Request) -> list[str]:
     """Return what a person should know of the files that a picture is made with.
 
-    That is a LoRA made for another family than the base model, the embeddings that are used, and
-    words that are the names of those that cannot be.
+    That is a LoRA made for another family than the base model, LoRAs that hires goes without, the
+    embeddings that are used, and words that are the names of those that cannot be.
     """
-    found = [lora_facts.describe_mismatch(Path(use.path), request.model) for use in request.loras]
+    applied = (*request.loras, *(request.hires_loras or ()))
+    paths = dict.fromkeys(use.path for use in applied)
+    found = [lora_facts.describe_mismatch(Path(path), request.model) for path in paths]
     words = ", ".join(dict.fromkeys(use.word[:60] for use in request.embeddings))
     model = catalogue.find_model(request.model)
     return [
         *(sentence for sentence in found if sentence),
+        *([ONLY_FIRST_PASS] if request.loras and request.hires_loras == () else []),
         *([f"Embeddings: {words}."] if words else []),
-        *embedding_library.list_unused_embeddings(_list_prompts(vars(request)), request.loras, model),
+        *embedding_library.list_unused_embeddings(_list_prompts(vars(request)), applied, model),
     ]
 
 
@@ -349,6 +398,19 @@ def collect_loras(form: PictureForm) -> tuple[LoraUse, ...]:
         strength = 1.0 if form.lora_strength is None else form.lora_strength
         found = (LoraUse(path=form.lora_file, strength=strength), *found)
     return lora_library.check_loras([*found, *lora_library.parse_lora_tags(form.prompt)])
+
+
+def collect_hires_loras(hires: Hires | None) -> tuple[LoraUse, ...] | None:
+    """Return what the `<lora:...>` tags of hires' own prompt name; `None` if it has no prompt of its own.
+
+    Raises `UserError` for `hires.prompt` where `collect_loras` would refuse a tag.
+    """
+    if hires is None or not hires.prompt:
+        return None
+    try:
+        return lora_library.parse_lora_tags(hires.prompt)
+    except UserError as error:
+        raise UserError("hires.prompt", error.sentence) from error
 
 
 def resolve_seed(form: PictureForm) -> PictureForm:
@@ -395,5 +457,5 @@ def build_cells(form: PictureForm, unexpanded_prompt: str | None = None) -> list
     """
     order = fill_form(form)
     first = replace(order.request, expanded=unexpanded_prompt)
-    seeds = [(first.seed + i) % (limits.SEED[1] + 1) for i in range(order.count)]
+    seeds = count_seeds(first.seed, order.count)
     return [Cell(label=f"seed {seed}", request=replace(first, seed=seed)) for seed in seeds]

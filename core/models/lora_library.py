@@ -178,14 +178,14 @@ def hash_loras(uses: Sequence[LoraUse]) -> dict[str, str]:
 
     A hash is the first 12 digits of the sha256 of what follows the file's header.
     """
-    if not uses:
+    files = [Path(path) for path in dict.fromkeys(use.path for use in uses)]
+    if not files:
         return {}
     parts = [
-        f"{Path(use.path).stem.translate({58: None, 44: None})}: "
-        f"{calculate_payload_sha256(Path(use.path))[:12]}"
-        for use in uses
+        f"{file.stem.translate({58: None, 44: None})}: {calculate_payload_sha256(file)[:12]}"
+        for file in files
     ]
-    origins = {Path(use.path).stem: named for use in uses if (named := hub.find_origin(Path(use.path)))}
+    origins = {file.stem: named for file in files if (named := hub.find_origin(file))}
     return {"Lora hashes": ", ".join(parts)} | (
         {"Lora origins": ", ".join(f"{stem}: {named}" for stem, named in origins.items())} if origins else {}
     )

@@ -22,6 +22,8 @@ KEYS = {
     "scheduler": "Schedule type",
     "hires scale": "Hires upscale",
     "hires strength": "Denoising strength",
+    "hires cfg scale": "Hires CFG Scale",
+    "hires cfg": "Hires CFG Scale",
     "cfg rescale": "RescaleCFG",
     "base model": "Model",
     "checkpoint": "Model",
@@ -73,6 +75,7 @@ def translate_settings(text: SettingsText) -> SettingsText:
     settings |= {
         key: value for key, value in {"Sampler": sampler, "Schedule type": schedule}.items() if value
     }
+    _translate_hires_sampler(settings)
     if model := settings.get("Model"):
         settings["Model"] = name_weights(model)
     loras = [*_take_resources(settings, lost), *_take_lora_weights(settings), *_take_numbered_loras(settings)]
@@ -113,6 +116,15 @@ def _normalise_name(name: str) -> str:
     plain = re.sub(r" k$", " karras", plain)  # InvokeAI's ending
     plain = re.sub(r"^k?dpm 2\b", "dpm2", plain).replace("uni pc", "unipc").replace("unipc bh2", "unipc")
     return re.sub(r"^dpm\+\+ 2s(?= karras|$)", "dpm++ 2s a", plain)  # there is no other
+
+
+def _translate_hires_sampler(settings: dict[str, str]) -> None:
+    """Write the second pass's sampler and schedule in A1111's words, unless they are the first's."""
+    keys = "Hires sampler", "Hires schedule type"
+    named = ["" if (text := settings.pop(key, "")).startswith("Use same") else text for key in keys]
+    sampler, schedule = translate_names(*named)
+    schedule = "Normal" if schedule == "Uniform" else schedule  # two names of one in A1111
+    settings |= {key: name for key, name in zip(keys, (sampler, schedule), strict=True) if name}
 
 
 def name_weights(name: str) -> str:

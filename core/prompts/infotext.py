@@ -34,6 +34,11 @@ STAGE_KEYS: dict[str, tuple[Any, dict[str, str]]] = {
             "Denoising strength": "denoise",
             "Hires steps": "steps",
             "Hires smooth": "smooth",
+            "Hires prompt": "prompt",
+            "Hires negative prompt": "negative",
+            "Hires sampler": "sampler",
+            "Hires schedule type": "schedule",
+            "Hires CFG Scale": "cfg",  # Forge's; A1111 has none
         },
     ),
     "detail": (

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pickle import PicklingError
 
 from core.generate.pipeline import estimate_work
+from core.generate.stages import hires
 from core.models import bases
 from core.models.preset_match import find_preset
 from core.schema.events import Picture, Step
-from core.schema.types import Cell
+from core.schema.types import Cell, Request
 from core.train.trainer.previews import list_preview_strengths
 from core.train.trainer.run_record import Run
 
@@ -65,9 +66,7 @@ def split_into_calls(
     """
     part: list[int] = []
     left = 0.0
-    for i in sorted(
-        indices, key=lambda i: (cells[i].request.model, [use.path for use in cells[i].request.loras])
-    ):
+    for i in sorted(indices, key=lambda i: _list_weights(cells[i].request)):
         model, seconds = cells[i].request.model, _estimate_cell_seconds(cells[i], feature_extractor)
         if part and (model != cells[part[-1]].request.model or seconds > left):
             yield part
@@ -77,6 +76,12 @@ def split_into_calls(
         part.append(i)
         left -= seconds
     yield part
+
+
+def _list_weights(request: Request) -> tuple[str, list[str]]:
+    """Return the model, and the files of the LoRAs on it."""
+    loras, _ = hires.list_pass_loras(request)
+    return request.model, [use.path for use in loras]
 
 
 def renumber_event(

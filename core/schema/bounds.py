@@ -16,6 +16,10 @@ FORBIDDEN_CHARACTERS = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\u202a-\u202e
 """Control characters, characters that change the direction of writing, halves of UTF-16 pairs."""
 
 
+EXACT_FLOATS = 2**53
+"""Below, a float stands for one whole number only."""
+
+
 def format_value(value: Any) -> str:
     """Return the value as a message may repeat it: one line of at most 41 characters."""
     text = repr(value)
@@ -51,7 +55,7 @@ class Whole(Bound):
     """A whole number from `low` to `high`, and a multiple of `step`.
 
     25.0, as JSON and sliders send it, counts as 25. `also` is one more number that is allowed, such
-    as -1 for any seed.
+    as -1 for any seed. A float from 2^53 is refused, since it may stand for its neighbours, too.
     """
 
     low: int
@@ -64,10 +68,29 @@ class Whole(Bound):
             return int(value)
         # NaN and 2.5 fail this
         if is_number(value) and self.low <= value <= self.high and value % self.step == 0:
+            if isinstance(value, float) and value >= EXACT_FLOATS:
+                raise ValueError(f"{value:.20g} may be rounded. Send the digits as an integer or as text.")
             return int(value)
         steps = f" in steps of {self.step}" if self.step > 1 else ""
         allowed = f"a whole number from {self.low} to {self.high}{steps}"
         raise ValueError(f"{format_value(value)} is not valid. Use {allowed}.")
+
+
+@dataclass(frozen=True)
+class Seed(Whole):
+    """A whole number that may also come as text, as from pages, whose own numbers are exact below 2^53.
+
+    Blank text stands for `also`.
+    """
+
+    def validate(self, value: Any) -> int:
+        if isinstance(value, str):
+            text = value.strip()
+            if re.fullmatch(r"-?[0-9]{1,20}", text):
+                value = int(text)
+            elif not text and self.also is not None:
+                value = self.also
+        return super().validate(value)
 
 
 @dataclass(frozen=True)

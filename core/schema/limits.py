@@ -1,13 +1,14 @@
 """All limits, in one place."""
 
 SIDE = (64, 2048)  # pixels
-SIDE_STEP = 32  # pixels: the U-Net halves the latents twice, and a latent stands for 8 pixels
+SIDE_STEP = 8  # pixels: a latent stands for 8, and the U-Net halves odd sides, too
 PIXELS = 2048 * 1536
 STAGE_SIDE = (8, 8192)  # pixels of a picture that a stage makes, such as hires; the VAE makes one latent of 8
 HIRES_PIXELS = 3584 * 2560  # pixels after hires
 STEPS = (1, 150)
 CFG = (1.0, 30.0)
-SEED = (0, 2**32 - 1)
+SEED = (0, 2**64 - 1)
+RANDOM_SEEDS = 2**32  # from 0, of which any is drawn: torch's generator uses no more bits of a seed
 PICTURE_COUNT = (1, 16)  # pictures of one request
 PROMPT_LENGTH = 10_000  # characters
 STRENGTH = (-5.0, 5.0)  # of a LoRA
@@ -20,7 +21,7 @@ TRANSFER_MODELS = 12  # base models of a transfer study
 TRANSFER_CELLS = 4096  # pictures of a transfer study
 RANK = (1, 256)
 REFERENCES = 32  # pictures of a target style
-HIRES_FACTOR = (1.25, 2.0)  # new side over old side
+HIRES_FACTOR = (1.0, 4.0)  # new side over old side
 DETECTED_BOXES = 100  # boxes that a detector finds in a picture
 DETAIL_REGIONS = 24  # boxes that are denoised again, each at the model's own size
 DETECTOR_SIDE = (32, 2048)  # pixels that a detector shrinks a picture to
@@ -81,8 +82,8 @@ def list_limits() -> list[tuple[str, str]]:
     return [
         (
             "Image",
-            f"sides {format_range(SIDE)} pixels, {PIXELS / 1e6:.1f} megapixels; "
-            f"after hires {HIRES_PIXELS / 1e6:.1f}",
+            f"sides {format_range(SIDE)} pixels in steps of {SIDE_STEP}, {PIXELS / 1e6:.1f} megapixels; "
+            f"after hires {HIRES_PIXELS / 1e6:.1f}, up to {HIRES_FACTOR[1]:g} times a side",
         ),
         ("Steps, CFG", f"{format_range(STEPS)}, {format_range(CFG)}"),
         ("Images at once", format_range(PICTURE_COUNT)),

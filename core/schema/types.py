@@ -117,6 +117,16 @@ class Hires:
     """Steps to take, whatever the denoise; `None` for as many as the picture had."""
     smooth: Annotated[float, Real(0, 1)] = 0.0
     """How much fine texture is smoothed before enlarging, 0 to 1; edges are kept."""
+    prompt: Annotated[str, Text(PROMPT_LENGTH)] = ""
+    """Of the second pass, whose LoRAs it names, too; empty for the picture's own prompt and LoRAs."""
+    negative: Annotated[str, Text(PROMPT_LENGTH)] = ""
+    """Empty for the picture's own negative prompt."""
+    sampler: Annotated[str | None, OneOf(tuple(SAMPLERS))] = None
+    """`None` for the first pass's."""
+    schedule: Annotated[str | None, OneOf(SCHEDULES)] = None
+    """`None` for the first pass's."""
+    cfg: Annotated[float | None, Real(*CFG)] = None
+    """`None` for the first pass's."""
 
 
 @record
@@ -310,22 +320,34 @@ class Request:
     detail: Detail | None = None
     grain: Grain | None = None
     loras: tuple[LoraUse, ...] = ()
+    hires_loras: tuple[LoraUse, ...] | None = None
+    """What the prompt of hires names; `None` for `loras`, where hires has no prompt of its own."""
     embeddings: tuple[EmbeddingUse, ...] = ()
-    """What its prompts name, those of its details included; any other name is read as words."""
+    """What its prompts name, those of hires and details included; any other name is read as words."""
     expanded: str | None = None
     """The prompt before tags were added; `None` if none were."""
 
     def __post_init__(self) -> None:
-        known = OLD_SCHEDULES.get(self.schedule, SAMPLERS)
-        if self.sampler not in known:
-            raise UserError(
-                "schedule", f"{self.schedule!r} is not for {self.sampler}; it is for {', '.join(known)}."
-            )
+        _check_schedule(self.sampler, self.schedule, "schedule")
+        if self.hires:
+            both = self.hires.sampler or self.sampler, self.hires.schedule or self.schedule
+            _check_schedule(*both, "hires.schedule")
 
     @property
     def is_guided(self) -> bool:
         """Whether the model also computes the negative prompt; at 1, guidance would change nothing."""
         return self.cfg > 1 or SAMPLERS[self.sampler].unguided
+
+
+def _check_schedule(sampler: str, schedule: str, field: str) -> None:
+    known = OLD_SCHEDULES.get(schedule, SAMPLERS)
+    if sampler not in known:
+        raise UserError(field, f"{schedule!r} is not for {sampler}; it is for {', '.join(known)}.")
+
+
+def count_seeds(first: int, count: int) -> list[int]:
+    """Return `count` seeds that count up from the first; after the largest comes 0."""
+    return [(first + i) % (SEED[1] + 1) for i in range(count)]
 
 
 def check_picture_size(request: Request) -> None:

@@ -6,9 +6,11 @@ A sweep that was stopped continues from them, and another sweep reuses the cells
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
@@ -17,7 +19,7 @@ from core.hub import client as hub
 from core.lora.file import find_adapter_config
 from core.models import bases
 from core.schema.events import Features, LevelStatistics
-from core.schema.types import Request
+from core.schema.types import LoraUse, Request
 from core.system import paths
 from core.system.atomic_files import replace_file
 from core.system.device import detect_machine
@@ -42,11 +44,10 @@ def hash_request(request: Request) -> str:
     somebody else's words into a picture that others reuse.
     """
     told = asdict(request)
-    told["loras"] = [
-        {**asdict(use), "path": _describe_lora(Path(use.path))}
-        for use in request.loras
-        if use.strength or use.text_strength
-    ]
+    told["loras"] = _describe_uses(request.loras)
+    del told["hires_loras"]
+    if request.hires_loras is not None:  # left out otherwise, as embeddings are
+        told["hires_loras"] = _describe_uses(request.hires_loras)
     named = [{key: value for key, value in use.items() if key != "path"} for use in told.pop("embeddings")]
     if named:  # left out otherwise, so that cells from before there were embeddings are found
         told["embeddings"] = named
@@ -97,6 +98,14 @@ def save_features(key: str, feature_extractor: str, features: Features) -> None:
     file = _features_path(key, feature_extractor)
     with replace_file(file) as unfinished, unfinished.open("xb") as out:
         np.savez(out, **kept)  # type: ignore[arg-type]
+
+
+def _describe_uses(uses: Sequence[LoraUse]) -> list[dict[str, Any]]:
+    return [
+        {**asdict(use), "path": _describe_lora(Path(use.path))}
+        for use in uses
+        if use.strength or use.text_strength
+    ]
 
 
 def _describe_lora(lora: Path) -> list[str | None]:

@@ -25,7 +25,7 @@ from core.schema.errors import UserError
 from core.schema.records import record
 from core.schema.types import EmbeddingUse, LoraUse, PromptPreset, Request
 
-_NUMBER = r"-?[0-9]{1,12}(?:\.[0-9]{1,6})?"
+_NUMBER = r"-?[0-9]{1,20}(?:\.[0-9]{1,6})?"
 RANGE_PATTERN = re.compile(
     rf"({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*\+\s*({_NUMBER})\s*\)|\[\s*([0-9]{{1,4}})\s*\])?"
 )
@@ -224,6 +224,10 @@ def parse_numbers(text: Any, field: str, max_count: int) -> list[float]:
     Returns each number once, in the order of the text; no range goes beyond its end. Raises
     `UserError` if `text` is not such a list, or has more than `max_count` numbers.
     """
+    return list(dict.fromkeys(map(float, _parse_decimals(text, field, max_count))))
+
+
+def _parse_decimals(text: Any, field: str, max_count: int) -> list[Decimal]:
     if not isinstance(text, str) or len(text) > limits.PROMPT_LENGTH:
         raise UserError(field, "use a list such as '0, 0.5, 1', '0-3.5 (+0.25)' or '0-3.5 [15]'.")
     found: list[Decimal] = []
@@ -244,7 +248,7 @@ def parse_numbers(text: Any, field: str, max_count: int) -> list[float]:
         raise UserError(
             field, "it is empty; use a list such as '0, 0.5, 1', '0-3.5 (+0.25)' or '0-3.5 [15]'."
         )
-    return list(dict.fromkeys(map(float, found)))
+    return found
 
 
 def _parse_range(match: re.Match[str], field: str, part: str, max_count: int) -> list[Decimal]:
@@ -289,9 +293,9 @@ def parse_seeds(text: Any, field: str = "seeds") -> list[int]:
     Raises `UserError` if `parse_numbers` refuses the text, or a seed is not whole or is out of
     range.
     """
-    found = parse_numbers(text, field, limits.SEEDS)
+    found = _parse_decimals(text, field, limits.SEEDS)
     low, high = limits.SEED
     for seed in found:
-        if seed != int(seed) or not low <= seed <= high:
-            raise UserError(field, f"{seed:.12g} is not valid. Use whole numbers from {low} to {high}.")
-    return [int(seed) for seed in found]
+        if not low <= seed <= high or seed != int(seed):
+            raise UserError(field, f"{str(seed)[:40]} is not valid. Use whole numbers from {low} to {high}.")
+    return list(dict.fromkeys(map(int, found)))

@@ -35,6 +35,7 @@ SUFFIXES = [*PICTURE_SUFFIXES, PRESET_SUFFIX, TEXT_SUFFIX]
 """Of the files that settings are loaded from."""
 MAX_TEXT_BYTES = 400_000
 """Of a settings text; in UTF-8 a character has up to four."""
+PROMPT_FIELDS = {"prompt", "negative", "hires.prompt", "hires.negative"}
 OWN_PRESET_NAME = "your preset"
 
 
@@ -112,10 +113,16 @@ def _load_picture_settings(
     said: dict[str, Any] = dict(reading.fields)
     recipe, own, notes = _choose_model(said.pop("model", None), preset, reading.unused)
     notes = [*reading.lost, *notes]
+    of_hires = said.get("hires", {})
     notes += embedding_library.describe_other_embeddings(
-        reading.unused.pop("TI hashes", ""), (said["prompt"], said["negative"])
+        reading.unused.pop("TI hashes", ""),
+        [part.get(name, "") for part in (said, of_hires) for name in ("prompt", "negative")],
     )
-    said["prompt"], renamed = _find_renamed_loras(said["prompt"], reading.unused.pop("Lora hashes", ""))
+    hashes = reading.unused.pop("Lora hashes", "")
+    said["prompt"], renamed = _find_renamed_loras(said["prompt"], hashes)
+    if "prompt" in of_hires:
+        prompt, more = _find_renamed_loras(of_hires["prompt"], hashes)
+        said["hires"], renamed = {**of_hires, "prompt": prompt}, [*renamed, *more]
     said["prompt"], missing = _add_loras(said["prompt"], reading.loras)
     notes += [*renamed, *missing]
     said.setdefault("cfg_rescale", 0.0)  # not the preset's, which the picture was made without
@@ -124,13 +131,13 @@ def _load_picture_settings(
         said[stage] = _match_stage_model(stage, said.get(stage, False))
     while problems := request.find_form_problems({**stages.select_form_values(said), "preset": recipe.name}):
         for field, sentence in problems.items():
-            if field in ("prompt", "negative"):  # a LoRA or embedding that is not here; the text stays
+            if field in PROMPT_FIELDS:  # a LoRA or embedding that is not here; the text stays
                 notes.append(sentence)
                 continue
             stage, _, part = field.partition(".")
             notes.append(_describe_replacement(stage, part, sentence, recipe))
             said[stage].pop(part, None) if part and said[stage] else said.pop(stage)
-        if set(problems) <= {"prompt", "negative"}:
+        if problems.keys() <= PROMPT_FIELDS:
             break
     values = {**fill(recipe), "preset": recipe.name, "model": own, "ratio": None}
     values |= dict.fromkeys(presets.PROMPT_PARTS, "")  # the prompt is whole already

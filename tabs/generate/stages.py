@@ -10,12 +10,24 @@ from core.generate import request
 from core.generate.tag_expander import CATEGORY_PATTERNS, LENGTHS
 from core.models import from_hub
 from core.schema import limits
+from core.schema.samplers import SAMPLERS, SCHEDULES
 from core.schema.types import PromptPreset
 from tabs.shared.updates import refresh_choices
 
 STAGE_FIELDS = {
     "expand": ("expander", "length", "temperature", "top_p", "top_k", "ban", "without", "max_tags"),
-    "hires": ("upscaler", "factor", "denoise", "steps", "smooth"),
+    "hires": (
+        "upscaler",
+        "factor",
+        "denoise",
+        "steps",
+        "smooth",
+        "prompt",
+        "negative",
+        "sampler",
+        "schedule",
+        "cfg",
+    ),
     "detail": (
         "detector",
         "prompt",
@@ -39,6 +51,8 @@ STAGE_LABELS = {
     "detail": "Face detailer",
     "grain": "Film grain",
 }
+SAME = {"steps": 0, "cfg": 0, "sampler": "", "schedule": ""}
+"""What a control holds for a setting of a stage that is `None`, the first pass's."""
 CONTROL_NAMES = tuple(
     name
     for stage, names in STAGE_FIELDS.items()
@@ -65,7 +79,11 @@ class _Controls:
         """Add a slider for a stage's own number of steps."""
         self.add_slider(name, 0, limits.STEPS[1], 1, "Steps", "0 = same as sampling steps")
 
-    def add_choice(self, name: str, options: list[str], label: str, **more: Any) -> None:
+    def add_text(self, name: str, label: str, placeholder: str) -> None:
+        """Add a field for a text."""
+        self.built[name] = gr.Textbox(self.values[name], label=label, placeholder=placeholder, elem_id=name)
+
+    def add_choice(self, name: str, options: list[Any], label: str, **more: Any) -> None:
         """Add a list to choose from; `more` goes to Gradio's component."""
         self.built[name] = gr.Dropdown(options, value=self.values[name], label=label, min_width=160, **more)
 
@@ -124,6 +142,13 @@ def _build_hires_panel(c: _Controls) -> None:
             c.add_slider("hires_denoise", 0, 1, 0.05, "Denoising strength", "0 = upscale only")
             c.add_steps("hires_steps")
             c.add_slider("hires_smooth", 0, 1, 0.05, "Pre-smooth", "bilateral filter before upscaling")
+        with gr.Accordion("More: its own prompt, sampler and CFG", open=False, elem_id="hires-more"):
+            c.add_text("hires_prompt", "Hires prompt", "empty = main prompt and its LoRAs")
+            c.add_text("hires_negative", "Hires negative prompt", "empty = main negative prompt")
+            with gr.Row():
+                c.add_choice("hires_sampler", [("Use same sampler", ""), *SAMPLERS], "Hires sampler")
+                c.add_choice("hires_schedule", [("Use same schedule", ""), *SCHEDULES], "Hires schedule")
+                c.add_slider("hires_cfg", 0, limits.CFG[1], 0.25, "Hires CFG scale", "0 = same as CFG scale")
 
 
 def _build_detail_panel(c: _Controls) -> None:
@@ -143,14 +168,8 @@ def _build_detail_panel(c: _Controls) -> None:
         with gr.Row():
             c.add_slider("detail_denoise", 0.05, 1, 0.05, "Denoising strength")
             c.add_steps("detail_steps")
-        c.built["detail_prompt"] = gr.Textbox(
-            c.values["detail_prompt"],
-            label="Prompt",
-            placeholder="empty = main prompt; [SEP] separates faces, [SKIP] skips one",
-        )
-        c.built["detail_negative"] = gr.Textbox(
-            c.values["detail_negative"], label="Negative prompt", placeholder="empty = main negative prompt"
-        )
+        c.add_text("detail_prompt", "Prompt", "empty = main prompt; [SEP] separates faces, [SKIP] skips one")
+        c.add_text("detail_negative", "Negative prompt", "empty = main negative prompt")
         with gr.Row():
             c.add_slider("detail_least", 0, 1, 0.01, "Min mask area ratio")
             c.add_slider("detail_most", 0, 1, 0.01, "Max mask area ratio")
@@ -185,8 +204,8 @@ def get_stage_values(preset: PromptPreset) -> dict[str, Any]:
 
 def format_control_value(name: str, value: Any) -> Any:
     """Return a record's value as its control holds it."""
-    if name.endswith("_steps"):
-        return value or 0
+    if value is None:
+        return SAME[name.partition("_")[2]]
     if name == "expand_ban":
         return "\n".join(value)
     return list(value) if isinstance(value, tuple) else value
@@ -221,13 +240,12 @@ def build_stage_record(stage: str, values: Mapping[str, Any], preset: PromptPres
 def _build_table(stage: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a stage's settings from its controls.
 
-    0 steps stand for `None`, and lines for a list.
+    What `SAME` has stands for `None`, and lines for a list.
     """
     table = {
         field: values[f"{stage}_{field}"] for field in STAGE_FIELDS[stage] if f"{stage}_{field}" in values
     }
-    if table.get("steps") == 0:
-        table["steps"] = None
+    table |= {field: None for field, same in SAME.items() if field in table and table[field] == same}
     if isinstance(ban := table.get("ban"), str):
         table["ban"] = [line.strip() for line in ban.splitlines() if line.strip()]
     return table

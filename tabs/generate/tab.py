@@ -280,15 +280,16 @@ def _build_picture_controls(preset: PromptPreset) -> dict[str, Any]:
             c[side] = gr.Slider(
                 *preset.size_range,
                 getattr(preset, side),
-                step=preset.size_step,
+                step=limits.SIDE_STEP,
                 label=side.capitalize(),
                 min_width=140,
                 elem_id=side,
             )
     with gr.Row():
         with gr.Column(min_width=140):
-            c["seed"] = gr.Number(
-                request.RANDOM_SEED, label="Seed", info="-1 = random", precision=0, elem_id="seed"
+            # As text, since a page's own numbers are exact only below 2^53.
+            c["seed"] = gr.Textbox(
+                str(request.RANDOM_SEED), label="Seed", info="-1 = random", max_lines=1, elem_id="seed"
             )
             with gr.Row():
                 c["reuse_seed"] = gr.Button("Reuse seed", size="sm", min_width=60, elem_id="again")
@@ -339,7 +340,7 @@ def _build_results() -> dict[str, Any]:
 def _get_preset_values(preset: PromptPreset) -> dict[str, Any]:
     """Return what choosing a preset changes: component name -> new value or update."""
     low, high = preset.size_range
-    side: dict[str, Any] = {"minimum": low, "maximum": high, "step": preset.size_step}
+    side: dict[str, Any] = {"minimum": low, "maximum": high}
     plain = ("negative", "sampler", "schedule", "steps", "cfg_rescale", *PROMPT_PARTS)
     values = {name: getattr(preset, name) for name in plain} | {
         "cfg": gr.update(value=preset.cfg, minimum=preset.cfg_range[0], maximum=preset.cfg_range[1]),

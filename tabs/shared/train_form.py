@@ -38,7 +38,9 @@ def collect_overrides(values: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in said.items()
     }
     return {
-        name: value for name, value in plain_numbers.items() if value != getattr(made, name)
+        name: value
+        for name, value in plain_numbers.items()
+        if str(value) != str(getattr(made, name))  # the seed comes as text
     } | parse_overrides(values.get("others_said") or "")
 
 

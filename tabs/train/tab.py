@@ -182,12 +182,12 @@ def _build_recipe_controls() -> dict[str, Any]:
                     "elem_id": f"train-{field}",
                 },
             )
-            choices = {"targets": TARGETS, "optimizer": OPTIMIZERS}.get(field)
-            c[field] = (
-                gr.Dropdown(list(choices), value=value, **told)
-                if choices
-                else gr.Number(value, precision=0 if isinstance(value, int) else None, **told)
-            )
+            if choices := {"targets": TARGETS, "optimizer": OPTIMIZERS}.get(field):
+                c[field] = gr.Dropdown(list(choices), value=value, **told)
+            elif field == "seed":  # as text, since a page's own numbers are exact only below 2^53
+                c[field] = gr.Textbox(str(value), max_lines=1, **told)
+            else:
+                c[field] = gr.Number(value, precision=0 if isinstance(value, int) else None, **told)
     with gr.Accordion("Advanced settings", open=False):
         c["others_said"] = gr.Textbox(
             "",

@@ -23,7 +23,7 @@ from core.hub import client as hub
 from core.models import tools
 from core.schema import limits
 from core.schema.errors import UserError
-from core.schema.types import Detail, Request
+from core.schema.types import Detail, Request, count_seeds
 
 SIDE_STEP = 32  # pixels
 ANIMEFACE = "animeface"
@@ -99,9 +99,9 @@ def find_detail_regions(
             else None
         )
         notes.append(tuple(note for note in (instead, nothing, more) if note))
-        for k, (box, prompt) in enumerate(
-            zip(boxes, _split_prompts(detail, request.prompt, len(boxes)), strict=True)
-        ):
+        prompts = _split_prompts(detail, request.prompt, len(boxes))
+        seeds = count_seeds(request.seed, len(boxes))
+        for box, prompt, seed in zip(boxes, prompts, seeds, strict=True):
             mask = masks.blur_mask(
                 masks.box_mask(masks.dilate_box(box, detail.dilate), picture.size), detail.blur
             )
@@ -119,7 +119,7 @@ def find_detail_regions(
                 width=width,
                 height=height,
                 steps=steps,
-                seed=request.seed + k,
+                seed=seed,
             )
             found.append(DetailRegion(i, asked, region, mask, schedule))
     return found, notes

@@ -19,11 +19,12 @@ from core.generate.stages.sandbox import check_upscaler
 from core.generate.stages.upscaler import load_upscaler, tile_side, upscale_tiled
 from core.hub import client as hub
 from core.models import tools
-from core.schema.types import Hires, Request
+from core.schema.types import Hires, LoraUse, Request
 from core.system.device import detect_machine
 
 LANCZOS, LATENT = "Lanczos", "Latent"
 PIXELS_PER_LATENT = 8  # pixels per side of a latent
+MAX_UPSCALES = 2  # an upscaler enlarges at least 2 times, and hires at most 4
 NUM_TRAIN_TIMESTEPS = 1000
 """The model knows this many levels of noise, so a schedule has no more steps."""
 
@@ -40,11 +41,49 @@ def output_size(request: Request) -> tuple[int, int]:
 
 
 def build_hires_requests(requests: Sequence[Request]) -> list[Request]:
-    """Return the requests for the second denoising, with the larger size and the steps to run."""
+    """Return the requests for the second denoising: the larger size, and what hires has of its own."""
     first = requests[0].hires
     assert first is not None
     steps = max(1, min(first.steps or requests[0].steps, int(first.denoise * NUM_TRAIN_TIMESTEPS)))
-    return [replace(r, width=output_size(r)[0], height=output_size(r)[1], steps=steps) for r in requests]
+    width, height = output_size(requests[0])
+    return [
+        replace(
+            r,
+            width=width,
+            height=height,
+            steps=steps,
+            prompt=first.prompt or r.prompt,
+            negative=first.negative or r.negative,
+            sampler=first.sampler or r.sampler,
+            schedule=first.schedule or r.schedule,
+            cfg=r.cfg if first.cfg is None else first.cfg,
+        )
+        for r in requests
+    ]
+
+
+def list_pass_loras(request: Request) -> tuple[list[LoraUse], list[LoraUse]]:
+    """Return the LoRAs of the first and of the second pass.
+
+    Both lists have the same files in the same order; where a pass does without one, its strength is 0.
+    """
+    first = list(request.loras)
+    if request.hires_loras is None:
+        return first, first
+    second = [_turn_off(use) for use in first]
+    free = list(range(len(first)))
+    for use in request.hires_loras:
+        if (place := next((i for i in free if first[i].path == use.path), None)) is None:
+            first.append(_turn_off(use))
+            second.append(use)
+        else:
+            second[place] = use
+            free.remove(place)
+    return first, second
+
+
+def _turn_off(use: LoraUse) -> LoraUse:
+    return replace(use, strength=0.0, text_strength=None)
 
 
 @torch.no_grad()
@@ -83,17 +122,20 @@ def enlarge_picture(
 ) -> Image.Image:
     """Enlarge the picture to `target_size` (width, height) in pixels.
 
-    It is smoothed if `hires` asks for that, then goes through the upscaler; Lanczos does the rest.
+    It is smoothed if `hires` asks for that, then goes through the upscaler until it is large enough, as
+    in A1111; Lanczos does the rest.
     """
     if hires.smooth:
         picture = smooth_texture(picture, hires.smooth)
     if hires.upscaler not in (LANCZOS, LATENT):
         device = detect_machine().device
         model = find_upscaler(hires.upscaler).to(device)
-        pixels = pil_to_tensor(picture.convert("RGB")).float()[None].to(device) / 255
-        picture = to_pil_image(
-            upscale_tiled(model, pixels, tile_side(detect_machine(), low_memory))[0].clamp(0, 1).cpu()
-        )
+        tile = tile_side(detect_machine(), low_memory)
+        for _ in range(MAX_UPSCALES):
+            pixels = pil_to_tensor(picture.convert("RGB")).float()[None].to(device) / 255
+            picture = to_pil_image(upscale_tiled(model, pixels, tile)[0].clamp(0, 1).cpu())
+            if picture.width >= target_size[0] and picture.height >= target_size[1]:
+                break
     return picture if picture.size == target_size else picture.resize(target_size, Image.Resampling.LANCZOS)
 
 

@@ -34,6 +34,12 @@ STRENGTH_INPUTS = (
 )
 TEXT_STRENGTH_INPUTS = ("strength_clip", "clip_weight", "clip_str", "lora_clip_strength")
 SCALE_INPUTS = ("scale_by", "upscale_by", "rescale_factor", "upscale_factor", "factor", "upscale")
+HIRES_KEYS = {
+    "Hires sampler": "Sampler",
+    "Hires schedule type": "Schedule type",
+    "Hires CFG Scale": "CFG scale",
+}
+"""What a second pass may have of its own, as A1111 calls it there and in the first."""
 MAX_LORAS = 50
 MAX_ENDS = 20
 """Nodes without a successor whose pictures are followed."""
@@ -240,12 +246,14 @@ def _read_hires(nodes: Mapping[str, Node], path: list[Node], passes: list[int]) 
         upscaler = name_weights(named) if isinstance(named, str) else upscaler or latent
     if not upscaler or not 1 < factor < 100:
         return {path[end]["class_type"]: "on"} if second else {}
-    after = _read_pass(nodes, second) if second else {}
+    after, before = _read_pass(nodes, second) if second else {}, _read_pass(nodes, path[begin])
+    own = {ours: after[key] for key, ours in HIRES_KEYS.items() if after and after[key] != before[key]}
     return {
         "Hires upscaler": upscaler,
         "Hires upscale": f"{factor:.4g}",
         "Denoising strength": (after["Denoise"] or "1") if after else "0",
         "Hires steps": after.get("Steps", ""),
+        **own,
     }
 
 

@@ -18,13 +18,16 @@ KEYS = {
     "vae": "VAE",
 }
 USED = {*KEYS, "prompt", "negativeprompt", "width", "height", "loras", "loraweights", "clipstopatlayer"}
-REFINER = {
-    "refinerupscale",
-    "refinerupscalemethod",
-    "refinercontrolpercentage",
-    "refinersteps",
-    "refinermethod",
+# Of its refiner.
+HIRES_KEYS = {
+    "refinerupscale": "Hires upscale",
+    "refinercontrolpercentage": "Denoising strength",
+    "refinersteps": "Hires steps",
+    "refinersampler": "Hires sampler",
+    "refinerscheduler": "Hires schedule type",
+    "refinercfgscale": "Hires CFG Scale",
 }
+REFINER = {*HIRES_KEYS, "refinerupscalemethod", "refinermethod"}
 DEFAULT_SAMPLER = "euler"
 """What SwarmUI takes, and does not write, where nobody chose one."""
 
@@ -36,13 +39,10 @@ def read(texts: Mapping[str, str]) -> SettingsText | None:
     if not table:
         return None
     settings = {ours: get_text(table, key) for key, ours in KEYS.items()}
-    upscale = get_text(table, "refinerupscale")
-    hires = upscale not in ("", "1", "1.0")
+    hires = get_text(table, "refinerupscale") not in ("", "1", "1.0")
     if hires:
-        settings["Hires upscale"] = upscale
+        settings |= {ours: get_text(table, key) for key, ours in HIRES_KEYS.items()}
         settings["Hires upscaler"] = _name_upscaler(get_text(table, "refinerupscalemethod"))
-        settings["Denoising strength"] = get_text(table, "refinercontrolpercentage")
-        settings["Hires steps"] = get_text(table, "refinersteps")
     weights = get_list(table, "loraweights")
     loras = zip_longest(get_list(table, "loras")[:50], weights[:50])
     return SettingsText(

@@ -189,7 +189,7 @@ class Trainer:
                 continue
             if made.dropout:
                 # PEFT's dropout draws from the global generator.
-                torch.manual_seed(made.seed * 1_000_003 + number)
+                torch.manual_seed((made.seed * 1_000_003 + number) % 2**64)
             with self._autocast():
                 part = compute_losses(
                     adapter.pipeline.unet,

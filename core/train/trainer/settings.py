@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from core.lora.blocks import BLOCKS
 from core.schema import limits, presets
-from core.schema.bounds import OneOf, Real, Switch, Whole, format_value
+from core.schema.bounds import OneOf, Real, Seed, Switch, Whole, format_value
 from core.schema.errors import UserError
 from core.schema.records import make_record, read_help, record
 from core.schema.types import Model
@@ -137,7 +137,7 @@ class TrainingSettings:
     """Pick one of {a|b} in a caption, and one line of a caption of several lines."""
     held_out: Annotated[int, Whole(0, 100)] = 0
     """Images held out for validation, not trained on."""
-    seed: Annotated[int, Whole(*limits.SEED)] = 42
+    seed: Annotated[int, Seed(*limits.SEED)] = 42
     """Random seed; the same seed gives the same LoRA."""
     expected_strength: Annotated[float, Real(0.05, limits.STRENGTH[1])] = 1.0
     """Strength at which the LoRA is expected to work; previews show 0, 1 and this one."""
