@@ -19,7 +19,7 @@ from core.models import tools
 from core.nano.draw import draw_with_face
 from core.nano.pictures import FIRST_HELD_OUT, make_scene
 from core.schema.errors import UserError
-from core.schema.types import Grain, Hires, Request
+from core.schema.types import Grain, Hires, LoraUse, Request
 
 REQUEST = Request(
     model="nano",
@@ -66,6 +66,33 @@ def test_sizes_are_multiples_of_eight_and_any_factor_is_met() -> None:
     small = draw_with_face(make_scene(1, (128, 128))).picture
     for upscaler in ("nano DAT x2", "Lanczos"):
         assert hires.enlarge_picture(small, Hires(upscaler=upscaler), (168, 168)).size == (168, 168)
+
+
+def test_an_upscaler_of_two_is_used_twice_for_more() -> None:
+    """Lanczos from the first would give a softer picture than A1111's."""
+    small = draw_with_face(make_scene(1, (48, 40))).picture
+    asked = Hires(upscaler="nano DAT x2")
+    twice = hires.enlarge_picture(hires.enlarge_picture(small, asked, (96, 80)), asked, (192, 160))
+    assert hires.enlarge_picture(small, asked, (192, 160)).tobytes() == twice.tobytes()
+
+
+def test_a_second_pass_has_what_is_its_own_and_else_the_first_passs() -> None:
+    own = Hires(prompt="1boy", negative="hat", sampler="DPM++ 2M", schedule="Karras", cfg=1.0)
+    (larger,) = hires.build_hires_requests([replace(REQUEST, hires=own)])
+    said = (larger.prompt, larger.negative, larger.sampler, larger.schedule, larger.cfg)
+    assert said == ("1boy", "hat", "DPM++ 2M", "Karras", 1.0)
+    (larger,) = hires.build_hires_requests([REQUEST])
+    assert (larger.prompt, larger.sampler, larger.cfg) == ("1girl", "Euler a", 5.0)
+
+
+def test_both_passes_have_the_same_loras_in_the_same_order() -> None:
+    """A pass without one has it at strength 0: files are put onto the model once for both."""
+    a, b, c = (LoraUse(path=name, strength=1.5) for name in "abc")
+    both = replace(REQUEST, loras=(a, b), hires_loras=(c, replace(b, strength=0.5)))
+    first, second = hires.list_pass_loras(both)
+    assert [(use.path, use.strength) for use in first] == [("a", 1.5), ("b", 1.5), ("c", 0.0)]
+    assert [(use.path, use.strength) for use in second] == [("a", 0.0), ("b", 0.5), ("c", 1.5)]
+    assert hires.list_pass_loras(replace(both, hires_loras=None)) == ([a, b], [a, b])
 
 
 def test_the_steps_said_are_the_steps_gone() -> None:

@@ -1,14 +1,17 @@
-"""A picture made with any sampler and schedule is remade from its own PNG, bit for bit."""
+"""A picture made with any sampler, size, seed and second pass is remade from its own PNG, bit for bit."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
 
+from core.generate import request as picture_request
 from core.generate.picture_file import save_picture
 from core.generate.pipeline import generate
 from core.prompts import png_metadata
 from core.schema.events import Picture
+from core.schema.records import read_form
 from core.schema.samplers import OLD_SCHEDULES, SAMPLERS, SCHEDULES
 from core.schema.types import Cell, Request
 
@@ -32,3 +35,43 @@ def test_a_picture_of_every_pair_is_remade_from_its_own_png(sampler: str, tmp_pa
         again = Request(**png_metadata.read_infotext(tmp_path / "made.png").fields)
         assert again == request
         assert make_picture(again).tobytes() == made.tobytes(), schedule
+
+
+HIRES = {"upscaler": "Latent", "factor": 1.5, "denoise": 0.7, "steps": 2}
+LORA = "<lora:nano-airbrush:1.5>"
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"width": 72, "height": 88, "seed": 2**64 - 1, "detail": True},
+        {"hires": {"upscaler": "nano DAT x2", "factor": 4, "denoise": 0.5, "steps": 1}},
+        {"hires": {**HIRES, "prompt": "1girl,\nblue hair", "negative": "red: hair"}},
+        {"hires": {**HIRES, "sampler": "DPM++ 2M Karras", "cfg": 3.25}},
+        {"prompt": f"1girl {LORA}", "hires": {**HIRES, "prompt": "1girl"}},
+        {"hires": {**HIRES, "prompt": f"1girl {LORA}"}, "detail": True},
+    ],
+)
+def test_sizes_seeds_and_the_second_passs_own_settings_come_back(values: dict, tmp_path: Path) -> None:
+    first = build_request(**values)
+    save_picture(made := make_picture(first), first, tmp_path / "made.png")
+    again = build_request(**png_metadata.read_infotext(tmp_path / "made.png").fields)
+    assert again == first
+    assert make_picture(again).tobytes() == made.tobytes()
+
+
+def test_loras_of_the_hires_prompt_are_those_of_the_second_pass() -> None:
+    """As in A1111: without a prompt of its own it has the picture's, and with one only what that names."""
+    prompts = {"": f"1girl {LORA}", "same": f"1girl {LORA}", "none": "1girl"}
+    made = {
+        name: make_picture(
+            build_request(prompt=f"1girl {LORA}", hires={**HIRES, "prompt": prompt * bool(name)})
+        )
+        for name, prompt in prompts.items()
+    }
+    assert made[""].tobytes() == made["same"].tobytes() != made["none"].tobytes()
+
+
+def build_request(**values: Any) -> Request:
+    fields = {**SHARED, "sampler": "Euler a", "steps": 2, "detail": False, **values}
+    return picture_request.build_cells(read_form(picture_request.PictureForm, fields))[0].request

@@ -92,6 +92,11 @@ def make_unchecked(kind: type, **values: Any) -> Any:
             denoise=SHARES,
             steps=st.none() | st.integers(1, 150),
             smooth=SHARES,
+            prompt=TEXTS,
+            negative=TEXTS,
+            sampler=st.none() | st.sampled_from([*SAMPLERS]),
+            schedule=st.none() | st.sampled_from(SCHEDULES),
+            cfg=st.none() | st.floats(0, 100),
         ),
         detail=st.none()
         | st.builds(

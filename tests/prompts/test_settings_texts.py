@@ -107,6 +107,29 @@ def test_a_sampler_without_a_name_is_told() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("written", "own"),
+    [
+        ("Hires sampler: Euler a, Hires schedule type: Karras", {"sampler": "Euler a", "schedule": "Karras"}),
+        ("Hires sampler: DPM++ 2M Karras", {"sampler": "DPM++ 2M", "schedule": "Karras"}),
+        ("Hires sampler: Use same sampler, Hires CFG Scale: 5.5", {"cfg": 5.5}),
+        ("Hires schedule type: Uniform", {"schedule": "Normal"}),
+        (
+            r'Hires prompt: "a dog, <lora:x:1>\nred", Hires negative prompt: bad',
+            {"prompt": "a dog, <lora:x:1>\nred", "negative": "bad"},
+        ),
+    ],
+)
+def test_a_second_pass_of_a1111_and_forge_keeps_what_is_its_own(written: str, own: dict) -> None:
+    """Without it, the same settings would give another picture than theirs."""
+    reading = parse_infotext(
+        "a cat\nSteps: 20, Sampler: DPM++ 2M, Schedule type: Beta, Seed: 7, Denoising strength: 0.4, "
+        f"Hires upscale: 2, Hires upscaler: Latent, {written}"
+    )
+    assert reading.fields["hires"] == {"factor": 2.0, "upscaler": "Latent", "denoise": 0.4, **own}
+    assert not [key for key in reading.unused if key.startswith("Hires")]
+
+
 def test_sd_next_is_read_in_its_own_words() -> None:
     reading = parse_infotext(
         "a cat\nNegative prompt: dog\nSteps: 20, Size: 832x1216, Sampler: DPM++ 2M, Sampler sigma: karras, "

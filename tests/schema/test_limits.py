@@ -38,7 +38,10 @@ VALID_VALUES = {
         ("cfg", math.nan, "nan"),
         ("cfg", math.inf, "1 to 30"),
         ("cfg", "5", "'5'"),
-        ("seed", 2**64, "0 to 4294967295"),
+        ("seed", 2**64, "0 to 18446744073709551615"),
+        ("seed", str(2**64), "0 to 18446744073709551615"),
+        ("seed", 1.2e19, "may be rounded"),
+        ("seed", "7.5", "0 to 18446744073709551615"),
         ("seed", -2, "-2"),
         ("seed", True, "True"),
         ("prompt", "", "empty"),
@@ -107,10 +110,51 @@ def test_seeds_count_up_and_wrap() -> None:
     seeds = [
         cell.request.seed
         for cell in picture_request.build_cells(
-            read_form(picture_request.PictureForm, {**VALID_VALUES, "seed": 2**32 - 2, "count": 3})
+            read_form(picture_request.PictureForm, {**VALID_VALUES, "seed": 2**64 - 2, "count": 3})
         )
     ]
-    assert seeds == [2**32 - 2, 2**32 - 1, 0]
+    assert seeds == [2**64 - 2, 2**64 - 1, 0]
+
+
+@pytest.mark.parametrize("seed", [2**53 + 1, str(2**53 + 1), f" {2**64 - 1}"])
+def test_every_digit_of_a_seed_counts(seed: int | str) -> None:
+    """Pages hold numbers as floats, which end at 2^53: there a seed is text."""
+    form = read_form(picture_request.PictureForm, {**VALID_VALUES, "seed": seed})
+    assert picture_request.build_cells(form)[0].request.seed == int(seed)
+
+
+def test_sides_in_steps_of_eight_are_made_and_the_presets_step_is_advice() -> None:
+    values = {**VALID_VALUES, "preset": "sdxl-base", "width": 1000, "height": 1504}
+    assert picture_request.find_form_problems(values) == {}
+    warnings = picture_request.list_warnings(read_form(picture_request.PictureForm, values))
+    assert [said for said in warnings if said.startswith("width: 1000 is no multiple of 32")]
+    assert not [said for said in warnings if "height: 1504 is no multiple" in said]
+
+
+@pytest.mark.parametrize(
+    ("hires", "field", "says"),
+    [
+        ({"factor": 4.5}, "hires.factor", "from 1 to 4"),
+        ({"factor": 4}, "hires.factor", "1024 x 1024 times 4 is too large"),
+        ({"sampler": "Euler z"}, "hires.sampler", "Euler a, "),
+        ({"sampler": "LCM", "schedule": "Sweetspot 0.1"}, "hires.schedule", "is not for LCM"),
+        ({"cfg": 0.5}, "hires.cfg", "from 1 to 30"),
+        ({"prompt": "<lora:nonesuch:1>"}, "hires.prompt", "'nonesuch' is not in the LoRA library"),
+        ({"prompt": "a, " * 2000}, "hires.prompt", "chunks"),
+    ],
+)
+def test_what_the_second_pass_does_not_allow_is_a_sentence(hires: dict, field: str, says: str) -> None:
+    values = {**VALID_VALUES, "width": 1024, "height": 1024, "hires": {"factor": 1.5, **hires}}
+    problems = picture_request.find_form_problems(values)
+    assert list(problems) == [field]
+    assert says in problems[field]
+
+
+def test_what_is_ignored_in_the_second_pass_is_said() -> None:
+    values = {**VALID_VALUES, "hires": {"denoise": 0, "cfg": 3, "negative": "<lora:a:1>"}}
+    warnings = picture_request.list_warnings(read_form(picture_request.PictureForm, values))
+    assert "hires.denoise: at 0 there is no second pass; ignored its negative, cfg." in warnings
+    assert any(said.startswith("hires.negative: ignored <lora:a:1>") for said in warnings)
 
 
 def test_what_is_not_said_is_the_presets() -> None:

@@ -72,6 +72,7 @@ def test_any_text_is_a_list_or_a_sentence(text: str) -> None:
 
 def test_seeds_are_whole_and_keep_their_order() -> None:
     assert plan.parse_seeds("7, 1-3, 7") == [7, 1, 2, 3]
-    for text in ("1.5", "-1", "4294967296", "1-17"):
+    assert plan.parse_seeds("18446744073709551613-18446744073709551615")[1:] == [2**64 - 2, 2**64 - 1]
+    for text in ("1.5", "-1", "18446744073709551616", "1-17"):
         with pytest.raises(UserError, match=r"^seeds: "):
             plan.parse_seeds(text)

@@ -184,8 +184,8 @@ def test_a_picture_fills_what_it_speaks_of(tmp_path: Path) -> None:
         sampler="DDIM",
         schedule="Beta",
         cfg_rescale=0.3,
-        seed=99,
-        hires=Hires(upscaler="nano DAT x2", factor=1.5, steps=7),
+        seed=2**64 - 1,
+        hires=Hires(upscaler="nano DAT x2", factor=1.5, steps=7, prompt="1boy", sampler="DPM++ 2M", cfg=3.5),
         detail=Detail(detector="nano face", prompt="face, smile", padding=8),
         grain=Grain(amount=0.1),
     )
@@ -201,6 +201,9 @@ def test_a_picture_fills_what_it_speaks_of(tmp_path: Path) -> None:
     assert (values["hires"], values["hires_factor"], values["hires_steps"]) == (True, 1.5, 7)
     assert (values["detail"], values["detail_prompt"], values["detail_steps"]) == (True, "face, smile", 0)
     assert (values["grain"], values["grain_amount"], values["expand"]) == (True, 0.1, False)
+    assert (values["hires_prompt"], values["hires_sampler"], values["hires_schedule"]) == (
+        "1boy", "DPM++ 2M", "",
+    )  # fmt: skip
     held = {
         name: value["value"] if isinstance(value, dict) and "value" in value else value
         for name, value in values.items()
@@ -251,7 +254,7 @@ def test_a_picture_with_embeddings_that_are_not_here_names_each_once(tmp_path: P
 def test_another_tools_picture_says_what_was_left(tmp_path: Path) -> None:
     text = (
         "1girl\nNegative prompt: bad\nSteps: 20, Sampler: DPM adaptive, CFG scale: 7, Seed: 1, "
-        "Size: 1000x1216, Model: someXL, Clip skip: 2, Denoising strength: 0.45, Hires upscale: 2, "
+        "Size: 1001x1216, Model: someXL, Clip skip: 2, Denoising strength: 0.45, Hires upscale: 2, "
         "Hires upscaler: 4x-UltraSharp, ADetailer model: face_yolov8n.pt, Version: v1.10"
     )
     png_metadata.save_png(Image.new("RGB", (8, 8)), tmp_path / "theirs.png", text)
@@ -259,7 +262,7 @@ def test_another_tools_picture_says_what_was_left(tmp_path: Path) -> None:
     assert values["preset"] == "nano"
     assert "someXL, is not here" in said
     assert "sampler: 'DPM adaptive' is unknown" in said
-    assert "width: 1000 is not valid" in said
+    assert "width: 1001 is not valid" in said
     assert "hires.upscaler: '4x-UltraSharp' is unknown" in said
     assert "detail.detector: 'face_yolov8n.pt' is unknown" in said.replace("\\", ""), "what is theirs is text"
     assert "nano DAT x2 is set" in said

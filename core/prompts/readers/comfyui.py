@@ -247,7 +247,7 @@ def _read_hires(nodes: Mapping[str, Node], path: list[Node], passes: list[int]) 
     if not upscaler or not 1 < factor < 100:
         return {path[end]["class_type"]: "on"} if second else {}
     after, before = _read_pass(nodes, second) if second else {}, _read_pass(nodes, path[begin])
-    own = {ours: after[key] for key, ours in HIRES_KEYS.items() if after and after[key] != before[key]}
+    own = {key: after[ours] for key, ours in HIRES_KEYS.items() if after and after[ours] != before[ours]}
     return {
         "Hires upscaler": upscaler,
         "Hires upscale": f"{factor:.4g}",
