@@ -227,7 +227,7 @@ def test_each_stage_by_itself(client: Client, stages: dict, size: tuple[int, int
 @pytest.mark.parametrize(
     ("stages", "says"),
     [
-        ({"hires": {"factor": 9}}, "hires.factor: 9 is not valid. Use a number from 1.25 to 2"),
+        ({"hires": {"factor": 9}}, "hires.factor: 9 is not valid. Use a number from 1 to 4"),
         (
             {"hires": {"upscaler": "../../etc/passwd"}},
             "hires.upscaler: '../../etc/passwd' is unknown. Use one of: DAT x2",
