@@ -101,7 +101,7 @@ def test_read_picture_refuses_what_is_none(client: Client, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"width": 1001}, "width: 1001 is not valid. Use a whole number from 64 to 2048 in steps of 32"),
+        ({"width": 1001}, "width: 1001 is not valid. Use a whole number from 64 to 2048 in steps of 8"),
         ({"steps": 0}, "steps: 0 is not valid"),
         ({"sampler": "Euler z"}, "sampler: 'Euler z' is unknown. Use one of: Euler a, "),
         ({"schedule": "Linear"}, "schedule: 'Linear' is unknown. Use one of: Automatic, "),

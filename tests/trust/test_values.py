@@ -24,7 +24,7 @@ BAD_VALUES: list[tuple[str, dict[str, Any], str]] = [
     (
         "/generate",
         {"width": 1001},
-        "width: 1001 is not valid. Use a whole number from 64 to 2048 in steps of 32.",
+        "width: 1001 is not valid. Use a whole number from 64 to 2048 in steps of 8.",
     ),
     ("/generate", {"height": 10**400}, "height: "),
     ("/generate", {"steps": 0}, "steps: 0 is not valid. Use a whole number from 1 to 150."),
@@ -34,7 +34,7 @@ BAD_VALUES: list[tuple[str, dict[str, Any], str]] = [
     (
         "/generate",
         {"seed": 2**64},
-        "seed: 18446744073709551616 is not valid. Use a whole number from 0 to 4294967295.",
+        "seed: 18446744073709551616 is not valid. Use a whole number from 0 to 18446744073709551615.",
     ),
     (
         "/generate",
