@@ -186,6 +186,7 @@ def test_a_picture_fills_what_it_speaks_of(tmp_path: Path) -> None:
         cfg_rescale=0.3,
         seed=2**64 - 1,
         hires=Hires(upscaler="nano DAT x2", factor=1.5, steps=7, prompt="1boy", sampler="DPM++ 2M", cfg=3.5),
+        hires_loras=(),
         detail=Detail(detector="nano face", prompt="face, smile", padding=8),
         grain=Grain(amount=0.1),
     )
