@@ -94,7 +94,8 @@ def translate_settings(text: SettingsText) -> SettingsText:
 def translate_names(sampler: str, schedule: str = "") -> tuple[str, str]:
     """Return A1111's names of a sampler and its schedule: `Euler a`, `Karras` for `euler_ancestral_karras`.
 
-    What is not known stays as it is. A sampler that its tool does not name is empty.
+    What is not known stays as it is; `schedule` counts before one in the sampler's name. A sampler that
+    its tool does not name is empty.
     """
     plain = _normalise_name(sampler)
     schedule = SCHEDULE_NAMES.get(schedule.lower().replace("_", " "), schedule)
@@ -104,7 +105,7 @@ def translate_names(sampler: str, schedule: str = "") -> tuple[str, str]:
         return SAMPLER_NAMES[plain], schedule
     for suffix, name in SCHEDULE_NAMES.items():
         if (first := plain.removesuffix(f" {suffix}")) in SAMPLER_NAMES:
-            return SAMPLER_NAMES[first], name
+            return SAMPLER_NAMES[first], schedule or name
     return sampler, schedule
 
 

@@ -37,10 +37,14 @@ def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path:
     assert "nano-airbrush: " in answer
     page.locator("#heat img").wait_for()
     page.locator("#transfer-sheet img").wait_for()
-    none = page.locator("#matrix").get_by_role("gridcell").nth(2)
-    # no strength is named for a LoRA that does not work
-    expect(none).to_have_text(re.compile(r"none( · needs x[\d.]+)? · \d+ % of home\s*$"))
-    none.click()
+    pair = page.locator("#matrix").get_by_role("gridcell").nth(2)
+    # strengths are named for a LoRA that works, and for no other
+    expect(pair).to_have_text(
+        re.compile(
+            r"none( · needs x[\d.]+)? · \d+ % of home\s*$|(full|partial) .* % of home · works [\d.]+ to "
+        )
+    )
+    pair.click()
     page.locator("#pair").get_by_text("nano-airbrush on nano-paint").wait_for()
     page.locator("#pair img").nth(11).wait_for()
     page.screenshot(path=screenshots / "transfer-1280.png", full_page=True)

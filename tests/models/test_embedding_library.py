@@ -4,6 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -154,7 +155,11 @@ def test_a_picture_shows_its_embedding_and_leaves_the_model_as_it_was(shelf: Pat
     pictures = {event.index: event.image.tobytes() for event in events if isinstance(event, Picture)}
     (alone,) = [event.image.tobytes() for event in generate([cell]) if isinstance(event, Picture)]
     assert pictures[0] != pictures[1], "the embedding made no difference"
-    assert pictures[0] == pictures[2] == alone
+    assert pictures[0] == pictures[2]
+    # alone, sums are rounded otherwise than in a batch
+    assert (
+        np.abs(np.frombuffer(alone, np.uint8) - np.frombuffer(pictures[0], np.uint8).astype(int)).max() <= 1
+    )
     assert fingerprint() == before
 
 

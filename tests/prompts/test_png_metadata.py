@@ -226,7 +226,8 @@ FOREIGN_INFOTEXTS = {
         "a cat\nNegative prompt: dog\nSteps: 25, Sampler: Undefined, CFG scale: 5, Seed: 7, "
         "Size: 832x1216, Clip skip: 2, Model: nano, " + "Created Date: 2024-09-23T06:17:42.9952795Z, "
         f"Civitai resources: {RESOURCES}, Civitai metadata: {{}}",
-        {name: value for name, value in CAT_FIELDS.items() if name != "sampler"} | {"negative": "dog"},
+        {name: value for name, value in CAT_FIELDS.items() if name not in ("sampler", "schedule")}
+        | {"negative": "dog"},
         {
             "Clip skip": "2",
             "Created Date": "2024-09-23T06:17:42.9952795Z",

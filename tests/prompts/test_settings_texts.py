@@ -67,6 +67,7 @@ def test_our_own_samplers_keep_their_names(name: str) -> None:
         ("kdpm_2_a", ""): ("DPM2 a", ""),
         ("Euler Ancestral Karras", ""): ("Euler a", "Karras"),
         ("DPM++ 2M SDE Karras", ""): ("DPM++ 2M SDE", "Karras"),
+        ("DPM++ 2M Karras", "Exponential"): ("DPM++ 2M", "Exponential"),
         ("ddim_v3", ""): ("DDIM", ""),
         ("Undefined", ""): ("", ""),
         ("res_multistep", "karras"): ("res_multistep", "Karras"),
@@ -136,9 +137,9 @@ def test_sd_next_is_read_in_its_own_words() -> None:
         "Seed: 7, CFG scale: 6, CFG rescale: 0.7, Model: wai, Hires scale: 1.5, Hires upscaler: Latent, "
         "Hires strength: 0.4, Hires steps: 12, App: SD.Next, Version: 1a2b3c4"
     )
-    assert reading.fields["sampler"] == "DPM++ 2M Karras"
+    assert (reading.fields["sampler"], reading.fields["schedule"]) == ("DPM++ 2M", "Karras")
     assert reading.fields["hires"] == {"factor": 1.5, "upscaler": "Latent", "denoise": 0.4, "steps": 12}
-    assert reading.unused["RescaleCFG"] == "0.7"
+    assert reading.fields["cfg_rescale"] == 0.7
 
 
 def test_a_comfyui_savers_loras_are_loras() -> None:
@@ -148,7 +149,8 @@ def test_a_comfyui_savers_loras_are_loras() -> None:
         "Lora_0 Strength clip: 0.5, Version: ComfyUI"
     )
     assert reading.loras == ({"lora": "a style", "strength": 0.8, "text_strength": 0.5},)
-    assert (reading.tool, reading.fields["sampler"]) == ("ComfyUI", "DPM++ 2M Karras")
+    assert reading.tool == "ComfyUI"
+    assert (reading.fields["sampler"], reading.fields["schedule"]) == ("DPM++ 2M", "Karras")
 
 
 def test_fooocus_lora_weights_are_loras() -> None:
@@ -159,4 +161,4 @@ def test_fooocus_lora_weights_are_loras() -> None:
         'other: 1.0", Version: Fooocus v2.5.5'
     )
     assert reading.loras == ({"lora": "a style", "strength": 0.5}, {"lora": "other", "strength": 1.0})
-    assert reading.fields["sampler"] == "DPM++ 2M SDE Karras"
+    assert (reading.fields["sampler"], reading.fields["schedule"]) == ("DPM++ 2M SDE", "Karras")
