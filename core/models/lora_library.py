@@ -10,7 +10,7 @@ from core.hub import client as hub
 from core.lora import apply as lora
 from core.lora.blocks import parse_block_weights
 from core.models import folders, from_hub
-from core.prompts.grammar import LoraTag, extract_lora_tags
+from core.prompts.grammar import LoraTag, extract_lora_tags, is_lora_tag, read_lora_tag
 from core.schema.errors import UserError
 from core.schema.limits import STRENGTH
 from core.schema.presets import PRESETS_FOLDER
@@ -84,10 +84,15 @@ def parse_lora_tags(prompt: str) -> tuple[LoraUse, ...]:
     is not allowed.
     """
     _, tags, unread = extract_lora_tags(prompt)
-    if wrong := next((tag for tag in unread if tag[:6].lower() == "<lora:"), None):
-        raise UserError(
-            "prompt", f"{wrong[:60]!r} is not valid. Use <lora:name:strength>, with lbw= for block weights."
-        )
+    if wrong := next(filter(is_lora_tag, unread), None):
+        try:
+            read_lora_tag(wrong)
+        except ValueError as error:
+            raise UserError(
+                "prompt",
+                f"{wrong[:60]!r} is not valid: {error}. "
+                "Use <lora:name:strength>, with lbw= for block weights.",
+            ) from error
     return check_loras([_make_use(str(locate_lora(tag.name)), tag) for tag in tags])
 
 

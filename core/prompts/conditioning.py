@@ -14,7 +14,15 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from core.prompts.embeddings import EmbeddingSpan, get_embedding, insert_vectors, place_embeddings
-from core.prompts.grammar import CHUNK_LENGTH, Break, Span, extract_lora_tags, parse_prompt, resolve_spans
+from core.prompts.grammar import (
+    CHUNK_LENGTH,
+    Break,
+    Span,
+    extract_lora_tags,
+    parse_prompt,
+    parse_weights,
+    resolve_text,
+)
 from core.schema.errors import UserError
 from core.schema.types import EmbeddingUse, Request
 
@@ -79,31 +87,39 @@ def resolve_steps(
     `steps_before` are the steps of the pass before this one. `embeddings` stand where they are named.
     """
     parts = parse_prompt(extract_lora_tags(prompt)[0])
-    if "[" not in prompt:  # it is the same at every step
-        return [tuple(place_embeddings(resolve_spans(parts), embeddings))] * steps
-    return [
-        tuple(place_embeddings(resolve_spans(parts, step, steps, steps_before), embeddings))
-        for step in range(1, steps + 1)
-    ]
+    if all(isinstance(part, str) for part in parts):  # it is the same at every step
+        steps_texts = ["".join(map(str, parts))] * steps
+    else:
+        steps_texts = [resolve_text(parts, step, steps, steps_before) for step in range(1, steps + 1)]
+    spans = {
+        text: tuple(place_embeddings(parse_weights(text), embeddings)) for text in dict.fromkeys(steps_texts)
+    }
+    return [spans[text] for text in steps_texts]
 
 
 def encode_requests(
-    pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], guided: bool, steps_before: int = 0
+    pipeline: StableDiffusionXLPipeline,
+    requests: Sequence[Request],
+    guided: bool,
+    calls: int | None = None,
+    calls_before: int = 0,
 ) -> Callable[[int], Conditioning]:
-    """Return a function that gives a batch's conditioning at each step (from 1).
+    """Return a function that gives a batch's conditioning at each call of the model (from 0).
 
-    It has n rows, or 2n with the negatives first if `guided`. Requests of one batch have the same
-    number of steps, the same clip skip and the same `count_chunks`, so that none is changed by
-    another. Everything is encoded at once, each distinct text one time. Raises `UserError` for
-    texts that `count_chunks` refuses.
+    It has n rows, or 2n with the negatives first if `guided`. A prompt's steps are counted over
+    `calls`, or else the first request's own, after `calls_before` of an earlier pass. As A1111 counts
+    them from 0, `[a:b:5]` is a for six calls, and `[a|b]` begins with a twice; calls beyond the last
+    are like the first. Requests of one batch have the same number of steps, the same clip skip and the
+    same `count_chunks`, so that none is changed by another. Everything is encoded at once, each distinct
+    text one time. Raises `UserError` for texts that `count_chunks` refuses.
     """
     for request in requests:
         count_chunks(pipeline.tokenizer, request)
-    steps = requests[0].steps
+    steps = calls or requests[0].calls
     prompts = [r.negative for r in requests] * guided + [r.prompt for r in requests]
     embeddings = [r.embeddings for r in requests] * (1 + guided)
     rows = [
-        resolve_steps(text, steps, steps_before, uses) for text, uses in zip(prompts, embeddings, strict=True)
+        resolve_steps(text, steps, calls_before, uses) for text, uses in zip(prompts, embeddings, strict=True)
     ]
     where = {text: i for i, text in enumerate(dict.fromkeys(text for row in rows for text in row))}
     made = encode_texts(pipeline, list(where), requests[0].clip_skip)
@@ -121,7 +137,11 @@ def encode_requests(
             made.states[list(texts)] * factors[:, None, None], made.pooled[list(texts)] * factors[:, None]
         )
 
-    return lambda step: select_rows(tuple(where[row[step - 1]] for row in rows))
+    def find_conditioning(call: int) -> Conditioning:
+        at = call - 1 if 1 <= call <= steps else 0
+        return select_rows(tuple(where[row[at]] for row in rows))
+
+    return find_conditioning
 
 
 def count_chunks(tokenizer, request: Request) -> int:
@@ -131,7 +151,7 @@ def count_chunks(tokenizer, request: Request) -> int:
     they are so long, or change so often, that they would fill the memory.
     """
     texts = {
-        field: set(resolve_steps(getattr(request, field), request.steps, embeddings=request.embeddings))
+        field: set(resolve_steps(getattr(request, field), request.calls, embeddings=request.embeddings))
         for field in ("prompt", "negative")
     }
     chunks = {field: max(len(split_chunks(tokenizer, text)) for text in texts[field]) for field in texts}

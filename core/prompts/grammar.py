@@ -3,14 +3,16 @@
 The grammar (`modules/prompt_parser.py`, `modules/extra_networks.py` of A1111): `(x)` is x times
 1.1, `[x]` divided by 1.1, `(x:1.3)` times 1.3, nested ones multiply, `\\(` is a literal bracket;
 `[a:b:0.5]` switches from a to b, `[a|b]` alternates, `BREAK` begins a new chunk, `<lora:name:1.5>`
-asks for a LoRA. What does not fit is text: parsing takes linear time and never fails.
+asks for a LoRA. As in A1111, it is read in two passes: what changes from step to step makes a text, and
+that text's brackets are weights. What does not fit is text: parsing takes linear time and never fails.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from decimal import Decimal
-from itertools import chain, groupby
+from functools import lru_cache
+from itertools import groupby
 
 from core.schema.types import PromptPreset
 
@@ -51,11 +53,13 @@ def _split_at_commas(text: str) -> list[str]:
 # --- extra networks ------------------------------------------------------------------------------
 
 EXTRA_NETWORK = re.compile(r"<(\w+):([^<>]+)>")
+LORA_KINDS = ("lora", "lyco")
+"""`<lyco:...>` is another name of `<lora:...>` in A1111, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoraTag:
-    """A `<lora:name:te:unet:lbw=...>` tag of a prompt.
+    """A `<lora:name:te:unet:blocks>` tag of a prompt.
 
     One number is both strengths; two are the text encoders' and the U-Net's.
     """
@@ -66,7 +70,7 @@ class LoraTag:
     text_strength: float = 1.0
     """Of the text encoders."""
     blocks: str | None = None
-    """The text of `lbw=`."""
+    """Block weights, with or without `lbw=` before them."""
 
 
 def extract_lora_tags(prompt: str) -> tuple[str, list[LoraTag], list[str]]:
@@ -75,42 +79,53 @@ def extract_lora_tags(prompt: str) -> tuple[str, list[LoraTag], list[str]]:
     unread: list[str] = []
 
     def take(match: re.Match[str]) -> str:
-        tag = _parse_lora_tag(match[2]) if match[1].lower() == "lora" else None
-        found.append(tag) if tag else unread.append(match[0])
+        try:
+            found.append(read_lora_tag(match[0]))
+        except ValueError:
+            unread.append(match[0])
         return ""
 
     return EXTRA_NETWORK.sub(take, prompt), found, unread
 
 
-def _parse_lora_tag(text: str) -> LoraTag | None:
-    name, *rest = (part.strip() for part in text.split(":"))
+def is_lora_tag(tag: str) -> bool:
+    """Whether a `<kind:...>` tag is meant to be a LoRA's, well written or not."""
+    return tag[1:].partition(":")[0].lower() in LORA_KINDS
+
+
+def read_lora_tag(tag: str) -> LoraTag:
+    """Read a LoRA's tag. Raises `ValueError`, saying what is wrong, for any other text."""
+    if not is_lora_tag(tag):
+        raise ValueError("it is no LoRA")
+    name, *rest = (part.strip() for part in tag[1:-1].split(":")[1:])
     said = dict(part.split("=", 1) for part in rest if "=" in part)
-    numbers = [part for part in rest if "=" not in part]
-    if len(numbers) > 2 or said.keys() - {"te", "unet", "lbw"}:
-        return None
-    try:
-        te = float(numbers[0]) if numbers else 1.0
-        unet = float(numbers[1]) if len(numbers) > 1 else te
-        te, unet = float(said.get("te", te)), float(said.get("unet", unet))
-    except ValueError:
-        return None
-    finite = abs(te) <= 1e6 and abs(unet) <= 1e6  # false for NaN
-    return (
-        LoraTag(name=name, strength=unet, text_strength=te, blocks=said.get("lbw"))
-        if name and finite
-        else None
-    )
+    if unknown := [*(said.keys() - {"te", "unet", "lbw"})]:
+        raise ValueError(f"{min(unknown)}= is not applied here")
+    plain = [part for part in rest if "=" not in part]
+    # As sd-webui-lora-block-weight takes it, `lbw=` can be left out after a strength.
+    listed = [part for part in plain[1:] if not NUMBER.fullmatch(part)][-1:] if "lbw" not in said else []
+    numbers = [part for part in plain if part not in listed]
+    if not name or len(numbers) > 2:
+        raise ValueError("the name is missing" if not name else "it has more than two strengths")
+    te = _read_strength(said.get("te", numbers[0] if numbers else "1"))
+    unet = _read_strength(said["unet"] if "unet" in said else numbers[1] if len(numbers) > 1 else repr(te))
+    return LoraTag(name=name, strength=unet, text_strength=te, blocks=said.get("lbw", *listed or [None]))
 
 
-# --- weights and schedules -----------------------------------------------------------------------
+def _read_strength(text: str) -> float:
+    if not text:
+        raise ValueError("a strength is empty")
+    if not NUMBER.fullmatch(text):
+        point = text.replace(",", ".", 1)
+        raise ValueError(
+            f"{text[:40]!r} is no strength" + (f"; write {point[:40]}" if NUMBER.fullmatch(point) else "")
+        )
+    if not abs(strength := float(text)) <= 1e6:
+        raise ValueError(f"{text[:40]!r} is too large")
+    return strength
 
 
-@dataclass(frozen=True)
-class Weighted:
-    """Parts of a prompt at `weight` times the weight around them."""
-
-    parts: "Parts"
-    weight: float
+# --- schedules -----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -130,7 +145,7 @@ class Scheduled:
         In a second pass, after `steps_before` steps of the first, shares count from 1 and steps go
         on.
         """
-        at = min(float(self.when), 1e6)
+        at = max(-1e6, min(float(self.when), 1e6))
         return step > int((at - (steps_before > 0)) * steps if "." in self.when else at - steps_before)
 
 
@@ -141,17 +156,12 @@ class Alternating:
     options: "tuple[Parts, ...]"
 
 
-@dataclass(frozen=True)
-class Break:
-    """`BREAK`: what follows begins a new chunk of 75 tokens."""
-
-
-Part = str | Weighted | Scheduled | Alternating | Break
+Part = str | Scheduled | Alternating
 Parts = tuple[Part, ...]
+"""A prompt; its texts still have their brackets, weights and backslashes."""
 
-TOKEN = re.compile(r"\\[()\[\]:|\\]|[()\[\]:|]|\s*\bBREAK\b\s*|(?:(?!\bBREAK\b)[^\\()\[\]:|\s])+|\s+|\\")
-WEIGHT = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*")
-SWITCH_STEP = re.compile(r"\s*(?:\d+\.?\d*|\.\d+)\s*")
+NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+PIECE = re.compile(r"(?:[^\\()\[\]:|]|\\.)+|[()\[\]:|]|\\")
 
 
 @dataclass
@@ -162,26 +172,25 @@ class _Bracket:
     cuts: list[list[Part]] = field(default_factory=lambda: [[]])
     separators: list[str] = field(default_factory=list)
 
-    def add(self, part: Part) -> None:
-        """Append a part after the last separator."""
-        self.cuts[-1].append(part)
+    def flatten(self) -> list[Part]:
+        """Return the bracket and its content as they were written."""
+        found: list[Part] = [self.mark, *self.cuts[0]]
+        for separator, parts in zip(self.separators, self.cuts[1:], strict=True):
+            found += [separator, *parts]
+        return found
 
-    def cut(self, separator: str) -> None:
-        """Begin a new cut at a `:` or `|`."""
-        self.separators.append(separator)
-        self.cuts.append([])
-
-    def flatten(self, count: int | None = None) -> Parts:
-        """Return its content, with the separators as text; only the first `count` cuts if given."""
-        first, *others = self.cuts[:count]
-        return _join_texts(
-            chain(first, *((mark, *parts) for mark, parts in zip(self.separators, others, strict=False)))
-        )
-
-    def get_last_text(self) -> str:
-        """Return the text after the last separator, or an empty string if it is not plain text."""
-        parts = _join_texts(self.cuts[-1])
-        return parts[0] if len(self.cuts) > 1 and len(parts) == 1 and isinstance(parts[0], str) else ""
+    def close(self) -> list[Part] | None:
+        """Return what the bracket is once it is closed; `None` if A1111's grammar knows no such one."""
+        kinds, last = set(self.separators), _join_texts(self.cuts[-1])
+        if not kinds or (self.mark == "(" and self.separators == [":"]):
+            return [*self.flatten(), {"(": ")", "[": "]"}[self.mark]]  # its weight is read later
+        if self.mark == "[" and kinds == {"|"}:
+            return [Alternating(tuple(map(_join_texts, self.cuts)))]
+        when = last[0].strip() if len(last) == 1 and isinstance(last[0], str) else ""
+        if self.mark == "[" and len(self.cuts) <= 3 and kinds == {":"} and NUMBER.fullmatch(when):
+            before, after = self.cuts[:-1] if len(self.cuts) == 3 else ([], self.cuts[0])
+            return [Scheduled(_join_texts(before), _join_texts(after), when)]
+        return None
 
 
 def _join_texts(parts: Iterable[Part]) -> Parts:
@@ -197,42 +206,57 @@ def _join_texts(parts: Iterable[Part]) -> Parts:
 
 
 def parse_prompt(prompt: str) -> Parts:
-    """Parse the prompt into a tree.
+    """Parse what changes from step to step, as the grammar of A1111 does.
 
-    A bracket that is not closed reaches to the end; one that was not opened is text.
+    A bracket that does not fit is text, and with it each one around it that is still open. A `|`
+    outside `[a|b]` and a backslash before nothing are not in the grammar: with one of them, nothing
+    of the prompt changes.
     """
+    if "[" not in prompt:
+        return (prompt,) if prompt else ()
     stack = [_Bracket("")]
-    for match in TOKEN.finditer(prompt):
-        token = match[0]
-        if token.strip() == "BREAK":
-            stack[-1].add(Break())
-        elif len(token) == 2 and token[0] == "\\":
-            stack[-1].add(token[1])
-        elif token in ("(", "[") and len(stack) <= MAX_DEPTH:
-            stack.append(_Bracket(token))
-        elif token in (")", "]") and len(stack) > 1 and stack[-1].mark == {")": "(", "]": "["}[token]:
-            closed = stack.pop()
-            stack[-1].add(_close_round(closed) if token == ")" else _close_square(closed))
-        elif token in (":", "|") and len(stack) > 1:
-            stack[-1].cut(token)
+
+    def flatten_all() -> None:
+        text = [part for bracket in stack[1:] for part in bracket.flatten()]
+        stack[0].cuts[0] += text
+        del stack[1:]
+
+    for match in PIECE.finditer(prompt):
+        piece = match[0]
+        if piece in ("(", "["):
+            if len(stack) > MAX_DEPTH:
+                flatten_all()
+            stack.append(_Bracket(piece))
+        elif piece in (")", "]"):
+            fits = len(stack) > 1 and stack[-1].mark == {")": "(", "]": "["}[piece]
+            closed = stack[-1].close() if fits else None
+            if closed is not None:
+                stack.pop()
+                stack[-1].cuts[-1] += closed
+                continue
+            if any("|" in bracket.separators for bracket in stack):
+                return (prompt,)
+            flatten_all()
+            stack[0].cuts[0].append(piece)
+        elif piece == "\\" or (piece == "|" and stack[-1].mark != "["):
+            return (prompt,)
+        elif piece in (":", "|") and len(stack) > 1:
+            stack[-1].separators.append(piece)
+            stack[-1].cuts.append([])
         else:
-            stack[-1].add(token)
-    while len(stack) > 1:
-        opened = stack.pop()
-        stack[-1].add(
-            Weighted(opened.flatten(), BRACKET_WEIGHT if opened.mark == "(" else 1 / BRACKET_WEIGHT)
-        )
+            stack[-1].cuts[-1].append(piece)
+    if any("|" in bracket.separators for bracket in stack):
+        return (prompt,)
+    flatten_all()
     return _join_texts(stack[0].cuts[0])
 
 
 def iterate_texts(parts: Parts) -> Iterator[str]:
-    """Yield the texts of a tree, whatever step they are for."""
+    """Yield the texts of a prompt, whatever step they are for, without brackets and weights."""
     for part in parts:
         match part:
             case str():
-                yield part
-            case Weighted():
-                yield from iterate_texts(part.parts)
+                yield from (span.text for span in parse_weights(part) if isinstance(span, Span))
             case Scheduled():
                 yield from iterate_texts(part.before)
                 yield from iterate_texts(part.after)
@@ -241,44 +265,29 @@ def iterate_texts(parts: Parts) -> Iterator[str]:
                     yield from iterate_texts(option)
 
 
-def _close_round(bracket: _Bracket) -> Part:
-    if WEIGHT.fullmatch(bracket.get_last_text()) and bracket.separators[-1] == ":":
-        return Weighted(bracket.flatten(-1), float(bracket.get_last_text()))
-    return Weighted(bracket.flatten(), BRACKET_WEIGHT)
+def resolve_text(parts: Parts, step: int, steps: int, steps_before: int = 0) -> str:
+    """Return the prompt's text at a step, with its brackets and weights.
+
+    `step` counts from 1 to `steps`; `steps_before` are the steps of a pass before this one, in which
+    `[a|b]` begins anew.
+    """
+    texts: list[str] = []
+
+    def walk(parts: Parts) -> None:
+        for part in parts:
+            match part:
+                case str():
+                    texts.append(part)
+                case Scheduled():
+                    walk(part.after if part.has_switched(step, steps, steps_before) else part.before)
+                case Alternating():
+                    walk(part.options[(step - 1) % len(part.options)])
+
+    walk(parts)
+    return "".join(texts)
 
 
-def _close_square(bracket: _Bracket) -> Part:
-    kinds = set(bracket.separators)
-    if kinds == {"|"}:
-        return Alternating(tuple(map(_join_texts, bracket.cuts)))
-    if kinds == {":"} and len(bracket.cuts) <= 3 and SWITCH_STEP.fullmatch(bracket.get_last_text()):
-        before, after = bracket.cuts[:-1] if len(bracket.cuts) == 3 else ([], bracket.cuts[0])
-        return Scheduled(_join_texts(before), _join_texts(after), bracket.get_last_text().strip())
-    return Weighted(bracket.flatten(), 1 / BRACKET_WEIGHT)
-
-
-def format_prompt(parts: Parts) -> str:
-    """Return a text that `parse_prompt` reads as these parts."""
-
-    def format_part(part: Part) -> str:
-        match part:
-            case str():
-                return re.sub(r"([()\[\]:|\\])", r"\\\1", part)
-            case Weighted():
-                return f"({format_prompt(part.parts)}:{Decimal(repr(part.weight)):f})"
-            case Scheduled():
-                return f"[{format_prompt(part.before)}:{format_prompt(part.after)}:{part.when}]"
-            case Alternating():
-                return f"[{'|'.join(map(format_prompt, part.options))}]"
-            case Break():
-                return " BREAK "
-
-    return "".join(map(format_part, parts))
-
-
-def escape_brackets(text: str) -> str:
-    """Return the text with its brackets escaped: `name (series)` -> `name \\(series\\)`."""
-    return re.sub(r"([()\[\]\\])", r"\\\1", text)
+# --- weights -------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -289,28 +298,94 @@ class Span:
     weight: float = 1.0
 
 
+@dataclass(frozen=True)
+class Break:
+    """`BREAK`: what follows begins a new chunk of 75 tokens."""
+
+
+WEIGHT_PIECE = re.compile(r"\\[()\[\]\\]|\\|[(\[]|:([+-]?(?:\d+\.?\d*|\.\d+))\)|[)\]]|[^\\()\[\]:]+|:")
+BREAK = re.compile(r"\bBREAK\b")
+
+
+def parse_weights(text: str) -> list[Span | Break]:
+    """Return the texts of a prompt with their weights, equal neighbours joined.
+
+    Round and square brackets are paired each among themselves, so that `(a [b) c]` overlap; one that is
+    not closed reaches to the end, one that was not opened is text. A backslash makes a bracket text, and
+    is dropped elsewhere.
+    """
+    said: list[str | Break] = []
+    weights: list[float] = []
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+
+    def add(part: str | Break) -> None:
+        said.append(part)
+        weights.append(1.0)
+
+    def multiply(start: int, factor: float) -> None:
+        weights[start:] = [weight * factor for weight in weights[start:]]
+
+    for match in WEIGHT_PIECE.finditer(text):
+        piece, weight = match[0], match[1]
+        if piece[0] == "\\":
+            add(piece[1:])
+        elif piece in opened and len(opened[piece]) < MAX_DEPTH:
+            opened[piece].append(len(said))
+        elif weight is not None and opened["("]:
+            start = opened["("].pop()
+            multiply(start, _bound(float(weight)))
+            weights[start:] = map(_bound, weights[start:])
+        elif piece == ")" and opened["("]:
+            multiply(opened["("].pop(), BRACKET_WEIGHT)
+        elif piece == "]" and opened["["]:
+            multiply(opened["["].pop(), 1 / BRACKET_WEIGHT)
+        else:
+            first, *others = BREAK.split(piece) if "BREAK" in piece else [piece]
+            add(first.rstrip() if others else first)
+            for number, each in enumerate(others, 1):
+                add(Break())
+                add(each.strip() if number < len(others) else each.lstrip())
+    if opened["("] or opened["["]:
+        weights = [
+            _weigh_unclosed(weight, bisect_right(opened["("], place), bisect_right(opened["["], place))
+            for place, weight in enumerate(weights)
+        ]
+    return _join_spans(said, weights)
+
+
+@lru_cache(4096)
+def _weigh_unclosed(weight: float, rounds: int, squares: int) -> float:
+    """Return a weight within brackets that are not closed: one factor after the other, as A1111 rounds."""
+    for factor in (*[BRACKET_WEIGHT] * rounds, *[1 / BRACKET_WEIGHT] * squares):
+        weight *= factor
+    return weight
+
+
+def _bound(weight: float) -> float:
+    """Keep a product of many weights finite."""
+    return max(-1e6, min(1e6, weight))
+
+
+def _join_spans(said: Sequence[str | Break], weights: Sequence[float]) -> list[Span | Break]:
+    found: list[Span | Break] = []
+    pairs = zip(said, weights, strict=True)
+    for weight, group in groupby(pairs, key=lambda pair: pair[1] if isinstance(pair[0], str) else None):
+        same = [part for part, _ in group]
+        if weight is None:
+            found += [Break()] * len(same)
+        elif joined := "".join(map(str, same)):
+            found.append(Span(joined, max(-MAX_WEIGHT, min(MAX_WEIGHT, weight))))
+    return found
+
+
 def resolve_spans(parts: Parts, step: int = 1, steps: int = 1, steps_before: int = 0) -> list[Span | Break]:
     """Return what the prompt contains at a step: texts with their weights, equal neighbours joined.
 
     `step` counts from 1 to `steps`; `steps_before` are the steps of a pass before this one.
     """
-    said: list[tuple[str | Break, float]] = []
+    return parse_weights(resolve_text(parts, step, steps, steps_before))
 
-    def walk(parts: Parts, weight: float) -> None:
-        for part in parts:
-            match part:
-                case str() | Break():
-                    said.append((part, weight))
-                case Weighted():
-                    walk(part.parts, max(-MAX_WEIGHT, min(MAX_WEIGHT, weight * part.weight)))
-                case Scheduled():
-                    walk(part.after if part.has_switched(step, steps, steps_before) else part.before, weight)
-                case Alternating():
-                    walk(part.options[(steps_before + step - 1) % len(part.options)], weight)
 
-    walk(parts, 1.0)
-    found: list[Span | Break] = []
-    for weight, group in groupby(said, key=lambda one: one[1] if isinstance(one[0], str) else None):
-        same = [part for part, _ in group]
-        found += [Break()] * len(same) if weight is None else [Span("".join(map(str, same)), weight)]
-    return found
+def escape_brackets(text: str) -> str:
+    """Return the text with its brackets escaped: `name (series)` -> `name \\(series\\)`."""
+    return re.sub(r"([()\[\]\\])", r"\\\1", text)

@@ -18,6 +18,8 @@ class Sampler(NamedTuple):
     """Whether one level more is planned, and the last but one left out."""
     unit_noise: bool = False
     """Whether it starts as a picture in the model's own scale, with a deviation of 1."""
+    calls_per_step: int = 1
+    """How often it asks the model in a step; A1111 counts a prompt's changes in these calls."""
     unguided: bool = False
     """Whether it goes on in the direction of the prediction without guidance, and needs one at CFG 1, too."""
 
@@ -26,19 +28,19 @@ SAMPLERS: dict[str, Sampler] = {
     "Euler a": Sampler(),
     "Euler": Sampler(),
     "DPM++ 2M": Sampler("Karras"),
-    "DPM++ SDE": Sampler("Karras"),
+    "DPM++ SDE": Sampler("Karras", calls_per_step=2),
     "DPM++ 2M SDE": Sampler("Exponential"),
     "DPM++ 2M SDE Heun": Sampler("Exponential"),
     "DPM++ 3M SDE": Sampler("Exponential", skips_level=True),
-    "DPM++ 2S a": Sampler("Karras"),
-    "Heun": Sampler(),
+    "DPM++ 2S a": Sampler("Karras", calls_per_step=2),
+    "Heun": Sampler(calls_per_step=2),
     "LMS": Sampler(),
-    "DPM2": Sampler("Karras", skips_level=True),
-    "DPM2 a": Sampler("Karras", skips_level=True),
+    "DPM2": Sampler("Karras", skips_level=True, calls_per_step=2),
+    "DPM2 a": Sampler("Karras", skips_level=True, calls_per_step=2),
     "UniPC": Sampler("UniPC", unit_noise=True),
     "DDIM": Sampler("DDIM", unit_noise=True),
     "LCM": Sampler("LCM"),
-    "Restart": Sampler("Karras"),
+    "Restart": Sampler("Karras", calls_per_step=2),
     "Euler CFG++": Sampler(unguided=True),
     "Euler a CFG++": Sampler(unguided=True),
 }

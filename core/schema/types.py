@@ -334,6 +334,11 @@ class Request:
             _check_schedule(*both, "hires.schedule")
 
     @property
+    def calls(self) -> int:
+        """How often the model is asked in all steps, as A1111 counts for prompts that change."""
+        return self.steps * (1 if self.schedule in OLD_SCHEDULES else SAMPLERS[self.sampler].calls_per_step)
+
+    @property
     def is_guided(self) -> bool:
         """Whether the model also computes the negative prompt; at 1, guidance would change nothing."""
         return self.cfg > 1 or SAMPLERS[self.sampler].unguided

@@ -141,6 +141,25 @@ def test_each_step_says_its_own(nano) -> None:
     )
 
 
+# Which of the words each call of the model gets, from A1111's `reconstruct_cond_batch`, which counts from 0.
+@pytest.mark.parametrize(
+    ("prompt", "sampler", "by_call"),
+    [
+        ("[smile:frown:2]", "Euler", "aaab"),
+        ("[smile|frown]", "Euler", "aabab"),
+        ("[smile:frown:2]", "Heun", "aaabbbbb"),
+        ("[smile:frown:0.5]", "Heun", "aaaaabbb"),
+    ],
+)
+def test_a_prompt_changes_at_the_calls_of_a1111(nano, prompt: str, sampler: str, by_call: str) -> None:
+    at = conditioning.encode_requests(nano, [replace(REQUEST, prompt=prompt, sampler=sampler)], guided=False)
+    words = {"a": encode_prompt(nano, "smile").states, "b": encode_prompt(nano, "frown").states}
+    said = [
+        next(name for name in words if torch.equal(at(i).states, words[name])) for i in range(len(by_call))
+    ]
+    assert "".join(said[: len(by_call)]) == by_call
+
+
 def test_a_request_does_not_depend_on_its_company(nano) -> None:
     one, other = REQUEST, replace(REQUEST, prompt="(no humans:1.4), apple")
     together, alone = (

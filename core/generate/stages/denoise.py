@@ -7,7 +7,7 @@ seed gives the same picture on every device and in every batch.
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import NamedTuple
 
 import torch
@@ -42,11 +42,13 @@ class DenoiseStart(NamedTuple):
     """Steps of the whole schedule from noise, of which only the last `Request.steps` are run."""
     mask: torch.Tensor | None = None
     """(n, 1, height / 8, width / 8): 1 where the picture may change."""
+    prompt_steps: int | None = None
+    """Steps over which a prompt's changes are counted; `None` for `Request.steps`."""
 
 
 Predictor = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
 """What the U-Net predicts, with guidance and without, from latents in its own scale at a timestep, with
-the prompts of a step, counted from 1."""
+the prompts of a call, counted from 0."""
 
 
 @torch.no_grad()
@@ -62,27 +64,31 @@ def denoise(
     are guided or none is. `steps_before` is the number of steps of an earlier pass, for prompts that
     change at a step.
     """
-    predict = _make_predictor(pipeline, requests, steps_before)
+    first = requests[0]
+    old = first.schedule in samplers.OLD_SCHEDULES
+    per_step = first.calls // first.steps
+    counted = first.steps if old or start is None else start.prompt_steps or first.steps
+    predict = _make_predictor(pipeline, requests, per_step * counted, per_step * steps_before)
     rng, noise = draw_seed_noise(pipeline, requests)
-    run = _run_old_schedule if requests[0].schedule in samplers.OLD_SCHEDULES else _run_solver
-    yield from run(pipeline, requests[0], start, predict, rng, noise)
+    run = _run_old_schedule if old else _run_solver
+    yield from run(pipeline, first, start, predict, rng, noise)
 
 
 def _make_predictor(
-    pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], steps_before: int
+    pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], calls: int, calls_before: int
 ) -> Predictor:
     """Return what asks the U-Net about all requests, with and without their prompts."""
     first, guided = requests[0], requests[0].is_guided
     device, dtype = pipeline._execution_device, pipeline.unet.dtype
-    conditioning = encode_requests(pipeline, requests, guided, steps_before)
+    conditioning = encode_requests(pipeline, requests, guided, calls, calls_before)
     size = torch.tensor(
         [[first.height, first.width, 0, 0, first.height, first.width]], device=device, dtype=dtype
     )
     time_ids = size.repeat(len(requests) * (1 + guided), 1)
     cfg = torch.tensor([r.cfg for r in requests], device=device).view(-1, 1, 1, 1)
 
-    def predict(seen: torch.Tensor, t: torch.Tensor, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        states, pooled = conditioning(step)
+    def predict(seen: torch.Tensor, t: torch.Tensor, call: int) -> tuple[torch.Tensor, torch.Tensor]:
+        states, pooled = conditioning(call)
         predicted = pipeline.unet(
             (torch.cat([seen] * 2) if guided else seen).to(dtype),
             t,
@@ -117,7 +123,7 @@ def _run_solver(
         levels = levels[-request.steps - 1 :]
     if request.sampler == "Restart":
         levels = schedules.add_restarts(levels)
-    steps, done = sum(sigma > to for sigma, to in pairwise(levels)), 0
+    steps, calls = sum(sigma > to for sigma, to in pairwise(levels)), count()
     kept, mask = (None, None) if start is None else (start.latents.to(noise), start.mask)
 
     def hold(latents: torch.Tensor) -> torch.Tensor:
@@ -126,7 +132,7 @@ def _run_solver(
     def model(x: torch.Tensor, sigma: float) -> Prediction:
         t = torch.tensor(schedules.timestep_at(own, sigma), dtype=torch.float32, device=x.device)
         scale = math.hypot(1, sigma)
-        said = predict(x / scale, t, 1 + done * request.steps // steps)
+        said = predict(x / scale, t, next(calls))
         return Prediction(
             *(
                 hold(x / scale**2 - one * (sigma / scale))
@@ -141,8 +147,7 @@ def _run_solver(
 
     first = math.hypot(1, levels[0]) if traits.unit_noise else levels[0]
     noisy = noise * first if kept is None else kept + noise * levels[0]
-    for latents, clean in SOLVERS[request.sampler](model, noisy, levels, draw):
-        done += 1
+    for done, (latents, clean) in enumerate(SOLVERS[request.sampler](model, noisy, levels, draw), 1):
         yield DenoiseState(done, steps, hold(latents) if done == steps else latents, clean)
 
 
@@ -171,7 +176,7 @@ def _run_old_schedule(
         else noise * scheduler.init_noise_sigma
     )
     for i, t in enumerate(times):
-        # Second-order samplers run the model twice in a step.
+        # Second-order samplers run the model twice in a step; a prompt's steps were counted from 1.
         seen = scheduler.scale_model_input(latents, t)
         predicted = predict(seen, t, 1 + i * request.steps // len(times))[0]
         result = scheduler.step(predicted, t, latents, **noisy_steps)

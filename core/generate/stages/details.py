@@ -146,6 +146,7 @@ def prepare_detail_start(
         encode_pictures(pipeline, crops),
         regions[0].schedule_steps,
         open_to_change.float().to(pipeline._execution_device),
+        prompt_steps=regions[0].schedule_steps,
     )
 
 
