@@ -15,6 +15,7 @@ from core.generate.stages import hires
 from core.generate.stages.denoise import denoise
 from core.lora import apply as lora
 from core.prompts.conditioning import count_chunks
+from core.prompts.grammar import split_parts
 from core.schema.types import LoraUse, Request
 from core.system.concurrency import BoundedDict
 from core.system.device import GIB, detect_machine
@@ -37,7 +38,7 @@ def group_into_batches(
             r.detail is None,
             r.detail and r.detail.lora_strength,
         )  # regions are denoised by themselves
-        worn = tuple(_lora_key(use) for use in r.loras) if mixed_strengths else r.loras
+        worn = tuple(_lora_key(use) for use in r.loras) if mixed_strengths else r.lora_uses
         alike[
             worn,
             r.width,
@@ -50,10 +51,13 @@ def group_into_batches(
             r.clip_skip,
             _describe_hires(pipeline, r),
             details_of,
+            len(split_parts(r.prompt)),
             count_chunks(pipeline.tokenizer, r),
         ].append(i)
     for indices in alike.values():
-        yield from split_evenly(indices, batch_size(*hires.output_size(requests[indices[0]])))
+        first = requests[indices[0]]
+        size = batch_size(*hires.output_size(first)) // len(split_parts(first.prompt))
+        yield from split_evenly(indices, max(1, size))
 
 
 def _describe_hires(pipeline: StableDiffusionXLPipeline, request: Request) -> tuple | None:
@@ -62,7 +66,8 @@ def _describe_hires(pipeline: StableDiffusionXLPipeline, request: Request) -> tu
         return None
     (larger,) = hires.build_hires_requests([request])
     chunks = count_chunks(pipeline.tokenizer, larger)
-    return request.hires, request.hires_loras, larger.is_guided, chunks
+    parts = len(split_parts(larger.prompt))
+    return request.hires, request.hires_loras, larger.is_guided, parts, chunks
 
 
 def split_evenly(indices: Sequence[int], max_size: int) -> Iterator[list[int]]:
@@ -102,7 +107,6 @@ def is_mixed_faster(
         return False
     first = requests[0]
     plain = replace(first, steps=1 + TIMED_STEPS, hires=None)
-    worn, _ = hires.list_pass_loras(first)
     kind = (
         applied.cost_key,
         tuple(pipeline.unet.config.block_out_channels),
@@ -115,7 +119,7 @@ def is_mixed_faster(
         key = (*kind, size, each)
         if (found := _step_seconds.get(key)) is None:
             applied.set_strengths(
-                [[replace(use, strength=1 + each * i / 100) for use in worn] for i in range(size)]
+                [[replace(use, strength=1 + each * i / 100) for use in first.lora_uses] for i in range(size)]
             )
             marks = [time.perf_counter() for _ in denoise(pipeline, [plain] * size)]
             found = _step_seconds[key] = (marks[-1] - marks[0]) / TIMED_STEPS

@@ -23,7 +23,7 @@ def save_picture(picture: Image.Image, request: Request, file: Path) -> str:
     hashes = {
         "Model hash": bases.hash_weights(request.model) or "",
         "VAE": Path(model.vae).name if model.vae else "",
-        **lora_library.hash_loras([*request.loras, *(request.hires_loras or ())]),
+        **lora_library.hash_loras(request.lora_uses),
         **embedding_library.hash_embeddings(request.embeddings),
     }
     text = create_infotext(request, model, hashes)

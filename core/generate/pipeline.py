@@ -5,7 +5,7 @@ Cells that can share a forward pass are denoised together, in every stage.
 
 import time
 from collections import defaultdict, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import chain
@@ -22,6 +22,7 @@ from core.generate.stages.grain import add_grain
 from core.lora import apply as lora
 from core.models import bases
 from core.prompts.conditioning import count_chunks
+from core.prompts.grammar import split_parts
 from core.schema.errors import UserError
 from core.schema.events import Event, Features, LoadProgress, ModelLoaded, Picture, ReferenceFeatures, Step
 from core.schema.types import Cell, Detail, Hires, Request
@@ -100,13 +101,11 @@ def generate(
         yield from _measure_references(cells[0].request.model, pictures, feature_extractor)
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
-        loras, _ = hires.list_pass_loras(cell.request)
-        alike[cell.request.model, tuple(use.path for use in loras)].append(i)
-    for (name, _), indices in sorted(alike.items()):  # each model and set of LoRAs once
+        alike[cell.request.model, tuple(use.path for use in cell.request.lora_uses)].append(i)
+    for (name, paths), indices in sorted(alike.items()):  # each model and set of LoRAs once
         pipeline = yield from _load_model(name)
         under_way = [cells[i].request for i in indices]
-        loras, _ = hires.list_pass_loras(under_way[0])
-        applying = lora.apply_loras(pipeline, loras) if loras else nullcontext()
+        applying = lora.apply_loras(pipeline, under_way[0].lora_uses) if paths else nullcontext()
         with (
             translate_out_of_memory(
                 None,
@@ -158,7 +157,7 @@ def _generate_group(
             batch = todo.popleft()
             under_way[:] = [requests[k] for k in batch]
             if job.applied:
-                job.applied.set_strengths([hires.list_pass_loras(r)[0] for r in under_way])
+                job.applied.set_strengths([r.lora_uses for r in under_way])
             finished = yield from _try_stages(job, under_way)
             if finished is None:
                 least.enter_context(_use_low_memory(job.pipeline))
@@ -242,7 +241,10 @@ def _try_stages(
 def _run_stages(job: PictureJob, requests: list[Request]) -> Generator[Step, None, list[FinishedPicture]]:
     """Run a batch through the stages of its requests, which all ask for the same ones."""
     first = requests[0]
-    latents = yield from _report_steps(job, denoise(job.pipeline, requests), "base", requests)
+    states = denoise(job.pipeline, requests, on_step=_follow_steps(job, requests))
+    latents = yield from _report_steps(job, states, "base", requests)
+    if job.applied:  # a LoRA of a part of the steps is whole again, as A1111 loads it for a second pass
+        job.applied.set_strengths([r.lora_uses for r in requests])
     if not bool(torch.isfinite(latents).all()):
         raise UserError(None, _describe_nan(first))
     before = images = decode(job.pipeline, latents)
@@ -258,7 +260,7 @@ def _run_stages(job: PictureJob, requests: list[Request]) -> Generator[Step, Non
     changed = first.hires or first.detail
     seen = (
         extract_features(
-            job.pipeline, finished, job.feature_extractor, latents, vae_roundtrip=not first.loras
+            job.pipeline, finished, job.feature_extractor, latents, vae_roundtrip=not first.lora_uses
         )
         if job.feature_extractor
         else [None] * len(finished)
@@ -277,7 +279,7 @@ def _enlarge_images(
         ]
     larger = hires.build_hires_requests(requests)
     if job.applied:
-        job.applied.set_strengths([hires.list_pass_loras(r)[1] for r in requests])
+        job.applied.set_strengths([r.hires_lora_uses for r in requests])
     start = hires.prepare_hires_start(job.pipeline, requests, latents, images, job.low_memory)
     states = denoise(job.pipeline, larger, start, steps_before=first.steps)
     return decode(job.pipeline, (yield from _report_steps(job, states, "hires", larger)))
@@ -288,17 +290,13 @@ def _redraw_details(
 ) -> Generator[Step, None, tuple[list[Image.Image], Sequence[tuple[str, ...]]]]:
     """Run the detail stage: denoise what the detector finds, and return the images with notes."""
     first = requests[0]
-    if job.applied:
-        loras, _ = hires.list_pass_loras(first)
-        if (strength := asked.lora_strength) is not None:
-            own = len(first.loras)  # those of hires follow
-            loras[:own] = [replace(use, strength=strength, text_strength=None) for use in loras[:own]]
-        job.applied.set_strengths([loras])
     places, notes = details.find_detail_regions(images, requests, bases.find_model(first.model).native_size)
     # Every region sees the picture as it was, so that its neighbours in a batch do not matter.
     whole = images
     for some in _group_regions(job.pipeline, places, job.low_memory):
         regions = [place.request for place in some]
+        if job.applied:
+            job.applied.set_strengths([regions[0].loras])
         start = details.prepare_detail_start(job.pipeline, some, whole)
         states = denoise(job.pipeline, regions, start)
         latents = yield from _report_steps(replace(job, previews=False), states, "detail", regions)
@@ -313,9 +311,8 @@ def _group_regions(
     alike: dict[tuple, list[details.DetailRegion]] = defaultdict(list)
     for place in regions:
         r = place.request
-        alike[r.width, r.height, r.steps, place.schedule_steps, count_chunks(pipeline.tokenizer, r)].append(
-            place
-        )
+        parts, chunks = len(split_parts(r.prompt)), count_chunks(pipeline.tokenizer, r)
+        alike[r.width, r.height, r.steps, place.schedule_steps, parts, chunks, r.loras].append(place)
     for (width, height, *_), group in alike.items():
         size = 1 if low_memory else batching.batch_size(width, height)
         yield from (group[i : i + size] for i in range(0, len(group), size))
@@ -355,6 +352,14 @@ def _report_steps(
             previews=shown,
         )
     return latents
+
+
+def _follow_steps(job: PictureJob, requests: list[Request]) -> Callable[[int], None] | None:
+    """Return what sets the LoRAs that apply to a part of the steps; `None` if there is none."""
+    applied, samples = job.applied, [r.lora_uses for r in requests]
+    if applied is None or all(use.start is None and use.stop is None for uses in samples for use in uses):
+        return None
+    return lambda step: applied.set_strengths([[use.at_step(step) for use in uses] for uses in samples])
 
 
 def _describe_nan(request: Request) -> str:

@@ -11,14 +11,22 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from core.generate.stages.details import ANIMEFACE
+from core.generate.stages.details import ANIMEFACE, SEPARATOR_TOKEN
 from core.generate.stages.hires import LANCZOS, LATENT, build_hires_requests
-from core.generate.tag_expander import Expansion, check_expand_settings, expand
+from core.generate.tag_expander import Expansion, append_tags, check_expand_settings, expand
 from core.hub import client as hub
 from core.hub.preflight import NeedsJob
 from core.models import bases, catalogue, embedding_library, from_hub, lora_facts, lora_library, tools
 from core.models.preset_match import find_preset
-from core.prompts.grammar import EXTRA_NETWORK, extract_lora_tags
+from core.prompts.choices import Chosen, choose_text
+from core.prompts.grammar import (
+    EXTRA_NETWORK,
+    MAX_WEIGHT,
+    PART_WEIGHT,
+    WEIGHT_END,
+    is_lora_tag,
+    split_parts,
+)
 from core.schema import limits, presets
 from core.schema.bounds import OneOf, Real, Seed, Text, Whole, format_value
 from core.schema.errors import UserError
@@ -161,8 +169,8 @@ def _normalise_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
         key: tuple(each) if isinstance(each, list) else _strip(each) if isinstance(each, str) else each
         for key, each in settings.items()
     }
-    if isinstance(values.get("sampler"), str):
-        values["sampler"], named = split_sampler(values["sampler"])
+    if isinstance(sampler := values.get("sampler"), str):
+        values["sampler"], named = split_sampler(sampler)
         values["schedule"] = values.get("schedule") or named
     return values
 
@@ -186,6 +194,10 @@ def find_form_problems(values: Mapping[str, Any]) -> dict[str, str]:
     problems = find_problems(PictureForm, said)
     form = None if problems else read_form(PictureForm, said)
     if form:
+        try:
+            form = _choose_texts(form)[0]
+        except UserError as error:
+            return {str(error.field): str(error)}
         problems = find_problems(Request, _fill_values(form)) | _find_unknown_models(form)
     messages = {field: f"{field}: {sentence}" for field, sentence in problems.items()}
     return messages | (_find_lora_problems(form) | _find_combination_problems(form) if form else {})
@@ -199,10 +211,11 @@ def _find_lora_problems(form: PictureForm) -> dict[str, str]:
     except UserError as error:
         given = (name for name in ("lora_file", "loras") if getattr(form, name) is not None)
         problems[next(given, "prompt")] = str(error)
-    try:
-        collect_hires_loras(form.hires)
-    except UserError as error:
-        problems[str(error.field)] = str(error)
+    for collect in (_collect_hires_loras, _collect_detail_loras):
+        try:
+            collect(form)
+        except UserError as error:
+            problems[str(error.field)] = str(error)
     return problems
 
 
@@ -221,7 +234,7 @@ def _find_combination_problems(form: PictureForm) -> dict[str, str]:
 def _find_known_embeddings(form: PictureForm, values: Mapping[str, Any]) -> tuple[EmbeddingUse, ...]:
     """Return the embeddings of a form; none where its LoRAs, which may bring some, are not known yet."""
     try:
-        applied = (*collect_loras(form), *(collect_hires_loras(form.hires) or ()))
+        applied = (*collect_loras(form), *(_collect_hires_loras(form) or ()))
     except (UserError, NeedsJob):
         return ()
     return collect_embeddings(values, applied)
@@ -253,7 +266,7 @@ def _check_together(request: Request) -> None:
     if request.hires:
         _check_stage_prompts("hires", build_hires_requests([request]))
     if request.detail:
-        parts, negative = request.detail.prompt.split("[SEP]"), request.detail.negative
+        parts, negative = request.detail.prompt.split(SEPARATOR_TOKEN), request.detail.negative
         _check_stage_prompts("detail", [replace(request, prompt=part, negative=negative) for part in parts])
 
 
@@ -280,11 +293,12 @@ def _find_unknown_models(form: PictureForm) -> dict[str, str]:
 
 
 def fill_form(form: PictureForm) -> PictureOrder:
-    """Fill in what the form leaves to the preset, and collect its LoRAs.
+    """Fill in what the form leaves to the preset, make its prompts' choices, and collect its LoRAs.
 
     Raises `UserError` for the first value that is not allowed, and for LoRAs and embeddings
-    that `collect_loras`, `collect_hires_loras` and `collect_embeddings` refuse.
+    that `collect_loras` and `collect_embeddings` refuse, those of its hires and details included.
     """
+    form, templates = _choose_texts(form)
     for field, sentence in _find_unknown_models(form).items():
         raise UserError(field, sentence)
     if form.expand:
@@ -295,11 +309,48 @@ def fill_form(form: PictureForm) -> PictureOrder:
     tags = " ".join(map(lora_library.format_lora_tag, applied[: len(applied) - len(from_prompt)]))
     values = _fill_values(form)
     values["prompt"] = f"{form.prompt.strip()} {tags}".strip().replace("\r\n", "\n")
-    of_hires = collect_hires_loras(form.hires)
-    embeddings = collect_embeddings(values, (*applied, *(of_hires or ())))
-    request = Request(**values, loras=applied, hires_loras=of_hires, embeddings=embeddings)
+    of_hires = _collect_hires_loras(form)
+    request = Request(
+        **values,
+        **templates,
+        loras=applied,
+        hires_loras=of_hires,
+        detail_loras=_collect_detail_loras(form),
+        embeddings=collect_embeddings(values, (*applied, *(of_hires or ()))),
+    )
+    lora_library.check_loras(request.lora_uses)
     _check_together(request)
     return PictureOrder(request=request, count=form.count or 1, expand=form.expand)
+
+
+def _choose_texts(form: PictureForm) -> tuple[PictureForm, dict[str, Any]]:
+    """Return the form with the choices that its seed makes in its texts, and the templates of a `Request`.
+
+    Raises `UserError` for choices that cannot be made.
+    """
+    values = _fill_values(form)
+    texts = _list_prompts(values)
+    templates: dict[str, Any] = {}
+    chosen = {field: _choose_text(text, values["seed"], field).text for field, text in texts.items()}
+    if chosen == texts:
+        return form, {}
+    for field, name in (("prompt", "template"), ("negative", "negative_template")):
+        if chosen[field] != texts[field]:
+            templates[name] = texts[field].strip().replace("\r\n", "\n")
+    stages = _keep_stages(form)
+    for stage in ("hires", "detail"):
+        if values[stage]:
+            own = {name: chosen[f"{stage}.{name}"] for name in ("prompt", "negative")}
+            stages[stage] = replace(values[stage], **own)
+    texts = {name: chosen[name] for name in ("prompt", "negative")}
+    return replace(form, seed=values["seed"], **texts, **stages), templates
+
+
+def _choose_text(text: str, seed: int, field: str) -> Chosen:
+    try:
+        return choose_text(text, f"{seed} {field}")
+    except UserError as error:
+        raise UserError(field, error.sentence) from error
 
 
 def _fill_values(form: PictureForm) -> dict[str, Any]:
@@ -355,15 +406,34 @@ def list_warnings(form: PictureForm) -> list[str]:
     if named and named != values["schedule"]:
         warnings.append(f"schedule: {values['schedule']} is used, not {named} of {form.sampler!r}.")
     hires = form.hires or Hires()
-    for field, text in (("prompt", form.prompt), ("hires.prompt", hires.prompt)):
-        if ignored := [tag[:60] for tag in extract_lora_tags(text)[2][:10]]:
-            warnings.append(f"{field}: ignored {', '.join(ignored)}; of such tags, only <lora:…> applies.")
-    for field, text in (("negative", values["negative"]), ("hires.negative", hires.negative)):
-        if ignored := [match[0][:60] for match in EXTRA_NETWORK.finditer(text)][:10]:
-            warnings.append(f"{field}: ignored {', '.join(ignored)}; LoRAs belong in the prompt.")
     own = [name for name in ("prompt", "negative", "sampler", "schedule", "cfg") if getattr(hires, name)]
     if own and hires.denoise == 0:
         warnings.append(f"hires.denoise: at 0 there is no second pass; ignored its {', '.join(own)}.")
+    for field, text in _list_prompts(values).items():
+        warnings += _list_text_warnings(field, text, values["seed"])
+    return warnings
+
+
+def _list_text_warnings(field: str, template: str, seed: int) -> list[str]:
+    """Return a sentence for each part of a text that does not reach the picture as it is written."""
+    chosen, positive, warnings = _choose_text(template, seed, field), field.endswith("prompt"), []
+    tags = [match[0] for match in EXTRA_NETWORK.finditer(chosen.text)]
+    if ignored := [tag[:60] for tag in tags if not (positive and is_lora_tag(tag))][:10]:
+        why = "of such tags, only <lora:…> applies" if positive else "LoRAs belong in the prompt"
+        warnings.append(f"{field}: ignored {', '.join(ignored)}; {why}.")
+    if missing := [name[:60] for name in chosen.missing[:10]]:
+        warnings.append(
+            f"{field}: {', '.join(missing)} has no file in the wildcards folder; it is read as words."
+        )
+    if any(abs(float(weight)) > MAX_WEIGHT for weight in WEIGHT_END.findall(chosen.text)):
+        warnings.append(f"{field}: a weight beyond {MAX_WEIGHT:g} counts as {MAX_WEIGHT:g}.")
+    parts = split_parts(chosen.text) if positive else []
+    _, colon, rest = parts[0].text.rstrip().rpartition(":") if len(parts) == 1 else ("", "", "")
+    if colon and PART_WEIGHT.fullmatch(rest):
+        warnings.append(
+            f"{field}: ':{rest.strip()}' at its end is text here; A1111 takes it as the strength of the "
+            "whole prompt."
+        )
     return warnings
 
 
@@ -373,9 +443,9 @@ def list_file_notes(request: Request) -> list[str]:
     That is a LoRA made for another family than the base model, LoRAs that hires goes without, the
     embeddings that are used, and words that are the names of those that cannot be.
     """
-    applied = (*request.loras, *(request.hires_loras or ()))
-    paths = dict.fromkeys(use.path for use in applied)
-    found = [lora_facts.describe_mismatch(Path(path), request.model) for path in paths]
+    applied = request.lora_uses
+    files = dict.fromkeys(use.path for use in applied)
+    found = [lora_facts.describe_mismatch(Path(path), request.model) for path in files]
     words = ", ".join(dict.fromkeys(use.word[:60] for use in request.embeddings))
     model = catalogue.find_model(request.model)
     return [
@@ -400,17 +470,28 @@ def collect_loras(form: PictureForm) -> tuple[LoraUse, ...]:
     return lora_library.check_loras([*found, *lora_library.parse_lora_tags(form.prompt)])
 
 
-def collect_hires_loras(hires: Hires | None) -> tuple[LoraUse, ...] | None:
-    """Return what the `<lora:...>` tags of hires' own prompt name; `None` if it has no prompt of its own.
-
-    Raises `UserError` for `hires.prompt` where `collect_loras` would refuse a tag.
-    """
-    if hires is None or not hires.prompt:
+def _collect_hires_loras(form: PictureForm) -> tuple[LoraUse, ...] | None:
+    """Return what the `<lora:...>` tags of hires' own prompt name; `None` if it has no prompt of its own."""
+    if form.hires is None or not form.hires.prompt:
         return None
+    return _parse_stage_tags("hires.prompt", form.hires.prompt)
+
+
+def _collect_detail_loras(form: PictureForm) -> tuple[tuple[LoraUse, ...], ...]:
+    """Return the LoRAs of the details' prompts, for each of those between `[SEP]`; empty if none has any."""
+    if form.detail is None:
+        return ()
+    parts = form.detail.prompt.split(SEPARATOR_TOKEN)
+    found = tuple(_parse_stage_tags("detail.prompt", part) for part in parts)
+    return found if any(found) else ()
+
+
+def _parse_stage_tags(field: str, text: str) -> tuple[LoraUse, ...]:
+    """Return the LoRAs that a stage's prompt names. Raises `UserError` for its field."""
     try:
-        return lora_library.parse_lora_tags(hires.prompt)
+        return lora_library.parse_lora_tags(text)
     except UserError as error:
-        raise UserError("hires.prompt", error.sentence) from error
+        raise UserError(field, error.sentence if error.field == "prompt" else str(error)) from error
 
 
 def resolve_seed(form: PictureForm) -> PictureForm:
@@ -441,12 +522,15 @@ def expand_request(form: PictureForm) -> Expansion | None:
     """
     if form.expand is None:
         return None
+    template, form = form.prompt, _choose_texts(form)[0]
     settings, values = form.expand, _fill_values(form)
+    assert settings is not None
     tags = lora_library.collect_lora_tags(collect_loras(form))
     if settings.lora_tags == "ban":
         settings, tags = replace(settings, ban=(*settings.ban, *map(re.escape, tags))), ()
     size = {"width": values["width"], "height": values["height"]}
-    return expand(form.prompt, settings, **size, seed=values["seed"], known_tags=tags)
+    found = expand(form.prompt, settings, **size, seed=values["seed"], known_tags=tags)
+    return replace(found, prompt=append_tags(template, found.added))
 
 
 def build_cells(form: PictureForm, unexpanded_prompt: str | None = None) -> list[Cell]:
@@ -458,4 +542,16 @@ def build_cells(form: PictureForm, unexpanded_prompt: str | None = None) -> list
     order = fill_form(form)
     first = replace(order.request, expanded=unexpanded_prompt)
     seeds = count_seeds(first.seed, order.count)
-    return [Cell(label=f"seed {seed}", request=replace(first, seed=seed)) for seed in seeds]
+    if _choose_texts(form)[0] is form:
+        return [Cell(label=f"seed {seed}", request=replace(first, seed=seed)) for seed in seeds]
+    requests = [fill_form(replace(form, seed=seed, **_keep_stages(form))).request for seed in seeds]
+    return [Cell(label=f"seed {r.seed}", request=replace(r, expanded=unexpanded_prompt)) for r in requests]
+
+
+def list_notes(form: PictureForm, cells: Sequence[Cell]) -> list[str]:
+    """Return all that a person should know before the pictures are made, each sentence once."""
+    alike = {(cell.request.prompt, cell.request.lora_uses): cell.request for cell in cells}
+    seeds = dict.fromkeys(cell.request.seed for cell in cells)
+    said = [list_warnings(replace(form, seed=seed, **_keep_stages(form))) for seed in seeds]
+    said += [list_file_notes(request) for request in alike.values()]
+    return list(dict.fromkeys(note for notes in said for note in notes))

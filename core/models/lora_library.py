@@ -102,6 +102,8 @@ def _make_use(file: str, tag: LoraTag) -> LoraUse:
         strength=tag.strength,
         text_strength=None if tag.text_strength == tag.strength else tag.text_strength,
         blocks=tag.blocks,
+        start=tag.start,
+        stop=tag.stop,
     )
 
 
@@ -160,7 +162,9 @@ def format_lora_tag(use: LoraUse, name: str | None = None) -> str:
     both = (use.strength,) if use.text_strength is None else (use.text_strength, use.strength)
     strengths = ":".join(repr(float(strength)).removesuffix(".0") for strength in both)
     name = slugify(name or find_name(Path(use.path)))
-    return f"<lora:{name}:{strengths}{f':lbw={use.blocks}' if use.blocks else ''}>"
+    named = {"lbw": use.blocks or None, "start": use.start, "stop": use.stop}
+    rest = "".join(f":{key}={value}" for key, value in named.items() if value is not None)
+    return f"<lora:{name}:{strengths}{rest}>"
 
 
 def collect_lora_tags(uses: Sequence[LoraUse]) -> tuple[str, ...]:
@@ -186,6 +190,7 @@ def hash_loras(uses: Sequence[LoraUse]) -> dict[str, str]:
     files = [Path(path) for path in dict.fromkeys(use.path for use in uses)]
     if not files:
         return {}
+    files = [Path(path) for path in dict.fromkeys(use.path for use in uses)]
     parts = [
         f"{file.stem.translate({58: None, 44: None})}: {calculate_payload_sha256(file)[:12]}"
         for file in files

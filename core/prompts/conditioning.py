@@ -22,6 +22,7 @@ from core.prompts.grammar import (
     parse_prompt,
     parse_weights,
     resolve_text,
+    split_parts,
 )
 from core.schema.errors import UserError
 from core.schema.types import EmbeddingUse, Request
@@ -30,6 +31,8 @@ COMMA_BACKTRACK = 20
 """A1111's `comma_padding_backtrack`: a chunk is cut after a comma among its last 20 tokens."""
 
 MAX_CHUNKS = 16
+MAX_PARTS = 8
+"""Prompts joined by `AND`: each is a row of its own in the model."""
 MAX_TOTAL_CHUNKS = 320
 """Chunks of all texts that a request has at any step."""
 
@@ -68,10 +71,10 @@ class Conditioning(NamedTuple):
 def count_tokens(tokenizer, prompt: str, embeddings: Sequence[EmbeddingUse] = ()) -> int:
     """Count the tokens of the prompt's first step; chunks before the last count as full.
 
-    An embedding counts as many as it has vectors.
+    An embedding counts as many as it has vectors. Of prompts joined by `AND`, the longest counts.
     """
-    made = split_chunks(tokenizer, resolve_prompt(prompt, embeddings))
-    return CHUNK_LENGTH * (len(made) - 1) + len(made[-1].ids)
+    parts = [split_chunks(tokenizer, resolve_prompt(part.text, embeddings)) for part in split_parts(prompt)]
+    return max(CHUNK_LENGTH * (len(made) - 1) + len(made[-1].ids) for made in parts)
 
 
 def resolve_prompt(prompt: str, embeddings: Sequence[EmbeddingUse] = ()) -> PromptSpans:
@@ -106,7 +109,8 @@ def encode_requests(
 ) -> Callable[[int], Conditioning]:
     """Return a function that gives a batch's conditioning at each call of the model (from 0).
 
-    It has n rows, or 2n with the negatives first if `guided`. A prompt's steps are counted over
+    It has a row for each part of each prompt: n with the negatives if `guided`, n with the first parts,
+    and so on; all prompts have the same number of parts. A prompt's steps are counted over
     `calls`, or else the first request's own, after `calls_before` of an earlier pass. As A1111 counts
     them from 0, `[a:b:5]` is a for six calls, and `[a|b]` begins with a twice; calls beyond the last
     are like the first. Requests of one batch have the same number of steps, the same clip skip and the
@@ -116,8 +120,9 @@ def encode_requests(
     for request in requests:
         count_chunks(pipeline.tokenizer, request)
     steps = calls or requests[0].calls
-    prompts = [r.negative for r in requests] * guided + [r.prompt for r in requests]
-    embeddings = [r.embeddings for r in requests] * (1 + guided)
+    parts = zip(*(split_parts(r.prompt) for r in requests), strict=True)
+    prompts = [r.negative for r in requests] * guided + [part.text for each in parts for part in each]
+    embeddings = [r.embeddings for r in requests] * (len(prompts) // len(requests))
     rows = [
         resolve_steps(text, steps, calls_before, uses) for text, uses in zip(prompts, embeddings, strict=True)
     ]
@@ -150,9 +155,18 @@ def count_chunks(tokenizer, request: Request) -> int:
     The longer of its two texts counts, at any step. Raises `UserError` for `prompt` or `negative` if
     they are so long, or change so often, that they would fill the memory.
     """
+    parts = split_parts(request.prompt)
+    if len(parts) > MAX_PARTS:
+        raise UserError(
+            "prompt", f"{len(parts)} prompts joined by AND are too many; the limit is {MAX_PARTS}."
+        )
     texts = {
-        field: set(resolve_steps(getattr(request, field), request.calls, embeddings=request.embeddings))
-        for field in ("prompt", "negative")
+        field: {
+            text
+            for prompt in prompts
+            for text in resolve_steps(prompt, request.calls, embeddings=request.embeddings)
+        }
+        for field, prompts in (("prompt", [part.text for part in parts]), ("negative", [request.negative]))
     }
     chunks = {field: max(len(split_chunks(tokenizer, text)) for text in texts[field]) for field in texts}
     for field, many in chunks.items():

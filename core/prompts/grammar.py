@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
+from typing import NamedTuple
 
 from core.schema.types import PromptPreset
 
@@ -71,6 +72,10 @@ class LoraTag:
     """Of the text encoders."""
     blocks: str | None = None
     """Block weights, with or without `lbw=` before them."""
+    start: int | None = None
+    """The step with which it begins, of `start=` or `step=5-10`."""
+    stop: int | None = None
+    """The step with which it ends."""
 
 
 def extract_lora_tags(prompt: str) -> tuple[str, list[LoraTag], list[str]]:
@@ -99,7 +104,7 @@ def read_lora_tag(tag: str) -> LoraTag:
         raise ValueError("it is no LoRA")
     name, *rest = (part.strip() for part in tag[1:-1].split(":")[1:])
     said = dict(part.split("=", 1) for part in rest if "=" in part)
-    if unknown := [*(said.keys() - {"te", "unet", "lbw"})]:
+    if unknown := [*(said.keys() - {"te", "unet", "lbw", "start", "stop", "step"})]:
         raise ValueError(f"{min(unknown)}= is not applied here")
     plain = [part for part in rest if "=" not in part]
     # As sd-webui-lora-block-weight takes it, `lbw=` can be left out after a strength.
@@ -109,7 +114,25 @@ def read_lora_tag(tag: str) -> LoraTag:
         raise ValueError("the name is missing" if not name else "it has more than two strengths")
     te = _read_strength(said.get("te", numbers[0] if numbers else "1"))
     unet = _read_strength(said["unet"] if "unet" in said else numbers[1] if len(numbers) > 1 else repr(te))
-    return LoraTag(name=name, strength=unet, text_strength=te, blocks=said.get("lbw", *listed or [None]))
+    start, stop = said.get("start"), said.get("stop")
+    if "step" in said:
+        start, dash, stop = said["step"].partition("-")
+        if not dash:
+            raise ValueError(f"step={start[:40]} names one step; write it as step=5-10")
+    return LoraTag(
+        name=name,
+        strength=unet,
+        text_strength=te,
+        blocks=said.get("lbw", *listed or [None]),
+        start=_read_step("start", start),
+        stop=_read_step("stop", stop),
+    )
+
+
+def _read_step(name: str, text: str | None) -> int | None:
+    if text is not None and not re.fullmatch(r"[0-9]{1,4}", text.strip()):
+        raise ValueError(f"{name} {text[:40]!r} is no step")
+    return None if text is None else int(text)
 
 
 def _read_strength(text: str) -> float:
@@ -123,6 +146,37 @@ def _read_strength(text: str) -> float:
     if not abs(strength := float(text)) <= 1e6:
         raise ValueError(f"{text[:40]!r} is too large")
     return strength
+
+
+# --- prompts joined by AND -----------------------------------------------------------------------
+
+AND = re.compile(r"\bAND\b")
+PART_WEIGHT = re.compile(r"\s*([-+]?(?:[0-9]+\.?|[0-9]*\.[0-9]+))")
+
+
+class PromptPart(NamedTuple):
+    """One of several prompts that guide a picture together."""
+
+    text: str
+    weight: float = 1.0
+    """Of its guidance."""
+
+
+def split_parts(prompt: str) -> list[PromptPart]:
+    """Split `a AND b :0.5` into its prompts, without their `<lora:...>` tags.
+
+    As in A1111, a weight ends a part of one line. There it also ends a prompt without `AND`, where a tag
+    such as `:3` makes the guidance three times as strong; here such a prompt is one part of weight 1.
+    """
+    texts = AND.split(extract_lora_tags(prompt)[0])
+    return [_read_part(text) for text in texts] if len(texts) > 1 else [PromptPart(texts[0])]
+
+
+def _read_part(text: str) -> PromptPart:
+    head, colon, tail = text.rstrip().rpartition(":")
+    if colon and "\n" not in text.strip() and (weight := PART_WEIGHT.fullmatch(tail)):
+        return PromptPart(head.rstrip(), float(weight[1]))
+    return PromptPart(text)
 
 
 # --- schedules -----------------------------------------------------------------------------------
@@ -303,7 +357,8 @@ class Break:
     """`BREAK`: what follows begins a new chunk of 75 tokens."""
 
 
-WEIGHT_PIECE = re.compile(r"\\[()\[\]\\]|\\|[(\[]|:([+-]?(?:\d+\.?\d*|\.\d+))\)|[)\]]|[^\\()\[\]:]+|:")
+WEIGHT_END = re.compile(r":([+-]?(?:\d+\.?\d*|\.\d+))\)")
+WEIGHT_PIECE = re.compile(rf"\\[()\[\]\\]|\\|[(\[]|{WEIGHT_END.pattern}|[)\]]|[^\\()\[\]:]+|:")
 BREAK = re.compile(r"\bBREAK\b")
 
 

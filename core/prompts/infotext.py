@@ -144,6 +144,8 @@ def create_infotext(request: Request, model: Model | None = None, extra: dict[st
         # A1111's own clip skip means something else; with SDXL it is ignored.
         "Sweetspot clip skip": "1" if request.clip_skip == 1 else "",
         **_format_stages(request),
+        "Template": request.template or "",  # as Dynamic Prompts writes it
+        "Negative Template": request.negative_template or "",
         **(extra or {}),
         "Sweetspot": VERSION,
     }

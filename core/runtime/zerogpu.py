@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pickle import PicklingError
 
 from core.generate.pipeline import estimate_work
-from core.generate.stages import hires
 from core.models import bases
 from core.models.preset_match import find_preset
 from core.schema.events import Picture, Step
@@ -80,8 +79,7 @@ def split_into_calls(
 
 def _list_weights(request: Request) -> tuple[str, list[str]]:
     """Return the model, and the files of the LoRAs on it."""
-    loras, _ = hires.list_pass_loras(request)
-    return request.model, [use.path for use in loras]
+    return request.model, [use.path for use in request.lora_uses]
 
 
 def renumber_event(

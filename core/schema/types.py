@@ -5,6 +5,7 @@ themselves when they are made. A part that is off is `None`. This module imports
 everything can import it.
 """
 
+from dataclasses import replace
 from typing import Annotated
 
 from core.schema.bounds import Denoise, OneOf, Real, Switch, Text, Texts, Whole
@@ -139,7 +140,7 @@ class Detail:
     """Empty for the picture's own prompt.
 
     `[PROMPT]` stands for the picture's own, `[SEP]` separates the prompts of regions by place, and
-    `[SKIP]` leaves a region as it is.
+    `[SKIP]` leaves a region as it is. A LoRA's tag applies to the regions of its prompt.
     """
     negative: Annotated[str, Text(PROMPT_LENGTH)] = ""
     """Empty for the picture's own negative prompt."""
@@ -169,10 +170,6 @@ class Detail:
     def __post_init__(self) -> None:
         if self.least > self.most:
             raise UserError("least", f"{self.least:g} is more than the greatest share, {self.most:g}.")
-        if "<lora:" in self.prompt.lower():
-            raise UserError(
-                "prompt", "it contains a LoRA, which is not applied; write it into the main prompt."
-            )
 
 
 @record
@@ -279,6 +276,25 @@ class LoraUse:
     """Strength for the text encoders; `None` for `strength`."""
     blocks: str | None = None
     """The value of `lbw=`, such as 12 weights or `STYLE`; `None` for the whole LoRA."""
+    start: int | None = None
+    """The step with which it begins to change the U-Net; `None` for the first."""
+    stop: int | None = None
+    """The step with which it ends to change the U-Net; `None` for never."""
+
+    @property
+    def off(self) -> "LoraUse":
+        """The use with nothing changed."""
+        return replace(self, strength=0.0, text_strength=0.0)
+
+    def at_step(self, step: int) -> "LoraUse":
+        """Return the use within a pass at a step, as sd-webui-lora-block-weight counts them, from 0.
+
+        The text encoders, which have done their work before the first step, keep their strength.
+        """
+        early = self.start is not None and step < self.start - 1
+        late = self.stop is not None and step >= self.stop - 1
+        text = self.strength if self.text_strength is None else self.text_strength
+        return replace(self, strength=0.0, text_strength=text) if early or late else self
 
 
 @record
@@ -322,16 +338,57 @@ class Request:
     loras: tuple[LoraUse, ...] = ()
     hires_loras: tuple[LoraUse, ...] | None = None
     """What the prompt of hires names; `None` for `loras`, where hires has no prompt of its own."""
+    detail_loras: tuple[tuple[LoraUse, ...], ...] = ()
+    """The LoRAs that the prompts of its details name, for each of those between `[SEP]`."""
     embeddings: tuple[EmbeddingUse, ...] = ()
     """What its prompts name, those of hires and details included; any other name is read as words."""
     expanded: str | None = None
     """The prompt before tags were added; `None` if none were."""
+    template: str | None = None
+    """The prompt before its `{a|b}` and `__wildcards__` were chosen; `None` if it had none."""
+    negative_template: str | None = None
+    """The negative prompt before its choices."""
 
     def __post_init__(self) -> None:
         _check_schedule(self.sampler, self.schedule, "schedule")
         if self.hires:
             both = self.hires.sampler or self.sampler, self.hires.schedule or self.schedule
             _check_schedule(*both, "hires.schedule")
+
+    @property
+    def lora_uses(self) -> tuple[LoraUse, ...]:
+        """All of its LoRAs, as they apply in the first pass: those of hires and of the details are off."""
+        return (*self.loras, *self._hires_off, *(use.off for uses in self.detail_loras for use in uses))
+
+    @property
+    def hires_lora_uses(self) -> tuple[LoraUse, ...]:
+        """All of its LoRAs in the same order, as they apply in the second pass."""
+        if self.hires_loras is None:
+            return self.lora_uses
+        off = replace(self, loras=tuple(use.off for use in self.loras), hires_loras=None).lora_uses
+        first = len(self.loras)
+        return (*off[:first], *self.hires_loras, *off[first:])
+
+    @property
+    def _hires_off(self) -> tuple[LoraUse, ...]:
+        return tuple(use.off for use in self.hires_loras or ())
+
+    def select_detail_loras(self, part: int) -> tuple[LoraUse, ...]:
+        """Return all of its LoRAs as they apply to the regions of a prompt of the details.
+
+        The picture's own stay on, unless that prompt names them at a strength of its own.
+        """
+        own = {use.path for use in self.detail_loras[part]} if self.detail_loras else set()
+        strength = self.detail.lora_strength if self.detail else None
+        shared = [
+            use if strength is None else replace(use, strength=strength, text_strength=None)
+            for use in self.loras
+        ]
+        return (
+            *(use.off if use.path in own else use for use in shared),
+            *self._hires_off,
+            *(use if i == part else use.off for i, uses in enumerate(self.detail_loras) for use in uses),
+        )
 
     @property
     def calls(self) -> int:

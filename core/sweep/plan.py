@@ -16,6 +16,7 @@ from core.generate.features import VAE
 from core.hub.preflight import is_job
 from core.lora import apply as lora
 from core.models import bases, catalogue, embedding_library, preset_match, tools
+from core.prompts.choices import Chosen, choose_text
 from core.prompts.grammar import extract_lora_tags
 from core.prompts.neutral import compose_neutral_prompts
 from core.prompts.png_metadata import MAX_PIXELS
@@ -193,6 +194,12 @@ def _parse_prompts(value: Any, recipe: PromptPreset) -> tuple[str, ...]:
             "prompts",
             f"{tagged[:60]!r} contains a LoRA, or another <tag:...>; "
             "a sweep applies only the LoRA that is swept.",
+        )
+    if chosen := next((prompt for prompt in prompts if choose_text(prompt, "") != Chosen(prompt, ())), None):
+        raise UserError(
+            "prompts",
+            f"{chosen[:60]!r} makes choices, {{a|b}} or a __wildcard__; in a sweep, all strengths need "
+            "the same words.",
         )
     if len(prompts) > limits.PROMPTS:
         raise UserError(

@@ -27,6 +27,8 @@ def choose_folder(variable: str, name: str, default: Path) -> Path:
 
 MODELS = HOME / "models" if HOME else CODE / "models"
 """The studio's own folders of models, `checkpoints`, `loras`, `upscalers` and `detectors`."""
+WILDCARDS = HOME / "wildcards" if HOME else CODE / "wildcards"
+"""The choices that `__name__` in a prompt stands for, a text file for each name."""
 MODEL_ROOTS = [
     Path(os.path.expanduser(each)).absolute()  # noqa: PTH111  (an unknown `~user` is only not there)
     for each in os.environ.get("SWEETSPOT_MODELS", "").split(os.pathsep)

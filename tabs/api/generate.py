@@ -48,7 +48,7 @@ def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
         expansion = torch_thread.run_on_torch_thread(request.expand_request, form)
         full = request.replace_prompt(form, expansion.prompt) if expansion else form
         cells = request.build_cells(full, unexpanded_prompt=form.prompt if expansion else None)
-        warnings = [*request.list_warnings(form), *request.list_file_notes(cells[0].request)]
+        warnings = request.list_notes(form, cells)
         for event in gpu.generate_on_gpu(cells):
             if isinstance(event, Failed):
                 raise UserError(None, event.message)

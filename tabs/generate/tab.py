@@ -405,7 +405,7 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
     )
     done: list[str] = []
     copy: Path | None = None
-    notes = request.list_warnings(form) + request.list_file_notes(cells[0].request)
+    notes = request.list_notes(form, cells)
     begin = time.monotonic()
     yield {"status": f"Loading the model … {escape_markdown(' '.join(notes))}"}
     with translate_errors():

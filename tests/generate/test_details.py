@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from core.generate.pipeline import generate
+from core.generate.request import PictureForm, build_cells
 from core.generate.stages import details
 from core.generate.stages.details import _split_prompts, find_detail_regions
 from core.generate.stages.detector import AnimeFace, Detector
@@ -18,10 +19,12 @@ from core.nano.pictures import FIRST_HELD_OUT, make_scene
 from core.nano.world import SIZES
 from core.schema.errors import UserError
 from core.schema.events import Picture
+from core.schema.records import read_form
 from core.schema.types import Cell, Detail, Request
 from core.system import paths
 
 DETAIL = Detail(detector="nano face", padding=8)
+SHARED_FIELDS = ("model", "negative", "width", "height", "steps", "cfg", "sampler", "seed")
 REQUEST = Request(
     model="nano",
     prompt="1girl, blue hair, portrait, white background",
@@ -98,6 +101,27 @@ def test_only_the_face_changes_and_it_does() -> None:
     changed = np.abs(after - before).max(-1) > 0
     assert changed.any()
     assert not changed[place.mask == 0].any(), "a pixel outside the mask changed"
+
+
+@pytest.mark.parametrize("detail_strength", [None, 0.0])
+def test_a_lora_of_the_details_prompt_changes_the_face_alone(detail_strength: float | None) -> None:
+    """In ADetailer, people give faces a LoRA of their own every day."""
+
+    def make(prompt: str, face: str) -> Picture:
+        detail = {**vars(DETAIL), "prompt": face, "lora_strength": detail_strength}
+        fields = {**vars(REQUEST), "prompt": prompt, "detail": detail, "preset": "nano"}
+        named = {name: fields[name] for name in (*SHARED_FIELDS, "prompt", "detail", "preset")}
+        cells = build_cells(read_form(PictureForm, named))
+        *_, picture = generate(cells)
+        assert isinstance(picture, Picture)
+        return picture
+
+    plain, tagged = make("1girl, portrait", "1girl"), make("1girl, portrait", "1girl <lora:nano-airbrush:2>")
+    assert plain.before == tagged.before, "the LoRA changed more than the details"
+    assert plain.image != tagged.image
+    both = make("1girl, portrait <lora:nano-airbrush:-1>", "1girl <lora:nano-airbrush:2>")
+    ((place,), _) = find_detail_regions([both.before], [both.cell.request], 128)  # type: ignore[list-item]
+    assert [use.strength for use in place.request.loras] == [0.0, 2.0], "the details' own strength counts"
 
 
 def test_no_face_is_a_note() -> None:

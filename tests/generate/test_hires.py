@@ -89,10 +89,13 @@ def test_both_passes_have_the_same_loras_in_the_same_order() -> None:
     """A pass without one has it at strength 0: files are put onto the model once for both."""
     a, b, c = (LoraUse(path=name, strength=1.5) for name in "abc")
     both = replace(REQUEST, loras=(a, b), hires_loras=(c, replace(b, strength=0.5)))
-    first, second = hires.list_pass_loras(both)
-    assert [(use.path, use.strength) for use in first] == [("a", 1.5), ("b", 1.5), ("c", 0.0)]
-    assert [(use.path, use.strength) for use in second] == [("a", 0.0), ("b", 0.5), ("c", 1.5)]
-    assert hires.list_pass_loras(replace(both, hires_loras=None)) == ([a, b], [a, b])
+    first, second = (
+        [(use.path, use.strength) for use in uses] for uses in (both.lora_uses, both.hires_lora_uses)
+    )
+    assert first == [("a", 1.5), ("b", 1.5), ("c", 0.0), ("b", 0.0)]
+    assert second == [("a", 0.0), ("b", 0.0), ("c", 1.5), ("b", 0.5)]
+    plain = replace(both, hires_loras=None)
+    assert plain.lora_uses == plain.hires_lora_uses == (a, b)
 
 
 def test_the_steps_said_are_the_steps_gone() -> None:

@@ -1,15 +1,19 @@
 """A picture made with any sampler, size, seed and second pass is remade from its own PNG, bit for bit."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from core.generate import request as picture_request
 from core.generate.picture_file import save_picture
 from core.generate.pipeline import generate
-from core.prompts import png_metadata
+from core.generate.request import PictureForm, fill_form
+from core.models import lora_library
+from core.prompts import choices, png_metadata
 from core.schema.events import Picture
 from core.schema.records import read_form
 from core.schema.samplers import OLD_SCHEDULES, SAMPLERS, SCHEDULES
@@ -19,6 +23,65 @@ SHARED = {
     "model": "nano", "prompt": "1girl, red hair", "negative": "low quality", "width": 64, "height": 64,
     "steps": 3, "cfg": 2.5, "cfg_rescale": 0.7, "seed": 7,
 }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "[1girl:1boy:1] (red hair [a) b], \\solo",
+        "[red|blue] hair AND smile :0.5",
+        "{1girl|1boy|no humans}, __colour__ hair",
+        "1girl <lora:{lora}:1.5:MIDD>",
+        "1girl <lyco:{lora}:1:2:start=2> <lora:{lora}:-1:step=1-2>",
+    ],
+)
+def test_a_picture_of_every_prompt_is_remade_from_its_own_png(
+    prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also with what its seed chose, with joined prompts, and with a LoRA of a part of the steps."""
+    (tmp_path / "colour.txt").write_text("red\nblue\n")
+    monkeypatch.setattr(choices, "FOLDER", tmp_path)
+    prompt = prompt.replace("{lora}", next(iter(lora_library.list_loras())))
+    request = fill_form(PictureForm(**{**SHARED, "prompt": prompt}, sampler="Heun", preset="nano")).request
+    save_picture(made := make_picture(request), request, tmp_path / "made.png")
+    reading = png_metadata.read_infotext(tmp_path / "made.png")
+    assert reading.unused.get("Template", prompt) == prompt
+    again = fill_form(PictureForm(**reading.fields)).request
+    assert make_picture(again).tobytes() == made.tobytes()
+    assert make_picture(replace(request, prompt="1girl", loras=())).tobytes() != made.tobytes()
+
+
+def test_a_lora_is_on_in_its_steps_alone() -> None:
+    """`step=` was once ignored, with the LoRA on throughout."""
+
+    def make(tag: str) -> bytes:
+        form = PictureForm(**{**SHARED, "prompt": f"1girl {tag}"}, sampler="Euler", preset="nano")
+        return make_picture(fill_form(form).request).tobytes()
+
+    whole, without = make("<lora:nano-airbrush:2>"), make("<lora:nano-airbrush:0>")
+    assert make("<lora:nano-airbrush:2:start=1>") == make("<lora:nano-airbrush:2:stop=9>") == whole
+    assert make("<lora:nano-airbrush:2:stop=1>") == make("<lora:nano-airbrush:2:start=9>") == without
+    assert (
+        len({whole, without, make("<lora:nano-airbrush:2:stop=2>"), make("<lora:nano-airbrush:2:start=2>")})
+        == 4
+    )
+
+
+def test_prompts_joined_by_and_pull_by_their_weights() -> None:
+    """Each pulls away from the negative by itself: at weight 0 not at all, two halves as one whole."""
+
+    def make(prompt: str, cfg: float = 2.5) -> np.ndarray:
+        return np.asarray(
+            make_picture(
+                Request(**{**SHARED, "prompt": prompt, "cfg": cfg, "cfg_rescale": 0.0}, sampler="Euler")
+            ),
+            int,
+        )
+
+    assert np.abs(make("1girl AND 1boy :0") - make("1girl")).max() <= 1
+    assert np.abs(make("1girl :0.5 AND 1girl :0.5") - make("1girl")).max() <= 1
+    assert np.abs(make("1girl :0.5 AND 1girl :0.75", 2.0) - make("1girl")).max() <= 1
+    assert np.abs(make("1girl AND 1boy") - make("1girl")).max() > 8
 
 
 def make_picture(request: Request) -> Image.Image:

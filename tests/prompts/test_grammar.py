@@ -18,6 +18,7 @@ from core.prompts.grammar import (
     parse_prompt,
     read_lora_tag,
     resolve_spans,
+    split_parts,
 )
 
 PIECES = [
@@ -163,6 +164,11 @@ def test_a_number_of_any_length_is_a_step() -> None:
             "<lora:my style:-1:lbw=1,0,0,0,0,0,1,0,0,0,0,0>",
             LoraTag(name="my style", strength=-1, text_strength=-1, blocks="1,0,0,0,0,0,1,0,0,0,0,0"),
         ),
+        (
+            "<lora:style:1:step=5-10>",
+            LoraTag(name="style", start=5, stop=10),
+        ),
+        ("<lora:style:1:stop=10>", LoraTag(name="style", stop=10)),
         ("<lyco:style:1.5>", LoraTag(name="style", strength=1.5, text_strength=1.5)),
         ("<lora:style:2:MIDD>", LoraTag(name="style", strength=2, text_strength=2, blocks="MIDD")),
         (
@@ -188,6 +194,8 @@ def test_what_is_no_lora_is_told(tag: str) -> None:
         ("<lora:a:1:te=>", "a strength is empty"),
         ("<lora:a:ALL>", "'ALL' is no strength"),
         ("<lora:a:1:2:3>", "it has more than two strengths"),
+        ("<lora:a:1:step=4>", "step=4 names one step; write it as step=5-10"),
+        ("<lora:a:1:start=x>", "start 'x' is no step"),
         ("<lora:a:1:dyn=4>", "dyn= is not applied here"),
         ("<lora::1>", "the name is missing"),
     ],
@@ -195,6 +203,22 @@ def test_what_is_no_lora_is_told(tag: str) -> None:
 def test_what_is_wrong_with_a_lora_tag_is_said(tag: str, wrong: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(wrong)}$"):
         read_lora_tag(tag)
+
+
+# Expected values as A1111's `get_multicond_prompt_list` gives them.
+@pytest.mark.parametrize(
+    ("prompt", "parts"),
+    [
+        ("a AND b :0.5", [("a ", 1.0), (" b", 0.5)]),
+        ("a:1.2 AND b: -1 <lora:x:1>", [("a", 1.2), (" b", -1.0)]),
+        ("(a:1.2) AND b:c", [("(a:1.2) ", 1.0), (" b:c", 1.0)]),
+        ("a\nb :2 AND c", [("a\nb :2 ", 1.0), (" c", 1.0)]),
+        ("SAND ANDY and", [("SAND ANDY and", 1.0)]),
+        ("cat :3", [("cat :3", 1.0)]),
+    ],
+)
+def test_prompts_joined_by_and_are_told_apart(prompt: str, parts: list[tuple[str, float]]) -> None:
+    assert [tuple(part) for part in split_parts(prompt)] == parts
 
 
 @settings(deadline=None, max_examples=400)

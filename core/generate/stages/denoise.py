@@ -18,6 +18,7 @@ from PIL import Image
 from core.generate.stages import schedules
 from core.generate.stages.solvers import SOLVERS, Prediction
 from core.prompts.conditioning import encode_requests
+from core.prompts.grammar import split_parts
 from core.schema import samplers
 from core.schema.types import Request
 
@@ -57,12 +58,14 @@ def denoise(
     requests: Sequence[Request],
     start: DenoiseStart | None = None,
     steps_before: int = 0,
+    on_step: Callable[[int], None] | None = None,
 ) -> Iterator[DenoiseState]:
     """Denoise one batch of requests and yield the state after each step.
 
-    The requests have the same size, steps, sampler, schedule, CFG rescale and number of chunks, and all
-    are guided or none is. `steps_before` is the number of steps of an earlier pass, for prompts that
-    change at a step.
+    The requests have the same size, steps, sampler, schedule, CFG rescale and number of parts and chunks,
+    and all are guided or none is. `steps_before` is the number of steps of an earlier pass, for prompts
+    that change at a step. `on_step` is told the step before each call of the model, as A1111 counts: from
+    0, and one behind until the step's first call is done.
     """
     first = requests[0]
     old = first.schedule in samplers.OLD_SCHEDULES
@@ -71,26 +74,34 @@ def denoise(
     predict = _make_predictor(pipeline, requests, per_step * counted, per_step * steps_before)
     rng, noise = draw_seed_noise(pipeline, requests)
     run = _run_old_schedule if old else _run_solver
-    yield from run(pipeline, first, start, predict, rng, noise)
+    yield from run(pipeline, first, start, predict, rng, noise, on_step)
 
 
 def _make_predictor(
     pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], calls: int, calls_before: int
 ) -> Predictor:
-    """Return what asks the U-Net about all requests, with and without their prompts."""
-    first, guided = requests[0], requests[0].is_guided
+    """Return what asks the U-Net about all requests, with and without their prompts.
+
+    Prompts joined by `AND` guide together: each pulls away from the prediction without any by its
+    weight, as in A1111 (Liu et al. 2022, arXiv 2206.01714).
+    """
+    first, parts = requests[0], [split_parts(r.prompt) for r in requests]
+    joined = len(parts[0]) > 1
+    guided = first.is_guided or joined
+    rows = guided + len(parts[0])
     device, dtype = pipeline._execution_device, pipeline.unet.dtype
     conditioning = encode_requests(pipeline, requests, guided, calls, calls_before)
     size = torch.tensor(
         [[first.height, first.width, 0, 0, first.height, first.width]], device=device, dtype=dtype
     )
-    time_ids = size.repeat(len(requests) * (1 + guided), 1)
+    time_ids = size.repeat(len(requests) * rows, 1)
+    weights = torch.tensor([[part.weight for part in each] for each in parts], device=device)
     cfg = torch.tensor([r.cfg for r in requests], device=device).view(-1, 1, 1, 1)
 
     def predict(seen: torch.Tensor, t: torch.Tensor, call: int) -> tuple[torch.Tensor, torch.Tensor]:
         states, pooled = conditioning(call)
         predicted = pipeline.unet(
-            (torch.cat([seen] * 2) if guided else seen).to(dtype),
+            (torch.cat([seen] * rows) if guided else seen).to(dtype),
             t,
             encoder_hidden_states=states,
             added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids},
@@ -98,7 +109,11 @@ def _make_predictor(
         )[0].float()
         if not guided:
             return predicted, predicted
-        return apply_cfg(predicted, cfg, first.cfg_rescale), predicted.chunk(2)[0]
+        without, *towards = predicted.chunk(rows)
+        if joined:
+            pulls = torch.stack(towards, 1) - without[:, None]
+            predicted = torch.cat([without, without + (pulls * weights[:, :, None, None, None]).sum(1)])
+        return apply_cfg(predicted, cfg, first.cfg_rescale), without
 
     return predict
 
@@ -110,6 +125,7 @@ def _run_solver(
     predict: Predictor,
     rng: list[torch.Generator],
     noise: torch.Tensor,
+    on_step: Callable[[int], None] | None,
 ) -> Iterator[DenoiseState]:
     """Go down the levels of the request's schedule by its sampler's solver.
 
@@ -129,7 +145,13 @@ def _run_solver(
     def hold(latents: torch.Tensor) -> torch.Tensor:
         return latents if mask is None or kept is None else kept + mask.to(noise) * (latents - kept)
 
+    done, is_first = 0, True
+
     def model(x: torch.Tensor, sigma: float) -> Prediction:
+        nonlocal is_first
+        if on_step:
+            on_step(max(0, done - is_first))
+        is_first = False
         t = torch.tensor(schedules.timestep_at(own, sigma), dtype=torch.float32, device=x.device)
         scale = math.hypot(1, sigma)
         said = predict(x / scale, t, next(calls))
@@ -149,6 +171,7 @@ def _run_solver(
     noisy = noise * first if kept is None else kept + noise * levels[0]
     for done, (latents, clean) in enumerate(SOLVERS[request.sampler](model, noisy, levels, draw), 1):
         yield DenoiseState(done, steps, hold(latents) if done == steps else latents, clean)
+        is_first = True
 
 
 def _run_old_schedule(
@@ -158,6 +181,7 @@ def _run_old_schedule(
     predict: Predictor,
     rng: list[torch.Generator],
     noise: torch.Tensor,
+    on_step: Callable[[int], None] | None,
 ) -> Iterator[DenoiseState]:
     """Denoise with diffusers' schedulers and spacing, so that pictures of version 0.1 are remade.
 
@@ -178,6 +202,8 @@ def _run_old_schedule(
     for i, t in enumerate(times):
         # Second-order samplers run the model twice in a step; a prompt's steps were counted from 1.
         seen = scheduler.scale_model_input(latents, t)
+        if on_step:
+            on_step(max(0, i * request.steps // len(times) - 1))
         predicted = predict(seen, t, 1 + i * request.steps // len(times))[0]
         result = scheduler.step(predicted, t, latents, **noisy_steps)
         latents = result.prev_sample.float()

@@ -101,7 +101,7 @@ def find_detail_regions(
         notes.append(tuple(note for note in (instead, nothing, more) if note))
         prompts = _split_prompts(detail, request.prompt, len(boxes))
         seeds = count_seeds(request.seed, len(boxes))
-        for box, prompt, seed in zip(boxes, prompts, seeds, strict=True):
+        for k, (box, prompt, seed) in enumerate(zip(boxes, prompts, seeds, strict=True)):
             mask = masks.blur_mask(
                 masks.box_mask(masks.dilate_box(box, detail.dilate), picture.size), detail.blur
             )
@@ -120,6 +120,9 @@ def find_detail_regions(
                 height=height,
                 steps=steps,
                 seed=seed,
+                loras=request.select_detail_loras(min(k, detail.prompt.count(SEPARATOR_TOKEN))),
+                hires_loras=None,
+                detail_loras=(),
             )
             found.append(DetailRegion(i, asked, region, mask, schedule))
     return found, notes

@@ -19,7 +19,7 @@ from core.generate.stages.sandbox import check_upscaler
 from core.generate.stages.upscaler import load_upscaler, tile_side, upscale_tiled
 from core.hub import client as hub
 from core.models import tools
-from core.schema.types import Hires, LoraUse, Request
+from core.schema.types import Hires, Request
 from core.system.device import detect_machine
 
 LANCZOS, LATENT = "Lanczos", "Latent"
@@ -60,30 +60,6 @@ def build_hires_requests(requests: Sequence[Request]) -> list[Request]:
         )
         for r in requests
     ]
-
-
-def list_pass_loras(request: Request) -> tuple[list[LoraUse], list[LoraUse]]:
-    """Return the LoRAs of the first and of the second pass.
-
-    Both lists have the same files in the same order; where a pass does without one, its strength is 0.
-    """
-    first = list(request.loras)
-    if request.hires_loras is None:
-        return first, first
-    second = [_turn_off(use) for use in first]
-    free = list(range(len(first)))
-    for use in request.hires_loras:
-        if (place := next((i for i in free if first[i].path == use.path), None)) is None:
-            first.append(_turn_off(use))
-            second.append(use)
-        else:
-            second[place] = use
-            free.remove(place)
-    return first, second
-
-
-def _turn_off(use: LoraUse) -> LoraUse:
-    return replace(use, strength=0.0, text_strength=None)
 
 
 @torch.no_grad()
