@@ -165,7 +165,7 @@ def _normalise_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
 
     A sampler that is named with its schedule is parted from it.
     """
-    values = {
+    values: dict[str, Any] = {
         key: tuple(each) if isinstance(each, list) else _strip(each) if isinstance(each, str) else each
         for key, each in settings.items()
     }
