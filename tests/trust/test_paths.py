@@ -188,7 +188,7 @@ def test_case_11_the_history_takes_no_path(studio: str, client: Client) -> None:
     file.write_bytes(PNG)
     config: Any = client.config
     kinds = {each["id"]: each["type"] for each in config["components"]}
-    names = ("_delete_picture", "_choose_picture", "_load_settings")
+    names = ("_delete_picture", "_choose_picture", "load_settings")
     jobs = [each for each in config["dependencies"] if each["api_name"].startswith(names)]
     assert {name for name in names for job in jobs if job["api_name"].startswith(name)} == set(names)
     for job in jobs:
