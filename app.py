@@ -45,7 +45,8 @@ from tabs.train import tab as train_tab
 from tabs.transfer import tab as transfer_tab
 
 CSS = """#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; font-size: .85em }
-#card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }"""
+#card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }
+#history-grid .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) }"""
 
 LAUNCH_OPTIONS: dict[str, Any] = {
     "css": CSS,

@@ -28,6 +28,7 @@ SPACE_NOTE = (
     f"page, and after {limits.UNUSED_AGES['files'][0] // limits.HOUR} hours. Download what you want to keep."
 )
 NO_INFOTEXT = "The image contains no settings."
+SHOW_CHOICE_JS = "() => document.querySelector('#history-image')?.scrollIntoView({block: 'nearest'})"
 PAGE_NAMES = ("history_line", "history_grid", "history_newer", "history_older", "history_start")
 """The components that show a page of the history, and the states of what it shows."""
 CHOICE_NAMES = ("history_choice", "history_image", "history_settings", "history_ask", "history_delete")
@@ -52,8 +53,10 @@ def build_panel() -> dict[str, Any]:
             elem_id="history-grid",
         )
         with gr.Row():
-            c["history_newer"] = gr.Button("Newer", size="sm", interactive=False, elem_id="history-newer")
-            c["history_older"] = gr.Button("Older", size="sm", interactive=False, elem_id="history-older")
+            for name in ("newer", "older"):
+                c[f"history_{name}"] = gr.Button(
+                    name.capitalize(), size="sm", min_width=60, interactive=False, elem_id=f"history-{name}"
+                )
         with gr.Column(visible=False) as c["history_choice"]:
             c["history_image"] = gr.Image(
                 show_label=False,
@@ -70,13 +73,15 @@ def build_panel() -> dict[str, Any]:
                 elem_id="history-settings",
             )
             with gr.Row():
-                c["history_use"] = gr.Button("Use these settings", size="sm", elem_id="history-use")
-                c["history_delete"] = gr.Button("Delete", size="sm", elem_id="history-delete")
+                c["history_use"] = gr.Button(
+                    "Use these settings", size="sm", min_width=140, elem_id="history-use"
+                )
+                c["history_delete"] = gr.Button("Delete", size="sm", min_width=100, elem_id="history-delete")
             with gr.Row(visible=False) as c["history_ask"]:
                 c["history_confirm"] = gr.Button(
-                    "Delete this image for good", variant="stop", size="sm", elem_id="history-confirm"
+                    "Delete for good", variant="stop", size="sm", min_width=140, elem_id="history-confirm"
                 )
-                c["history_keep"] = gr.Button("Keep it", size="sm")
+                c["history_keep"] = gr.Button("Keep", size="sm", min_width=100)
     c["history_open"], c["history_start"] = gr.State(False), gr.State(0)
     c["history_shown"] = gr.State([])
     c["history_chosen"] = gr.State("")
@@ -113,7 +118,7 @@ def wire(c: dict[str, Any], use_settings: dict[str, Any], making: Any) -> None:
     c["history"].collapse(lambda: False, None, c["history_open"], **READ_OPTIONS)
     c["history_grid"].select(
         inputs=[c["history_shown"]], **answer_by_name(_choose_picture, choice), **READ_OPTIONS
-    )
+    ).success(None, None, None, js=SHOW_CHOICE_JS, **QUIET_OPTIONS)
     c["history_use"].click(inputs=[c["history_chosen"], c["preset"]], **use_settings, **READ_OPTIONS)
     for button, is_asked in ((c["history_delete"], True), (c["history_keep"], False)):
         button.click(
