@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 ZERO := $(addprefix tests/,tabs/test_api.py sweep/test_endpoints.py transfer/test_endpoints.py train/test_endpoints.py \
-	trust/test_cancel.py trust/test_visitors.py browser/test_generate.py browser/test_sweep.py browser/test_train.py)
+	trust/test_cancel.py trust/test_visitors.py browser/test_generate.py browser/test_sweep.py \
+	browser/test_train.py::test_stop_resume_and_a_fork)
 # A Python that will not do is refused before anything is installed.
 INSTALL = @test -x $(PY) || { $(PYTHON) -m core.system.requirements_check && $(PYTHON) -m venv $(VENV); } && \
 	$(PY) -m core.system.requirements_check && $(PY) -m pip install --quiet --disable-pip-version-check -r

@@ -59,7 +59,8 @@ def make_family(build: Path, weights: Path) -> None:
     __main__.main()
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.soak
+@pytest.mark.timeout(600)
 def test_make_nano_makes_every_file_of_the_family(tmp_path: Path) -> None:
     from core.nano.__main__ import WEIGHTS
 
