@@ -190,7 +190,6 @@ def hash_loras(uses: Sequence[LoraUse]) -> dict[str, str]:
     files = [Path(path) for path in dict.fromkeys(use.path for use in uses)]
     if not files:
         return {}
-    files = [Path(path) for path in dict.fromkeys(use.path for use in uses)]
     parts = [
         f"{file.stem.translate({58: None, 44: None})}: {calculate_payload_sha256(file)[:12]}"
         for file in files
