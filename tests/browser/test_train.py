@@ -121,6 +121,7 @@ def test_stop_resume_and_a_fork(page, soft_pictures: list[Path]) -> None:
     status.get_by_text("Stopped. Step").wait_for(timeout=30_000)
 
 
+@pytest.mark.soak
 def test_another_run_is_chosen(page, soft_pictures: list[Path]) -> None:
     drop_pictures(page, soft_pictures[:3])
     page.locator("#trigger textarea, #trigger input").fill("soft")

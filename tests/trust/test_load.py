@@ -42,6 +42,7 @@ def assert_healthy(server: Server, report: dict[str, Any]) -> None:
     )
 
 
+@pytest.mark.soak
 def test_case_27_many_at_once_each_get_their_own(server: Server) -> None:
     found = run_load(server, clients=4, jobs=2, slow=3, size=SMALL_SIZE)
     full = [said for said in found["crowd"] if said != "taken"]
