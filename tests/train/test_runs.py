@@ -235,7 +235,7 @@ def test_stop_is_heeded_while_pictures_are_prepared(tmp_path: Path) -> None:
 def test_no_preview_ends_a_training(
     error: Exception, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     folder = set_up_run(make_dataset(tmp_path / "data"), steps=4, preview_every=2)
