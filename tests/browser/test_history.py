@@ -10,18 +10,16 @@ from core.generate import outputs
 from core.prompts import png_metadata
 from tests.browser.parts import open_part
 
-DROP_JS = """([bytes, name, place]) => {
+DROP_JS = """(target, [bytes, name]) => {
     const files = new DataTransfer()
     files.items.add(new File([new Uint8Array(bytes)], name, {type: "image/png"}))
     for (const kind of ["dragover", "drop"])
-        document.querySelector(place).dispatchEvent(
-            new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: files}))
+        target.dispatchEvent(new DragEvent(kind, {bubbles: true, cancelable: true, dataTransfer: files}))
 }"""
-PASTE_JS = """([text, place]) => {
+PASTE_JS = """(target, text) => {
     const clipboardData = new DataTransfer()
     clipboardData.setData("text/plain", text)
-    document.querySelector(place).dispatchEvent(
-        new ClipboardEvent("paste", {bubbles: true, cancelable: true, clipboardData}))
+    target.dispatchEvent(new ClipboardEvent("paste", {bubbles: true, cancelable: true, clipboardData}))
 }"""
 INFOTEXT = "a cat\nSteps: 9, Sampler: Euler a, CFG scale: 4, Seed: {seed}, Size: 128x128"
 
@@ -64,15 +62,16 @@ def test_settings_come_from_anywhere_on_the_tab(page, tmp_path: Path) -> None:
     """And a prompt that is pasted stays one."""
     prompt, seed = page.locator("#prompt textarea"), page.locator("#seed input")
     png_metadata.save_png(Image.new("RGB", (64, 64)), tmp_path / "a.png", INFOTEXT.format(seed=1))
-    page.evaluate(DROP_JS, [list((tmp_path / "a.png").read_bytes()), "a.png", "#gallery"])
+    page.locator("#dropped input").wait_for(state="attached")
+    page.locator("#gallery").evaluate(DROP_JS, [list((tmp_path / "a.png").read_bytes()), "a.png"])
     expect(seed).to_have_value("1")
     for number, place in enumerate(("#status", "#prompt textarea"), 2):
-        page.evaluate(PASTE_JS, [INFOTEXT.format(seed=number), place])
+        page.locator(place).evaluate(PASTE_JS, INFOTEXT.format(seed=number))
         expect(seed).to_have_value(str(number))
     expect(prompt).to_have_value("a cat")
     prompt.fill("my own")
     for text in ("1girl, size difference, seed", "1girl, size: large"):
-        page.evaluate(PASTE_JS, [text, "#prompt textarea"])
+        prompt.evaluate(PASTE_JS, text)
     page.locator("#said").get_by_text("the last line has none").wait_for()
     expect(prompt).to_have_value("my own")
     expect(seed).to_have_value("3")
