@@ -114,6 +114,11 @@ LORA = "<lora:nano-airbrush:1.5>"
         {"hires": {**HIRES, "sampler": "DPM++ 2M Karras", "cfg": 3.25}},
         {"prompt": f"1girl {LORA}", "hires": {**HIRES, "prompt": "1girl"}},
         {"hires": {**HIRES, "prompt": f"1girl {LORA}"}, "detail": True},
+        {
+            "prompt": f"1girl, portrait {LORA}",
+            "hires": {**HIRES, "prompt": f"{{1girl|1boy}} {LORA}"},
+            "detail": {"prompt": f"smile {LORA}"},
+        },
     ],
 )
 def test_sizes_seeds_and_the_second_passs_own_settings_come_back(values: dict, tmp_path: Path) -> None:
