@@ -8,7 +8,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
+from itertools import chain
 from typing import Annotated, Any
 
 from core.generate.stages.details import ANIMEFACE, SEPARATOR_TOKEN
@@ -16,17 +16,9 @@ from core.generate.stages.hires import LANCZOS, LATENT, build_hires_requests
 from core.generate.tag_expander import Expansion, append_tags, check_expand_settings, expand
 from core.hub import client as hub
 from core.hub.preflight import NeedsJob
-from core.models import bases, catalogue, embedding_library, from_hub, lora_facts, lora_library, tools
+from core.models import bases, catalogue, embedding_library, from_hub, lora_library, tools
 from core.models.preset_match import find_preset
 from core.prompts.choices import Chosen, choose_text
-from core.prompts.grammar import (
-    EXTRA_NETWORK,
-    MAX_WEIGHT,
-    PART_WEIGHT,
-    WEIGHT_END,
-    is_lora_tag,
-    split_parts,
-)
 from core.schema import limits, presets
 from core.schema.bounds import OneOf, Real, Seed, Text, Whole, format_value
 from core.schema.errors import UserError
@@ -46,7 +38,6 @@ from core.schema.types import (
     count_seeds,
 )
 
-ONLY_FIRST_PASS = "hires.prompt: it names no LoRA, so the second pass is made without any, as in A1111."
 RANDOM_SEED = -1
 """The seed that stands for any seed."""
 STAGE_RECORDS = {"hires": Hires, "detail": Detail, "grain": Grain, "expand": Expand}
@@ -198,7 +189,7 @@ def find_form_problems(values: Mapping[str, Any]) -> dict[str, str]:
             form = _choose_texts(form)[0]
         except UserError as error:
             return {str(error.field): str(error)}
-        problems = find_problems(Request, _fill_values(form)) | _find_unknown_models(form)
+        problems = find_problems(Request, fill_values(form)) | _find_unknown_models(form)
     messages = {field: f"{field}: {sentence}" for field, sentence in problems.items()}
     return messages | (_find_lora_problems(form) | _find_combination_problems(form) if form else {})
 
@@ -224,7 +215,7 @@ def _find_combination_problems(form: PictureForm) -> dict[str, str]:
     try:
         if form.expand:
             check_expand_settings(form.expand)
-        if not find_problems(Request, values := _fill_values(form)):
+        if not find_problems(Request, values := fill_values(form)):
             _check_together(Request(**values, embeddings=_find_known_embeddings(form, values)))
     except UserError as error:
         return {str(error.field): str(error)}
@@ -234,10 +225,16 @@ def _find_combination_problems(form: PictureForm) -> dict[str, str]:
 def _find_known_embeddings(form: PictureForm, values: Mapping[str, Any]) -> tuple[EmbeddingUse, ...]:
     """Return the embeddings of a form; none where its LoRAs, which may bring some, are not known yet."""
     try:
-        applied = (*collect_loras(form), *(_collect_hires_loras(form) or ()))
+        applied = _collect_all_loras(form)
     except (UserError, NeedsJob):
         return ()
     return collect_embeddings(values, applied)
+
+
+def _collect_all_loras(form: PictureForm) -> tuple[LoraUse, ...]:
+    """Return the LoRAs of a form with those that the prompts of its hires and details name."""
+    of_details = chain.from_iterable(_collect_detail_loras(form))
+    return (*collect_loras(form), *(_collect_hires_loras(form) or ()), *of_details)
 
 
 def collect_embeddings(values: Mapping[str, Any], applied: Sequence[LoraUse]) -> tuple[EmbeddingUse, ...]:
@@ -246,12 +243,12 @@ def collect_embeddings(values: Mapping[str, Any], applied: Sequence[LoraUse]) ->
     `values` are fields of a `Request`. Raises `UserError` for an `embedding:name` that is not there,
     cannot be used or is made for another family of models.
     """
-    prompts = _list_prompts(values)
+    prompts = list_prompts(values)
     return embedding_library.find_embeddings(prompts, applied, catalogue.find_model(values["model"]))
 
 
-def _list_prompts(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return what may name embeddings, by its field."""
+def list_prompts(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return the prompts among a request's values by their fields, those of hires and details included."""
     prompts = {name: values[name] for name in ("prompt", "negative")}
     for stage in ("hires", "detail"):
         if values[stage]:
@@ -307,16 +304,15 @@ def fill_form(form: PictureForm) -> PictureOrder:
     from_prompt = lora_library.parse_lora_tags(form.prompt)
     # Only the LoRAs that the prompt does not name yet.
     tags = " ".join(map(lora_library.format_lora_tag, applied[: len(applied) - len(from_prompt)]))
-    values = _fill_values(form)
+    values = fill_values(form)
     values["prompt"] = f"{form.prompt.strip()} {tags}".strip().replace("\r\n", "\n")
-    of_hires = _collect_hires_loras(form)
     request = Request(
         **values,
         **templates,
         loras=applied,
-        hires_loras=of_hires,
+        hires_loras=_collect_hires_loras(form),
         detail_loras=_collect_detail_loras(form),
-        embeddings=collect_embeddings(values, (*applied, *(of_hires or ()))),
+        embeddings=collect_embeddings(values, _collect_all_loras(form)),
     )
     lora_library.check_loras(request.lora_uses)
     _check_together(request)
@@ -328,16 +324,16 @@ def _choose_texts(form: PictureForm) -> tuple[PictureForm, dict[str, Any]]:
 
     Raises `UserError` for choices that cannot be made.
     """
-    values = _fill_values(form)
-    texts = _list_prompts(values)
+    values = fill_values(form)
+    texts = list_prompts(values)
     templates: dict[str, Any] = {}
-    chosen = {field: _choose_text(text, values["seed"], field).text for field, text in texts.items()}
+    chosen = {field: choose_by_seed(text, values["seed"], field).text for field, text in texts.items()}
     if chosen == texts:
         return form, {}
     for field, name in (("prompt", "template"), ("negative", "negative_template")):
         if chosen[field] != texts[field]:
             templates[name] = texts[field].strip().replace("\r\n", "\n")
-    stages = _keep_stages(form)
+    stages = keep_stages(form)
     for stage in ("hires", "detail"):
         if values[stage]:
             own = {name: chosen[f"{stage}.{name}"] for name in ("prompt", "negative")}
@@ -346,14 +342,15 @@ def _choose_texts(form: PictureForm) -> tuple[PictureForm, dict[str, Any]]:
     return replace(form, seed=values["seed"], **texts, **stages), templates
 
 
-def _choose_text(text: str, seed: int, field: str) -> Chosen:
+def choose_by_seed(text: str, seed: int, field: str) -> Chosen:
+    """Return a field's text with its choices made by the seed. Raises `UserError` for the field."""
     try:
         return choose_text(text, f"{seed} {field}")
     except UserError as error:
         raise UserError(field, error.sentence) from error
 
 
-def _fill_values(form: PictureForm) -> dict[str, Any]:
+def fill_values(form: PictureForm) -> dict[str, Any]:
     """Return the fields of a `Request` except its LoRAs, unchecked.
 
     They come from the form, or else from the preset.
@@ -376,84 +373,6 @@ def _fill_values(form: PictureForm) -> dict[str, Any]:
         "clip_skip": form.clip_skip or 2,
         **{name: getattr(form, name) for name in ("hires", "detail", "grain")},
     }
-
-
-def list_warnings(form: PictureForm) -> list[str]:
-    """Return a sentence for each value that is allowed, but not advised by the preset's author."""
-    preset, values = form.prompt_preset, _fill_values(form)
-    (low, high), (shortest, longest) = preset.cfg_range, preset.size_range
-    warnings = []
-    if not low <= values["cfg"] <= high:
-        warnings.append(
-            f"cfg: {values['cfg']:g} is outside the range of {low:g} to {high:g} recommended for "
-            f"{preset.title}."
-        )
-    for side in ("width", "height"):
-        if not shortest <= values[side] <= longest:
-            warnings.append(
-                f"{side}: {values[side]} is outside the range of {shortest} to {longest} pixels "
-                f"recommended for {preset.title}."
-            )
-        if values[side] % preset.size_step:
-            warnings.append(
-                f"{side}: {values[side]} is no multiple of {preset.size_step}, as recommended for "
-                f"{preset.title}."
-            )
-    width, height, beyond = values["width"], values["height"], preset.ultrawide_beyond
-    if beyond and max(width, height) > beyond and width < 2 * height:
-        warnings.append(f"{width} x {height}: sides beyond {beyond} are for ultrawide images only.")
-    named = split_sampler(form.sampler)[1] if form.sampler else None
-    if named and named != values["schedule"]:
-        warnings.append(f"schedule: {values['schedule']} is used, not {named} of {form.sampler!r}.")
-    hires = form.hires or Hires()
-    own = [name for name in ("prompt", "negative", "sampler", "schedule", "cfg") if getattr(hires, name)]
-    if own and hires.denoise == 0:
-        warnings.append(f"hires.denoise: at 0 there is no second pass; ignored its {', '.join(own)}.")
-    for field, text in _list_prompts(values).items():
-        warnings += _list_text_warnings(field, text, values["seed"])
-    return warnings
-
-
-def _list_text_warnings(field: str, template: str, seed: int) -> list[str]:
-    """Return a sentence for each part of a text that does not reach the picture as it is written."""
-    chosen, positive, warnings = _choose_text(template, seed, field), field.endswith("prompt"), []
-    tags = [match[0] for match in EXTRA_NETWORK.finditer(chosen.text)]
-    if ignored := [tag[:60] for tag in tags if not (positive and is_lora_tag(tag))][:10]:
-        why = "of such tags, only <lora:…> applies" if positive else "LoRAs belong in the prompt"
-        warnings.append(f"{field}: ignored {', '.join(ignored)}; {why}.")
-    if missing := [name[:60] for name in chosen.missing[:10]]:
-        warnings.append(
-            f"{field}: {', '.join(missing)} has no file in the wildcards folder; it is read as words."
-        )
-    if any(abs(float(weight)) > MAX_WEIGHT for weight in WEIGHT_END.findall(chosen.text)):
-        warnings.append(f"{field}: a weight beyond {MAX_WEIGHT:g} counts as {MAX_WEIGHT:g}.")
-    parts = split_parts(chosen.text) if positive else []
-    _, colon, rest = parts[0].text.rstrip().rpartition(":") if len(parts) == 1 else ("", "", "")
-    if colon and PART_WEIGHT.fullmatch(rest):
-        warnings.append(
-            f"{field}: ':{rest.strip()}' at its end is text here; A1111 takes it as the strength of the "
-            "whole prompt."
-        )
-    return warnings
-
-
-def list_file_notes(request: Request) -> list[str]:
-    """Return what a person should know of the files that a picture is made with.
-
-    That is a LoRA made for another family than the base model, LoRAs that hires goes without, the
-    embeddings that are used, and words that are the names of those that cannot be.
-    """
-    applied = request.lora_uses
-    files = dict.fromkeys(use.path for use in applied)
-    found = [lora_facts.describe_mismatch(Path(path), request.model) for path in files]
-    words = ", ".join(dict.fromkeys(use.word[:60] for use in request.embeddings))
-    model = catalogue.find_model(request.model)
-    return [
-        *(sentence for sentence in found if sentence),
-        *([ONLY_FIRST_PASS] if request.loras and request.hires_loras == () else []),
-        *([f"Embeddings: {words}."] if words else []),
-        *embedding_library.list_unused_embeddings(_list_prompts(vars(request)), applied, model),
-    ]
 
 
 def collect_loras(form: PictureForm) -> tuple[LoraUse, ...]:
@@ -499,10 +418,10 @@ def resolve_seed(form: PictureForm) -> PictureForm:
 
     Then every stage of a job has the same seed.
     """
-    return replace(form, seed=_fill_values(form)["seed"], **_keep_stages(form))
+    return replace(form, seed=fill_values(form)["seed"], **keep_stages(form))
 
 
-def _keep_stages(form: PictureForm) -> dict[str, Any]:
+def keep_stages(form: PictureForm) -> dict[str, Any]:
     """Return the stages as `replace` needs them.
 
     A stage that is off becomes `False`, since `None` would be the preset's advice.
@@ -512,7 +431,7 @@ def _keep_stages(form: PictureForm) -> dict[str, Any]:
 
 def replace_prompt(form: PictureForm, prompt: str) -> PictureForm:
     """Return the form with another prompt."""
-    return replace(form, prompt=prompt, **_keep_stages(form))
+    return replace(form, prompt=prompt, **keep_stages(form))
 
 
 def expand_request(form: PictureForm) -> Expansion | None:
@@ -523,7 +442,7 @@ def expand_request(form: PictureForm) -> Expansion | None:
     if form.expand is None:
         return None
     template, form = form.prompt, _choose_texts(form)[0]
-    settings, values = form.expand, _fill_values(form)
+    settings, values = form.expand, fill_values(form)
     assert settings is not None
     tags = lora_library.collect_lora_tags(collect_loras(form))
     if settings.lora_tags == "ban":
@@ -544,14 +463,5 @@ def build_cells(form: PictureForm, unexpanded_prompt: str | None = None) -> list
     seeds = count_seeds(first.seed, order.count)
     if _choose_texts(form)[0] is form:
         return [Cell(label=f"seed {seed}", request=replace(first, seed=seed)) for seed in seeds]
-    requests = [fill_form(replace(form, seed=seed, **_keep_stages(form))).request for seed in seeds]
+    requests = [fill_form(replace(form, seed=seed, **keep_stages(form))).request for seed in seeds]
     return [Cell(label=f"seed {r.seed}", request=replace(r, expanded=unexpanded_prompt)) for r in requests]
-
-
-def list_notes(form: PictureForm, cells: Sequence[Cell]) -> list[str]:
-    """Return all that a person should know before the pictures are made, each sentence once."""
-    alike = {(cell.request.prompt, cell.request.lora_uses): cell.request for cell in cells}
-    seeds = dict.fromkeys(cell.request.seed for cell in cells)
-    said = [list_warnings(replace(form, seed=seed, **_keep_stages(form))) for seed in seeds]
-    said += [list_file_notes(request) for request in alike.values()]
-    return list(dict.fromkeys(note for notes in said for note in notes))

@@ -12,6 +12,7 @@ from typing import Any
 import gradio as gr
 
 from core.generate import outputs, request
+from core.generate.notes import list_notes
 from core.generate.stages.hires import output_size
 from core.models import bases, embedding_library
 from core.prompts import png_metadata
@@ -48,7 +49,7 @@ def generate(form: request.PictureForm) -> Iterator[tuple[Any, Any]]:
         expansion = torch_thread.run_on_torch_thread(request.expand_request, form)
         full = request.replace_prompt(form, expansion.prompt) if expansion else form
         cells = request.build_cells(full, unexpanded_prompt=form.prompt if expansion else None)
-        warnings = request.list_notes(form, cells)
+        warnings = list_notes(form, cells)
         for event in gpu.generate_on_gpu(cells):
             if isinstance(event, Failed):
                 raise UserError(None, event.message)

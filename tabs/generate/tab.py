@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from core.generate import outputs, request
+from core.generate.notes import list_notes
 from core.generate.tag_expander import append_tags
 from core.models import catalogue
 from core.prompts.png_metadata import get_infotext, read_infotext
@@ -405,7 +406,7 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
     )
     done: list[str] = []
     copy: Path | None = None
-    notes = request.list_notes(form, cells)
+    notes = list_notes(form, cells)
     begin = time.monotonic()
     yield {"status": f"Loading the model … {escape_markdown(' '.join(notes))}"}
     with translate_errors():

@@ -2,7 +2,8 @@
 
 import pytest
 
-from core.generate.request import PictureForm, find_form_problems, list_warnings
+from core.generate.notes import list_warnings
+from core.generate.request import PictureForm, find_form_problems
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from core.generate.request import PictureForm, fill_form, list_file_notes
+from core.generate.notes import list_file_notes
+from core.generate.request import PictureForm, fill_form
 from core.models.base_families import find_base_family, find_family, is_related
 from core.schema import presets
 from core.schema.types import Model

@@ -11,8 +11,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from core.generate import picture_file
+from core.generate.notes import list_file_notes
 from core.generate.pipeline import generate
-from core.generate.request import PictureForm, build_cells, fill_form, find_form_problems, list_file_notes
+from core.generate.request import PictureForm, build_cells, fill_form, find_form_problems
 from core.lora import edit
 from core.lora.file import read_lora_file
 from core.models import bases, embedding_library

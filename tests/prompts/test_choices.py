@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from core.generate.request import PictureForm, build_cells, list_notes
+from core.generate.notes import list_notes
+from core.generate.request import PictureForm, build_cells
 from core.models.lora_library import locate_lora
 from core.prompts import choices
 from core.prompts.choices import MAX_CHOICES, Chosen, choose_text

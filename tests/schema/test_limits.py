@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.generate import request as picture_request
+from core.generate.notes import list_warnings
 from core.schema.errors import UserError
 from core.schema.records import read_form
 
@@ -126,7 +127,7 @@ def test_every_digit_of_a_seed_counts(seed: int | str) -> None:
 def test_sides_in_steps_of_eight_are_made_and_the_presets_step_is_advice() -> None:
     values = {**VALID_VALUES, "preset": "sdxl-base", "width": 1000, "height": 1504}
     assert picture_request.find_form_problems(values) == {}
-    warnings = picture_request.list_warnings(read_form(picture_request.PictureForm, values))
+    warnings = list_warnings(read_form(picture_request.PictureForm, values))
     assert [said for said in warnings if said.startswith("width: 1000 is no multiple of 32")]
     assert not [said for said in warnings if "height: 1504 is no multiple" in said]
 
@@ -152,7 +153,7 @@ def test_what_the_second_pass_does_not_allow_is_a_sentence(hires: dict, field: s
 
 def test_what_is_ignored_in_the_second_pass_is_said() -> None:
     values = {**VALID_VALUES, "hires": {"denoise": 0, "cfg": 3, "negative": "<lora:a:1>"}}
-    warnings = picture_request.list_warnings(read_form(picture_request.PictureForm, values))
+    warnings = list_warnings(read_form(picture_request.PictureForm, values))
     assert "hires.denoise: at 0 there is no second pass; ignored its negative, cfg." in warnings
     assert any(said.startswith("hires.negative: ignored <lora:a:1>") for said in warnings)
 
