@@ -148,7 +148,7 @@ def _build_hires_panel(c: _Controls) -> None:
             with gr.Row():
                 c.add_choice("hires_sampler", [("Use same sampler", ""), *SAMPLERS], "Hires sampler")
                 c.add_choice("hires_schedule", [("Use same schedule", ""), *SCHEDULES], "Hires schedule")
-                c.add_slider("hires_cfg", 0, limits.CFG[1], 0.25, "Hires CFG scale", "0 = same as CFG scale")
+            c.add_slider("hires_cfg", 0, limits.CFG[1], 0.25, "Hires CFG scale", "0 = same as CFG scale")
 
 
 def _build_detail_panel(c: _Controls) -> None:
