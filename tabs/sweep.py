@@ -19,6 +19,7 @@ from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
 from core.sweep import charts
+from core.sweep.calibration import describe_calibration
 from core.sweep.plan import (
     DEFAULT_SEEDS,
     DEFAULT_STRENGTHS,
@@ -458,6 +459,7 @@ def _show_result(done: SweepFiles, lora_path: str, on_shelf: bool) -> dict[str, 
             "report": report,
             "lora": lora_path,
             "on_shelf": on_shelf,
+            "archive": str(done.archive),
             "cells": [str(file) for file, _ in done.cells],
             "strengths": [cell["strength"] for cell in report["cells"]],
             "prompts": [cell["prompt"] for cell in report["cells"]],
@@ -490,6 +492,7 @@ def _format_answer(report: dict[str, Any]) -> str:
         )
     lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name != "style"]
     lines += [f"- {escape_markdown(note)}" for note in report["notes"]]
+    lines += [f"- {limit}"] if (limit := describe_calibration(report["model"])) else []
     return "\n\n".join(lines)
 
 

@@ -10,6 +10,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from core.publish.plan import LICENCES, Publication
+from core.sweep.calibration import describe_calibration
+from core.sweep.field_check import describe_field_check
 from core.system.markdown import escape_cell, escape_markdown
 
 REPO_TAG = "sweetspot"
@@ -101,6 +103,11 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
     said = [
         f"- {escape_cell(str(report['model']))}: {escape_cell(str(report['why']))}" for report in p.sweeps
     ]
+    said += [
+        f"- {escape_cell(str(report['model']))}: {escape_cell(remark)}"
+        for report in p.sweeps
+        for remark in _list_remarks(report)
+    ]
     told = (
         "Strengths, with 95 % intervals over the images; a dash means not observed. "
         "Full reports are in `reports/`."
@@ -119,6 +126,12 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
             *(f"![From 0 to breakdown]({path})" for path in strips),
         ]
     )
+
+
+def _list_remarks(report: Mapping[str, Any]) -> list[str]:
+    """Return what a reader should know beside the verdict: its calibration, and a check by eye."""
+    limit, check = describe_calibration(str(report["model"])), report.get("field_check")
+    return ([limit] if limit else []) + ([describe_field_check(check)] if check else [])
 
 
 def _format_interval(report: Mapping[str, Any], name: str) -> str:
