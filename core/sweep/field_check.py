@@ -280,7 +280,7 @@ def describe_field_check(check: Mapping[str, Any]) -> str:
     ends, agreement = check["range"], check["agreement"]
     said = [
         f"Blind check by one person over {check['rows']} rows: would use "
-        + (f"{ends[0]:g} to {ends[1]:g}" if ends else "no strength in most of them")
+        + (" to ".join(f"{end:g}" for end in dict.fromkeys(ends)) if ends else "no strength in most of them")
         + (
             f", broken from {check['breakdown']:g} on"
             if check["breakdown"] is not None

@@ -29,6 +29,7 @@ from core.transfer.plan import TransferEntry, TransferForm, split_by_block
 from core.transfer.plan import plan_transfer as transfer_plan
 from core.transfer.report import build_transfer_report
 from core.transfer.study import TransferStudy
+from tabs.sweep import _format_answer
 from tests.train.parts import make_dataset, prepare_run
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
@@ -103,6 +104,55 @@ def test_what_was_measured_stands_in_the_table() -> None:
     assert "Strength **2.75** (measured)" in text
     assert "Not measured" not in text
     assert "Not measured." in render_card(plan_example(), {})
+
+
+@pytest.mark.parametrize(
+    ("model", "is_said"), [("nano", False), ("nano-cel", False), ("illustrious-xl", True)]
+)
+def test_thresholds_from_nano_are_told_as_such_on_other_models(model: str, is_said: bool) -> None:
+    text = render_card(plan_example(sweep={**REPORT, "model": model, "model_hash": None}, home="nano"), {})
+    assert ("calibrated on the built-in model only" in text) == is_said
+    assert ("calibrated on the built-in model only" in _format_answer(answer_of(model))) == is_said
+
+
+def answer_of(model: str) -> dict[str, Any]:
+    """Return a report as the Sweep tab shows it."""
+    return {
+        **REPORT,
+        "model": model,
+        "unmeasured": {},
+        "notes": [],
+        "surer": None,
+        "next": None,
+        "probe": None,
+    }
+
+
+CHECK: dict[str, Any] = {
+    "date": "2026-01-31",
+    "breakdown": 0.1,
+    "agreement": {"pairs": "all of them"},
+    "answers": {
+        "pairs": [{"prompt": 0, "seed": 1, "recommended": 2.75, "other": 1, "preferred": 2.75}] * 6,
+        "rows": [
+            {"prompt": 0, "seed": 1, "strengths": [1, 2.75, 4, 5], "used": [2.75], "broken": [4, 5]},
+        ]
+        * 6,
+    },
+}
+
+
+def test_a_check_by_eye_is_on_the_card_as_its_answers_say_it(tmp_path: Path) -> None:
+    report = {**REPORT, "intervals": {"breakdown": [3.5, 4.5]}, "field_check": CHECK}
+    text = render_card(plan_example(sweep=report, home="nano"), {})
+    assert "Blind check by one person over 6 rows: would use 2.75, broken from 4 on." in text
+    assert "within the verdict's interval" in text
+    halved = edit.rewrite_lora(lora.get_lora_file(str(EXAMPLE)), tmp_path, multiply=0.5)
+    (found,) = plan_example(lora=str(halved), sweep=report).sweeps
+    assert found["field_check"]["breakdown"] == 8
+    assert found["field_check"]["agreement"]["breakdown_in_interval"] is True
+    with pytest.raises(UserError, match=r"^sweep: use the report of a sweep"):
+        plan_example(sweep={**report, "field_check": {**CHECK, "answers": []}})
 
 
 @pytest.mark.parametrize(("measured", "which"), [(None, "unknown"), ("0123456789", "other")])
