@@ -18,8 +18,10 @@ from core.runtime import gpu
 from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
-from core.sweep import charts
+from core.sweep import charts, words
 from core.sweep.plan import (
+    BUDGETS,
+    DEFAULT_BUDGET,
     DEFAULT_SEEDS,
     DEFAULT_STRENGTHS,
     SweepForm,
@@ -56,6 +58,7 @@ INPUT_NAMES = (
     "shelf",
     "preset",
     "model",
+    "budget",
     "prompts",
     "seeds",
     "strengths",
@@ -78,7 +81,11 @@ OUTPUT_NAMES = (
 
 FILLED_NAMES = ("strengths", "prompts")
 """The texts that the choice of a LoRA and of a preset fills in."""
-PROMPTS_INFO = "one per line"
+PROMPTS_INFO = "one per line; four or more for a verdict, and other prompts tell more than other seeds"
+BUDGET_INFO = (
+    "Quick: 4 prompts, a verdict where the LoRA breaks clearly. Standard: up to 8. Full: up to 16, the "
+    "narrowest intervals. A sweep ends earlier where the verdict stands."
+)
 PROMPTS_KEPT = "; your prompts were kept: to use the preset's, clear them and choose the preset again"
 
 
@@ -114,10 +121,18 @@ def _wire_controls(c: dict[str, Any]) -> None:
     matched = c["model"].input(
         _match_preset, [c["model"], c["preset"]], [c["preset"], c["model_note"]], **QUIET_OPTIONS
     )
-    for event in (c["lora_file"].change, c["shelf"].input, c["preset"].input, matched.then):
+    chosen = (
+        c["lora_file"].change,
+        c["shelf"].input,
+        c["preset"].input,
+        c["budget"].input,
+        matched.then,
+    )
+    for event in chosen:
         event(
             inputs_kwargs={
-                name: c[name] for name in ("lora_file", "shelf", "preset", "model", "filled", *FILLED_NAMES)
+                name: c[name]
+                for name in ("lora_file", "shelf", "preset", "model", "budget", "filled", *FILLED_NAMES)
             },
             **answer_by_name(
                 _fill_in_choice, {name: c[name] for name in ("lora_line", "filled", *FILLED_NAMES)}
@@ -219,6 +234,7 @@ def _build_controls() -> dict[str, Any]:
         c["seeds"] = gr.Textbox(
             DEFAULT_SEEDS, label="Seeds", info="two or more for a verdict", min_width=100, elem_id="seeds"
         )
+    c["budget"] = gr.Radio(list(BUDGETS), value=DEFAULT_BUDGET, label="Budget", info=BUDGET_INFO)
     c["prompts"] = gr.Textbox(
         _format_neutral_prompts(first.name),
         label="Prompts",
@@ -245,8 +261,8 @@ def _build_measure_panel() -> dict[str, Any]:
             height=110,
         )
         gr.Markdown(
-            "With references, the sweet spot is where the LoRA looks most like them; "
-            "without, where most of its effect has arrived."
+            "With references, the verdict says where the LoRA looks most like them. Without, it says where "
+            "the LoRA changes the images while everything holds: change alone is not quality."
         )
         info = "the model's own VAE needs no download"
         c["feature_extractor"] = gr.Dropdown(
@@ -326,13 +342,16 @@ def _build_results() -> dict[str, Any]:
 
 def _build_form(values: Mapping[str, Any]) -> SweepForm:
     """Return what the tab asks for. Raises `UserError` if the LoRA cannot be found."""
-    names = ("preset", "model", "prompts", "seeds", "strengths", "references", "feature_extractor", "refine")
-    shared = {name: values[name] for name in names if values[name] is not None}
+    shared = {
+        name: values[name]
+        for name in INPUT_NAMES
+        if name not in ("lora_file", "shelf") and values[name] is not None
+    }
     return SweepForm(lora=find_chosen_lora(values["lora_file"], values["shelf"]), **shared)
 
 
-def _format_neutral_prompts(preset: str, trigger: str = "") -> str:
-    prompts = compose_neutral_prompts(presets.get_prompt_presets()[preset])
+def _format_neutral_prompts(preset: str, trigger: str = "", budget: str = DEFAULT_BUDGET) -> str:
+    prompts = compose_neutral_prompts(presets.get_prompt_presets()[preset])[: BUDGETS[budget]]
     return "\n".join(insert_trigger(prompt, trigger) for prompt in prompts)
 
 
@@ -345,9 +364,15 @@ def _match_preset(model: str, preset: str) -> tuple[Any, str]:
 
 
 def _fill_in_choice(
-    lora_file: str | None, shelf: str | None, preset: str, model: str, filled: dict[str, str], **texts: str
+    lora_file: str | None,
+    shelf: str | None,
+    preset: str,
+    model: str,
+    budget: str,
+    filled: dict[str, str],
+    **texts: str,
 ) -> dict[str, Any]:
-    """Return what choosing a LoRA, a preset or a model changes: a line of facts, prompts and strengths.
+    """Return what choosing a LoRA, a preset, a model or a budget changes: facts, prompts and strengths.
 
     The prompts are the preset's with the LoRA's trigger, the strengths go around the one that is
     known to work. A text that is not as the page `filled` it is a person's own and stays.
@@ -357,7 +382,7 @@ def _fill_in_choice(
     known = facts.strength.value if facts and facts.strength else None
     fresh = {
         "strengths": suggest_strengths(known),
-        "prompts": _format_neutral_prompts(preset, facts.trigger or "" if facts else ""),
+        "prompts": _format_neutral_prompts(preset, facts.trigger or "" if facts else "", budget),
     }
     own = {name for name, text in texts.items() if text.strip() and text != filled[name]}
     # What is as it should be is not written again, over what a person writes meanwhile.
@@ -469,25 +494,19 @@ def _show_result(done: SweepFiles, lora_path: str, on_shelf: bool) -> dict[str, 
 
 
 def _format_answer(report: dict[str, Any]) -> str:
-    """Return the answer's sentence, and how sure it is."""
-    lines = [f"### {escape_markdown(report['why'])}"]
-    if report["recommended"] is not None:
-        shown = {
-            "onset": "first visible",
-            "sweet_spot_low": "starts working",
-            "sweet_spot_high": "stops working",
-            "breakdown": "breaks",
-        }
-        ends = [
-            f"{shown[name]} at {low:g}" + (f" to {high:g}" if high > low else "")
-            for name, (low, high) in report["intervals"].items()
-        ]
-        pictures = len(report["seeds"]) * len(report["prompts"])
+    """Return the verdict: three numbers, the reason, how sure it is, and what would make it surer."""
+    headline = words.format_headline(report)
+    lines = [f"### {escape_markdown(headline)}"] if headline else []
+    lines.append(escape_markdown(report["why"]) if headline else f"### {escape_markdown(report['why'])}")
+    if headline:
         lines.append(
-            f"{100 * report['confidence']:.0f} % confident. "
-            f"95 % intervals over {pictures} images per strength "
-            f"({len(report['seeds'])} seeds x {len(report['prompts'])} prompts): {'; '.join(ends)}."
+            f"{words.describe_confidence(report['confidence']).capitalize()} that other prompts and seeds "
+            f"agree. {words.describe_basis(report)}"
         )
+    if report["intervals"]:
+        lines.append(f"95 % intervals: {words.describe_intervals(report)}.")
+    if report["surer"]:
+        lines.append(escape_markdown(report["surer"]))
     lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name != "style"]
     lines += [f"- {escape_markdown(note)}" for note in report["notes"]]
     return "\n\n".join(lines)

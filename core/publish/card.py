@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from core.publish.plan import LICENCES, Publication
+from core.sweep.words import format_interval
 from core.system.markdown import escape_cell, escape_markdown
 
 REPO_TAG = "sweetspot"
@@ -75,8 +76,8 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
     if not p.sweeps:
         return "## Where it works\n\nNot measured."
     rows = [
-        "| base | works from | best | to | visible from | breaks at | confidence | images |",
-        "|---|---|---|---|---|---|---|---|",
+        "| base | the LoRA | from | best | to | visible from | breaks at | confidence | images |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for report in p.sweeps:
         low, high = report["sweet_spot"] or (None, None)
@@ -95,14 +96,14 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
         ]
         pictures = f"prompts: {len(report['prompts'])}, seeds: {', '.join(map(str, report['seeds']))}"
         rows.append(
-            f"| {escape_cell(str(report['model']))} | {' | '.join(numbers)} "
+            f"| {escape_cell(str(report['model']))} | {_name_answer(report)} | {' | '.join(numbers)} "
             f"| {100 * float(report['confidence']):.0f} % | {pictures} |"
         )
     said = [
         f"- {escape_cell(str(report['model']))}: {escape_cell(str(report['why']))}" for report in p.sweeps
     ]
     told = (
-        "Strengths, with 95 % intervals over the images; a dash means not observed. "
+        "Strengths, with 95 % intervals over prompts and seeds; a dash means not observed. "
         "Full reports are in `reports/`."
     )
     curves = [
@@ -121,9 +122,14 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
     )
 
 
+def _name_answer(report: Mapping[str, Any]) -> str:
+    """Return what a sweep found; reports of before there were answers say `works`, or nothing."""
+    return report.get("answer") or ("works" if report["sweet_spot"] else "-")
+
+
 def _format_interval(report: Mapping[str, Any], name: str) -> str:
     ends = report.get("intervals", {}).get(name)
-    return f" ({float(ends[0]):g} to {float(ends[1]):g})" if ends else ""
+    return f" ({format_interval(ends)})" if ends else ""
 
 
 def _format_number(value: Any) -> str:

@@ -6,12 +6,13 @@ cut short.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from core.models import bases
 from core.schema import limits, presets
 from core.schema.bounds import FORBIDDEN_CHARACTERS, is_number
 from core.schema.errors import UserError
+from core.sweep.verdict import Answer
 
 MAX_TEXT_LENGTH = 2000  # characters of one text
 MAX_ROWS = 4096  # of one list
@@ -52,8 +53,9 @@ def parse_sweep_report(
             **{name: _parse_strength(report[name]) for name in ("onset", "breakdown", "recommended")},
             "sweet_spot": _parse_interval(report["sweet_spot"]),
             "confidence": _parse_number(report["confidence"], 0, 1) or 0.0,
+            "answer": _parse_answer(report.get("answer")),
             "intervals": {
-                name: _parse_interval(report["intervals"][name])
+                name: _parse_open_interval(report["intervals"][name])
                 for name in KNEE_FIELDS
                 if report["intervals"].get(name) is not None
             },
@@ -98,8 +100,8 @@ def _rescale_report(report: dict[str, Any], times: float) -> dict[str, Any]:
     return made
 
 
-def _divide_range(ends: list[float] | None, times: float) -> list[float] | None:
-    return ends and [round(end / times, 4) for end in ends]
+def _divide_range(ends: list[Any] | None, times: float) -> list[float | None] | None:
+    return ends and [None if end is None else round(end / times, 4) for end in ends]
 
 
 def parse_transfer_report(report: Any, sha256: str) -> dict[str, Any]:
@@ -232,6 +234,21 @@ def _parse_interval(value: Any) -> list[float] | None:
     if low is None or high is None or low > high:
         raise ValueError("no range")
     return [low, high]
+
+
+def _parse_open_interval(value: Any) -> list[float | None]:
+    """Parse an interval of which one end may be beyond what was tried, `None`."""
+    low, high = (_parse_strength(end) for end in value)
+    if (low is None and high is None) or (low is not None and high is not None and low > high):
+        raise ValueError("no interval")
+    return [low, high]
+
+
+def _parse_answer(value: Any) -> str | None:
+    """Parse what a sweep found; `None` for a report of before there were answers."""
+    if value is not None and value not in get_args(Answer):
+        raise ValueError("no answer")
+    return value
 
 
 def _parse_rows(value: Any) -> list[Any]:

@@ -19,6 +19,10 @@ from core.sweep.verdict import Answer, Interval, Verdict
 
 LEVEL = 0.95
 """Share of the draws that a claim needs, and that an interval holds."""
+LOOK_LEVEL = 0.984
+"""The level of each look at pictures that are still being made: Pocock's constant for five looks."""
+SETTLED_CONFIDENCE = 0.8
+"""A sweet spot of this confidence needs no more prompts."""
 MIN_PROMPTS, MIN_SEEDS = 4, 2
 """Fewer prompts give a provisional answer: nobody knows how much prompts differ. Two seeds of a prompt
 are the unit of every distance."""
@@ -92,6 +96,13 @@ def decide_verdict(
     used = {name: curve[order] for name, curve in curves.items() if count_prompts(curve) >= min(2, prompts)}
     evidence = _gather(tried, sign, used, noise_floors, level)
     return _decide(evidence) if prompts >= MIN_PROMPTS else _describe_curves(evidence)
+
+
+def is_settled(verdict: Verdict) -> bool:
+    """Whether more prompts would hardly change the verdict."""
+    if verdict.sweet_spot is not None:
+        return verdict.confidence >= SETTLED_CONFIDENCE
+    return verdict.answer not in ("unclear", "provisional")
 
 
 def _gather(

@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from core.generate.features import PARTS_PER_SIDE
 from core.generate.picture_file import save_picture
 from core.generate.stages import details
+from core.lora import apply as lora
 from core.models import bases, embedding_library, lora_library, tools
 from core.models.measured_strengths import MeasuredStrength, record_strength
 from core.models.preset_match import find_preset
@@ -27,14 +28,19 @@ from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Features, Picture, ReferenceFeatures, Step
 from core.schema.types import Cell, Request
 from core.sweep import cell_cache, measure
-from core.sweep.decide import HELD_RANGES, Verdict, decide_verdict
+from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict, is_settled
+from core.sweep.knees import HELD_RANGES, LEAST_GAINS
+from core.sweep.measure import Item
 from core.sweep.plan import SweepPlan
+from core.sweep.resample import Curve
+from core.sweep.verdict import Verdict
 from core.system import disk
 from core.system.tensor_files import calculate_sha256
 
 MEASURES = (
     "effect",
     "style",
+    "trigger",
     "composition",
     "prompt",
     "detail",
@@ -42,10 +48,10 @@ MEASURES = (
     "effect_face",
     "effect_background",
 )
+TRIGGER_SHARE = 0.5
+"""A tag belongs to the trigger if it has at least this share of the count of the LoRA's most frequent tag."""
 TOUCH_SECONDS = limits.HOUR / 6
 """Seconds between two times that a study marks its cells as in use."""
-Item = tuple[str, int]
-"""A prompt and a seed."""
 Make = Callable[..., Iterator[Event]]
 """Makes pictures, as `core.runtime.gpu.generate_on_gpu`: (cells, extractor, pictures) -> events."""
 
@@ -58,7 +64,8 @@ class SweepStudy:
         self.sha256 = calculate_sha256(Path(plan.lora.path))
         """Hash of the LoRA's file, so that the measurements stay with it."""
         self._lora_name = lora_library.find_name(Path(plan.lora.path))  # the library is listed once
-        self.items: list[Item] = [(prompt, seed) for prompt in plan.prompts for seed in plan.seeds]
+        self.prompts: tuple[str, ...] = plan.prompts
+        """The prompts so far: a sweep that looks at its verdict early begins with the first few."""
         self.strengths = list(plan.strengths)
         self.pictures: dict[tuple[float, Item], Path] = {}
         self.features: dict[tuple[float, Item], Features] = {}
@@ -89,13 +96,17 @@ class SweepStudy:
         disk.check_free_disk(cell_cache.FOLDER)
         begin = time.monotonic()
         try:
-            yield from self._run_columns(make, _order_coarse_first(self.strengths))
-            if self._is_complete():
-                self.verdict = self._decide()
-                if self.plan.refine and (between := self._find_midpoints()):
-                    self.strengths = sorted({*self.strengths, *between})
-                    yield from self._run_columns(make, between)
-                    self.verdict = self._decide() if self._is_complete() else None
+            for many in self.plan.looks or (len(self.plan.prompts),):
+                self._take_prompts(many)
+                yield from self._run_columns(make, _order_coarse_first(self.strengths))
+                self.verdict = self._decide() if self._is_complete() else None
+                if self.verdict is None or is_settled(self.verdict):
+                    break
+            if self.verdict and self.plan.refine and (between := self._find_midpoints()):
+                self.strengths = sorted({*self.strengths, *between})
+                yield from self._run_columns(make, between)
+                self.verdict = self._decide() if self._is_complete() else None
+            if self.verdict:
                 self._record_strength()
         except FileNotFoundError as error:
             if not Path(str(error.filename)).is_relative_to(cell_cache.FOLDER):
@@ -131,11 +142,24 @@ class SweepStudy:
             for file in self.pictures.values():
                 cell_cache.touch_cell(file.stem, self.plan.feature_extractor)
 
+    @property
+    def items(self) -> list[Item]:
+        """A prompt and a seed for each picture of a strength, so far."""
+        return [(prompt, seed) for prompt in self.prompts for seed in self.plan.seeds]
+
+    def _take_prompts(self, many: int) -> None:
+        """Begin with the first prompts, or go on with more: all is measured anew, by their yardstick."""
+        self.prompts = self.plan.prompts[:many]
+        self.measurements = {}
+        for name in ("yardstick", "_tags_at_zero", "_faces", "_trigger_tags"):
+            self.__dict__.pop(name, None)
+
     def _is_complete(self) -> bool:
         return all((strength, item) in self.pictures for strength in self.strengths for item in self.items)
 
     def _run_columns(self, make: Make, strengths: Sequence[float]) -> Iterator[Event]:
         asked = [(strength, item) for strength in strengths for item in self.items]
+        made = sum(place in self.pictures for place in asked)
         names = {place: cell_cache.hash_request(self.build_request(*place)) for place in asked}
         missing = []
         for place in asked:
@@ -143,7 +167,7 @@ class SweepStudy:
                 missing.append(place)
             else:
                 self._add_cell(place, cell_cache.picture_path(names[place]), seen)
-        self.cells_found += len(asked) - len(missing)
+        self.cells_found += len(asked) - len(missing) - made
         self._measure_columns()
         wanted = (
             [self._open_reference(file) for file in self.plan.references]
@@ -244,6 +268,11 @@ class SweepStudy:
             )
             column["prompt"].append(np.nan if share is None else share)
             column["saturation"].append(measure.saturation(look, yard))
+            column["trigger"].append(
+                float(np.mean([read[i][tag] for tag in self._trigger_tags]))
+                if read and self._trigger_tags
+                else np.nan
+            )
             face = boxes[i]
             column["effect_face"].append(
                 measure.effect(look, base, yard, face) if face is not None else np.nan
@@ -261,6 +290,20 @@ class SweepStudy:
     @cached_property
     def _tags_at_zero(self) -> list[dict[str, float]] | None:
         return self._read_tags(0.0)
+
+    @cached_property
+    def _trigger_tags(self) -> list[str]:
+        """The tags that the trigger stands for: of most training pictures, but of few without the LoRA."""
+        counts, read = lora.get_lora_file(self.plan.lora.path).tags, self._tags_at_zero
+        if not read or not counts:
+            return []
+        least = TRIGGER_SHARE * max(counts.values())
+        usual = {tag.replace("_", " ") for tag, count in counts.items() if count >= least}
+        return [
+            tag
+            for tag in sorted(usual & read[0].keys())
+            if np.mean([each[tag] for each in read]) < measure.TAG_THRESHOLD
+        ]
 
     def _read_tags(self, strength: float) -> list[dict[str, float]] | None:
         """Return the tags of each picture of a column, or `None` if the model has no tagger."""
@@ -305,24 +348,32 @@ class SweepStudy:
     # --- deciding ------------------------------------------------------------------------------
 
     def _decide(self) -> Verdict:
-        if len(self.plan.seeds) < 2:
-            return decide_verdict(
-                self.strengths,
-                {"effect": np.zeros((len(self.strengths), len(self.items)))},
-                0.0,
-                seed_count=1,
-            )
-        used = ["effect", *HELD_RANGES, *(["style"] if self.reference_features else [])]
-        curves = {
-            name: np.stack([self.measurements[strength][name] for strength in self.strengths])
-            for name in used
-        }
+        if len(self.plan.seeds) < 2:  # nothing is measured
+            nothing = np.zeros((len(self.strengths), len(self.prompts), 1))
+            return decide_verdict(self.strengths, {"effect": nothing}, nothing[0])
+        curves = {name: self.build_curve(name, self.strengths) for name in (*LEAST_GAINS, *HELD_RANGES)}
         return decide_verdict(
             self.strengths,
             {name: curve for name, curve in curves.items() if not np.isnan(curve).all()},
-            self.yardstick.noise_floor,
-            len(self.plan.seeds),
+            self.noise_floors,
+            self.level,
         )
+
+    @property
+    def level(self) -> float:
+        """The share of the draws that a claim needs."""
+        return LOOK_LEVEL if len(self.plan.looks) > 1 else LEVEL
+
+    def build_curve(self, name: str, strengths: Sequence[float]) -> Curve:
+        """Return a measure, (strengths, prompts, seeds), NaN where there is no value."""
+        columns = [self.measurements[strength][name] for strength in strengths]
+        return np.array(columns).reshape(len(columns), len(self.prompts), len(self.plan.seeds))
+
+    @property
+    def noise_floors(self) -> np.ndarray:
+        """The effect of a VAE round trip, which changes nothing visible, (prompts, seeds)."""
+        floors = [self.yardstick.noise_floors.get(item, np.nan) for item in self.items]
+        return np.array(floors).reshape(len(self.prompts), len(self.plan.seeds))
 
     def _record_strength(self) -> None:
         """Keep the sweet spot for the LoRA library, if there is one and the whole LoRA was swept."""

@@ -111,6 +111,38 @@ def format_bound(interval: Interval, end: float) -> str:
     return f"it breaks between {low:g} and {high:g}" if low else f"it breaks by {high:g}"
 
 
+def format_interval(interval: Interval) -> str:
+    """Return an interval, such as `1 to 2`; an open one as `1 or more`, or `-1 or less`."""
+    low, high = interval
+    if low is None or high is None:
+        return f"{high:g} or less" if low is None else f"{low:g} or more"
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
+def describe_intervals(report: Mapping[str, Any]) -> str:
+    """Return the intervals of a report's knees, as words."""
+    shown = {
+        "onset": "first visible",
+        "sweet_spot_low": "starts working",
+        "sweet_spot_high": "stops working",
+        "breakdown": "breaks",
+    }
+    ends = report["intervals"]
+    return "; ".join(
+        f"{word} at {format_interval(ends[name])}" for name, word in shown.items() if name in ends
+    )
+
+
+def describe_basis(report: Mapping[str, Any]) -> str:
+    """Return what a verdict was measured over, and what it was held against."""
+    prompts, seeds = len(report["prompts"]), len(report["seeds"])
+    against = "references" if "style" not in report["unmeasured"] else ""
+    if not against and "trigger" not in report["unmeasured"]:
+        against = "the tags of its trigger"
+    held = f", held against {against}" if against else ""
+    return f"{prompts} prompts x {seeds} seeds a strength{held}."
+
+
 def describe_confidence(confidence: float) -> str:
     """Return a confidence in words and as a number, such as `sure (93 %)`."""
     word = "sure" if confidence >= 0.9 else "fairly sure" if confidence >= 0.75 else "not sure"

@@ -23,12 +23,14 @@ from tabs.shared.forms import takes
 def sweep(form: SweepForm) -> Iterator[tuple[Any, ...]]:
     """Measure at which strengths a LoRA works.
 
-    `prompts` are one per line; `references` are images of the target style. `model` is a name in the
-    list of models, a checkpoint of one's own, or a Hub id; without it, the preset's is taken. Without
-    a preset, it is the one that fits the model, or nano's.
+    `prompts` are one per line; without any, `budget` says how many neutral prompts there are at most:
+    `Quick` 4, `Standard` 8, `Full` 16. A sweep with a budget ends where its verdict stands.
+    `references` are images of the target style. `model` is a name in the list of models, a checkpoint of
+    one's own, or a Hub id; without it, the preset's is taken. Without a preset, it is the one that fits
+    the model, or nano's.
 
     Returns the contact sheet, the curve as rows, a zip of all cells with the report, and the
-    report: onset, sweet_spot, breakdown and recommended, each null where it was not seen, and why.
+    report: answer, onset, sweet_spot, breakdown and recommended, each null where it was not seen, and why.
     """
     with translate_errors():
         study = SweepStudy(plan_sweep(resolve_files(form)))
@@ -61,6 +63,7 @@ def register_endpoints() -> None:
         "references": build_input(gr.JSON),
         "refine": build_input(gr.Checkbox, False),
         "model": build_input(gr.Textbox),
+        "budget": build_input(gr.Textbox),
     }
     call.click(
         sweep,
