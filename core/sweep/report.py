@@ -59,8 +59,9 @@ def build_curve(study: SweepStudy) -> list[dict[str, Any]]:
 def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
     """Return the sweep as plain data.
 
-    What was not measured is `None`, and `why` or `unmeasured` says why. `notes` has what is unusual about
-    the LoRA's alpha and its law of strength.
+    What was not measured is `None`, and `why` or `unmeasured` says why. `probe` is what the strengths were
+    placed by (`core.sweep.strengths`), `None` where they were given. `notes` has what is unusual about the
+    LoRA's alpha and its law of strength.
     """
     verdict = study.verdict or Verdict(
         intervals={},
@@ -81,6 +82,11 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         "model_hash": bases.hash_weights(study.plan.settings.model),
         "noise_floor": round(study.yardstick.noise_floor, 4) if 0.0 in study.measurements else None,
         "strengths": study.strengths,
+        "probe": [
+            {"strength": strength, "change": change if np.isfinite(change) else None}
+            for strength, change in sorted(study.changes.items())
+        ]
+        or None,
         "curve": build_curve(study),
         "onset": verdict.onset,
         "sweet_spot": list(verdict.sweet_spot) if verdict.sweet_spot else None,
