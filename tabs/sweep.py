@@ -17,13 +17,12 @@ from core.prompts.neutral import compose_neutral_prompts, insert_trigger
 from core.runtime import gpu
 from core.schema import limits, presets
 from core.schema.errors import UserError
-from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
+from core.schema.events import DownloadProgress, Failed, LoadProgress, ModelChange, Step
 from core.sweep import charts, words
 from core.sweep.plan import (
     BUDGETS,
     DEFAULT_BUDGET,
     DEFAULT_SEEDS,
-    DEFAULT_STRENGTHS,
     SweepForm,
     list_feature_extractors,
     plan_sweep,
@@ -227,9 +226,9 @@ def _build_controls() -> dict[str, Any]:
     c["model"] = gr.Dropdown(list_optional_models(), value=PRESET_MODEL, label="Model", elem_id="sweep-model")
     c["model_note"] = gr.Markdown(elem_id="sweep-model-note")
     with gr.Row():
-        info = "e.g. 0-3.5 (+0.25), 0-3.5 [15], or 0, 0.5, 1; from -5 to 5"
+        info = "e.g. 0-3.5 (+0.25), 0-3.5 [15], or 0, 0.5, 1; from -5 to 5; empty: found for this LoRA"
         c["strengths"] = gr.Textbox(
-            DEFAULT_STRENGTHS, label="Strengths", info=info, min_width=140, elem_id="strengths"
+            "", label="Strengths", placeholder="automatic", info=info, min_width=140, elem_id="strengths"
         )
         c["seeds"] = gr.Textbox(
             DEFAULT_SEEDS, label="Seeds", info="two or more for a verdict", min_width=100, elem_id="seeds"
@@ -374,8 +373,9 @@ def _fill_in_choice(
 ) -> dict[str, Any]:
     """Return what choosing a LoRA, a preset, a model or a budget changes: facts, prompts and strengths.
 
-    The prompts are the preset's with the LoRA's trigger, the strengths go around the one that is
-    known to work. A text that is not as the page `filled` it is a person's own and stays.
+    The prompts are the preset's with the LoRA's trigger, the strengths go around the one that is known to
+    work; where none is known, the sweep finds them. A text that is not as the page `filled` it is a
+    person's own and stays.
     """
     with translate_errors():
         line, facts = describe_choice(find_chosen_lora(lora_file, shelf), name_model(model, preset))
@@ -443,7 +443,11 @@ def _sweep(**values: Any) -> Iterator[dict[str, Any]]:
                 raise gr.Error(event.message)
             if isinstance(event, DownloadProgress | LoadProgress):
                 yield {"status": hub_fetch.describe_progress(event)}
-            if isinstance(event, Step):
+            if isinstance(event, ModelChange):
+                yield {"status": f"Finding the strengths: {event.strength:.3g} tried."}
+            elif isinstance(event, Step) and not study.strengths:
+                yield {"status": f"Finding the strengths · about {event.seconds_left:.0f} s left"}
+            elif isinstance(event, Step):
                 place = f"Image {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps}"
                 yield {"status": f"{place} · about {event.seconds_left:.0f} s left"}
             if len(study.measurements) > columns:
@@ -471,11 +475,12 @@ def _show_growing(study: SweepStudy) -> dict[str, Any]:
 def _show_result(done: SweepFiles, lora_path: str, on_shelf: bool) -> dict[str, Any]:
     """Return what the page shows of a study that is done."""
     report = done.report
+    has_pictures = bool(done.cells)  # none are made for a LoRA that changes nothing
     return {
         "answer": _format_answer(report),
-        "curves": gr.update(value=str(done.curves), visible=True),
-        "sheet": gr.update(value=str(done.sheet), visible=True),
-        "cells": gr.update(value=[(str(file), label) for file, label in done.cells], visible=True),
+        "curves": gr.update(value=str(done.curves), visible=has_pictures),
+        "sheet": gr.update(value=str(done.sheet), visible=has_pictures),
+        "cells": gr.update(value=[(str(file), label) for file, label in done.cells], visible=has_pictures),
         "files": gr.update(
             value=[str(file) for file in (done.archive, done.table, done.sidecar)], visible=True
         ),
@@ -507,6 +512,9 @@ def _format_answer(report: dict[str, Any]) -> str:
         lines.append(f"95 % intervals: {words.describe_intervals(report)}.")
     if report["surer"]:
         lines.append(escape_markdown(report["surer"]))
+    if report["probe"] and report["strengths"]:
+        found = ", ".join(f"{strength:g}" for strength in report["strengths"])
+        lines.append(f"Strengths found: {found}.")
     lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name != "style"]
     lines += [f"- {escape_markdown(note)}" for note in report["notes"]]
     return "\n\n".join(lines)

@@ -25,12 +25,12 @@ from core.schema.bounds import OneOf, Switch, format_value, is_number
 from core.schema.errors import UserError
 from core.schema.records import record
 from core.schema.types import EmbeddingUse, LoraUse, Request
+from core.sweep.strengths import FIRST_STRENGTHS, STRENGTH_DECIMALS
 
 _NUMBER = r"-?[0-9]{1,20}(?:\.[0-9]{1,6})?"
 RANGE_PATTERN = re.compile(
     rf"({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*\+\s*({_NUMBER})\s*\)|\[\s*([0-9]{{1,4}})\s*\])?"
 )
-STRENGTH_DECIMALS = 3  # strengths that are equal to this many decimals count as one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,9 @@ class SweepPlan:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     strengths: tuple[float, ...]
-    """In rising order, including 0."""
+    """In rising order, including 0; empty where the study finds them by a probe."""
+    limit: float = limits.STRENGTH[1]
+    """The greatest strength, of either sign, to which a probe or an extension may go."""
     feature_extractor: str = "VAE"
     """Network whose activations are measured: the model's own `VAE`, or a `Tool` of kind `eye`."""
     references: tuple[str, ...] = ()
@@ -56,7 +58,8 @@ class SweepPlan:
     """After how many prompts to ask for the verdict, and to end where it stands; empty: after all."""
 
 
-DEFAULT_STRENGTHS = "0-3.5 (+0.25)"
+AUTOMATIC_STRENGTHS = {"": limits.STRENGTH[1], "auto": limits.STRENGTH[1], "-auto": limits.STRENGTH[0]}
+"""What stands for strengths that a probe finds -> the greatest of them that is allowed."""
 DEFAULT_SEEDS = "1, 2"
 """Other prompts tell more than other seeds: two are needed as the unit of distances."""
 BUDGETS = {"Quick": 4, "Standard": 8, "Full": 16}
@@ -86,8 +89,11 @@ class SweepForm:
     prompts: all of them; without: `Standard`."""
     seeds: Any = DEFAULT_SEEDS
     """A list of numbers as text, such as `1-4`."""
-    strengths: Any = DEFAULT_STRENGTHS
-    """A list of numbers as text, such as `0-3.5 (+0.25)`."""
+    strengths: Any = None
+    """A list of numbers as text, such as `0-3.5 (+0.25)`; `None` or `auto` for those that a probe finds.
+
+    `-auto` finds strengths below 0.
+    """
     references: Any = None
     """Files of images in the target style."""
     refine: Annotated[bool, Switch()] = False
@@ -98,10 +104,10 @@ class SweepForm:
 def suggest_strengths(known: float | None) -> str:
     """Return what to sweep, as text: up to 2.5 times a strength that is known to work, in 15 steps at most.
 
-    The default for a negative one, and where none is known.
+    Where none is known, they are found by a probe: below 0 for one that works there.
     """
     if known is None or known <= 0:
-        return DEFAULT_STRENGTHS
+        return "-auto" if known else ""
     last = min(2.5 * known, limits.STRENGTH[1])
     step = next((step for step in SUGGESTED_STEPS if last / step <= 15), SUGGESTED_STEPS[-1])
     return f"0-{step * round(last / step):g} (+{step:g})"
@@ -130,12 +136,15 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
     looks = [many for many in LOOKS if many < len(prompts)]
     asks_early = form.budget is not None or form.prompts in (None, "")
     seeds = parse_seeds(read_numbers(form.seeds, DEFAULT_SEEDS))
-    strengths = parse_strengths(read_numbers(form.strengths, DEFAULT_STRENGTHS))
-    cells = len(prompts) * len(seeds) * len(strengths)
+    wanted = read_numbers(form.strengths, "")
+    limit = AUTOMATIC_STRENGTHS.get(wanted.strip()) if isinstance(wanted, str) else None
+    strengths = parse_strengths(wanted) if limit is None else []
+    columns = len(strengths) or FIRST_STRENGTHS
+    cells = len(prompts) * len(seeds) * columns
     if cells > limits.SWEEP_CELLS:
         raise UserError(
             "strengths",
-            f"{len(strengths)} strengths x {len(prompts)} prompts x {len(seeds)} seeds are {cells} images; "
+            f"{columns} strengths x {len(prompts)} prompts x {len(seeds)} seeds are {cells} images; "
             f"the limit is {limits.SWEEP_CELLS}.",
         )
     taken = ("negative", "width", "height", "steps", "cfg", "cfg_rescale", "sampler", "schedule")
@@ -166,6 +175,7 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
         prompts=prompts,
         seeds=tuple(seeds),
         strengths=tuple(strengths),
+        limit=limit or (limits.STRENGTH[1] if max(strengths) > 0 else limits.STRENGTH[0]),
     )
 
 

@@ -59,8 +59,9 @@ def build_curve(study: SweepStudy) -> list[dict[str, Any]]:
 def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
     """Return the sweep as plain data.
 
-    What was not measured is `None`, and `why` or `unmeasured` says why. `notes` has what is unusual about
-    the LoRA's alpha and its law of strength.
+    What was not measured is `None`, and `why` or `unmeasured` says why. `probe` is what the strengths were
+    placed by (`core.sweep.strengths`), `None` where they were given. `notes` has what is unusual about the
+    LoRA's alpha and its law of strength.
     """
     verdict = study.verdict or Verdict(
         answer="too little",
@@ -85,6 +86,11 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         "model_hash": bases.hash_weights(study.plan.settings.model),
         "noise_floor": round(float(average_curve(study.noise_floors[None])[0]), 4) if measured else None,
         "strengths": study.strengths,
+        "probe": [
+            {"strength": strength, "change": change if np.isfinite(change) else None}
+            for strength, change in sorted(study.changes.items())
+        ]
+        or None,
         "curve": build_curve(study),
         "answer": verdict.answer,
         "onset": verdict.onset,

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from core.generate.features import PARTS_PER_SIDE
 from core.generate.picture_file import save_picture
+from core.generate.probe import CAUGHT_SHARES, Probe
 from core.generate.stages import details
 from core.lora import apply as lora
 from core.models import bases, embedding_library, lora_library, tools
@@ -25,7 +26,7 @@ from core.prompts.embeddings import select_embeddings
 from core.prompts.grammar import Span
 from core.schema import limits
 from core.schema.errors import UserError
-from core.schema.events import Event, Failed, Features, Picture, ReferenceFeatures, Step
+from core.schema.events import Event, Failed, Features, ModelChange, Picture, ReferenceFeatures, Step
 from core.schema.types import Cell, Request
 from core.sweep import cell_cache, measure
 from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict, is_settled
@@ -33,6 +34,7 @@ from core.sweep.knees import HELD_RANGES, LEAST_GAINS
 from core.sweep.measure import Item
 from core.sweep.plan import SweepPlan
 from core.sweep.resample import Curve
+from core.sweep.strengths import SEARCHED_CHANGES, explain_no_strengths, extend_strengths, place_strengths
 from core.sweep.verdict import Verdict
 from core.system import disk
 from core.system.tensor_files import calculate_sha256
@@ -50,10 +52,15 @@ MEASURES = (
 )
 TRIGGER_SHARE = 0.5
 """A tag belongs to the trigger if it has at least this share of the count of the LoRA's most frequent tag."""
+PROBED_PICTURES = 4
+"""Pictures of which a probe asks single calls again: of different prompts, where there are so many."""
 TOUCH_SECONDS = limits.HOUR / 6
 """Seconds between two times that a study marks its cells as in use."""
 Make = Callable[..., Iterator[Event]]
-"""Makes pictures, as `core.runtime.gpu.generate_on_gpu`: (cells, extractor, pictures) -> events."""
+"""Makes pictures or probes, as `core.runtime.gpu.generate_on_gpu`.
+
+(cells, extractor, pictures, probe) -> events
+"""
 
 
 class SweepStudy:
@@ -67,6 +74,8 @@ class SweepStudy:
         self.prompts: tuple[str, ...] = plan.prompts
         """The prompts so far: a sweep that looks at its verdict early begins with the first few."""
         self.strengths = list(plan.strengths)
+        self.changes: dict[float, float] = {}
+        """Strength -> how much it changes single calls of the model, as a probe found; empty without one."""
         self.pictures: dict[tuple[float, Item], Path] = {}
         self.features: dict[tuple[float, Item], Features] = {}
         self.measurements: dict[float, dict[str, np.ndarray]] = {}
@@ -88,7 +97,9 @@ class SweepStudy:
     def run(self, make: Make) -> Generator[Event, None, None]:
         """Make the missing cells, yielding `Step`s and `Picture`s as they come.
 
-        Ends with `Failed` when a job fails. Closing the generator stops the work.
+        A plan without strengths gets them from a probe first; if that finds no strength worth a picture, the
+        verdict says so and no picture is made. Ends with `Failed` when a job fails. Closing the generator
+        stops the work.
 
         Raises `UserError` if the disk has no room, or had so little that cells were deleted
         meanwhile.
@@ -96,10 +107,17 @@ class SweepStudy:
         disk.check_free_disk(cell_cache.FOLDER)
         begin = time.monotonic()
         try:
+            if not self.strengths:
+                yield from self._find_strengths(make)
+            if not self.strengths:
+                return
             for many in self.plan.looks or (len(self.plan.prompts),):
                 self._take_prompts(many)
                 yield from self._run_columns(make, _order_coarse_first(self.strengths))
                 self.verdict = self._decide() if self._is_complete() else None
+                while self._goes_on() and (added := self.extend()):
+                    yield from self._run_columns(make, added)
+                    self.verdict = self._decide() if self._is_complete() else None
                 if self.verdict is None or is_settled(self.verdict):
                     break
             if self.verdict and self.plan.refine and (between := self._find_midpoints()):
@@ -114,6 +132,13 @@ class SweepStudy:
             raise UserError("disk", cell_cache.CELLS_GONE) from error
         finally:
             self.seconds += time.monotonic() - begin
+
+    def extend(self) -> list[float]:
+        """Add strengths beyond the last one, and return them; none where no more are allowed."""
+        room = max(0, limits.SWEEP_CELLS // len(self.items) - len(self.strengths))
+        added = extend_strengths(self.strengths, self.plan.limit)[:room]
+        self.strengths = sorted({*self.strengths, *added})
+        return added
 
     def build_request(self, strength: float, item: Item) -> Request:
         """Return the request that makes a cell.
@@ -153,6 +178,36 @@ class SweepStudy:
         self.measurements = {}
         for name in ("yardstick", "_tags_at_zero", "_faces", "_trigger_tags"):
             self.__dict__.pop(name, None)
+
+    def _find_strengths(self, make: Make) -> Iterator[Event]:
+        """Fill in the strengths of a first pass by a probe, or the verdict that none is worth a picture."""
+        items = [(prompt, seed) for seed in self.plan.seeds for prompt in self.plan.prompts]
+        asked = tuple(self.build_request(self.plan.limit, item) for item in items[:PROBED_PICTURES])
+        probe = Probe(requests=asked, changes=SEARCHED_CHANGES)
+        key = cell_cache.hash_probe(probe)
+        found = cell_cache.load_changes(key)
+        if not found:
+            for event in make([], feature_extractor=self.plan.feature_extractor, probe=probe):
+                match event:
+                    case ModelChange():
+                        found[event.strength] = event.change
+                        self.unet_calls += len(asked) * len(CAUGHT_SHARES)
+                    case Step():
+                        self.unet_calls += 1
+                yield event
+                if isinstance(event, Failed):
+                    return
+            cell_cache.save_changes(key, found)
+        self.changes = found
+        if why := explain_no_strengths(found):
+            unseen = max(found.values()) < SEARCHED_CHANGES[0]
+            self.verdict = Verdict(answer="no change" if unseen else "breaks", intervals={}, why=why)
+        else:
+            self.strengths = place_strengths(found)
+
+    def _goes_on(self) -> bool:
+        """Whether strengths that were found go on beyond the last one: rather until something breaks."""
+        return not self.plan.strengths and self.verdict is not None and self.verdict.answer == "rising"
 
     def _is_complete(self) -> bool:
         return all((strength, item) in self.pictures for strength in self.strengths for item in self.items)
