@@ -19,16 +19,19 @@ from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, ModelChange, Step
 from core.sweep import charts, words
+from core.sweep.pace import estimate_seconds
 from core.sweep.plan import (
     BUDGETS,
     DEFAULT_BUDGET,
     DEFAULT_SEEDS,
     SweepForm,
     list_feature_extractors,
+    parse_seeds,
     plan_sweep,
     suggest_strengths,
 )
 from core.sweep.report import SweepFiles, build_sweep_report, draw_sweep_sheet, export_sweep
+from core.sweep.strengths import FIRST_STRENGTHS
 from core.sweep.study import SweepStudy
 from core.system.markdown import escape_markdown
 from tabs.server.call_wrapper import show_refusal
@@ -134,7 +137,7 @@ def _wire_controls(c: dict[str, Any]) -> None:
                 for name in ("lora_file", "shelf", "preset", "model", "budget", "filled", *FILLED_NAMES)
             },
             **answer_by_name(
-                _fill_in_choice, {name: c[name] for name in ("lora_line", "filled", *FILLED_NAMES)}
+                _fill_in_choice, {name: c[name] for name in ("lora_line", "budget", "filled", *FILLED_NAMES)}
             ),
             **READ_OPTIONS,
         )
@@ -233,7 +236,13 @@ def _build_controls() -> dict[str, Any]:
         c["seeds"] = gr.Textbox(
             DEFAULT_SEEDS, label="Seeds", info="two or more for a verdict", min_width=100, elem_id="seeds"
         )
-    c["budget"] = gr.Radio(list(BUDGETS), value=DEFAULT_BUDGET, label="Budget", info=BUDGET_INFO)
+    c["budget"] = gr.Radio(
+        _list_budgets(first.name, PRESET_MODEL),
+        value=DEFAULT_BUDGET,
+        label="Budget",
+        info=BUDGET_INFO,
+        elem_id="budget",
+    )
     c["prompts"] = gr.Textbox(
         _format_neutral_prompts(first.name),
         label="Prompts",
@@ -354,6 +363,21 @@ def _format_neutral_prompts(preset: str, trigger: str = "", budget: str = DEFAUL
     return "\n".join(insert_trigger(prompt, trigger) for prompt in prompts)
 
 
+def _list_budgets(preset: str, model: str) -> list[tuple[str, str]]:
+    """Return the budgets with their images at twelve strengths, and their time on this machine if known."""
+    found = presets.get_prompt_presets()[preset]
+    pixel_steps = found.width * found.height * found.steps
+    choices = []
+    for name, prompts in BUDGETS.items():
+        images = prompts * len(parse_seeds(DEFAULT_SEEDS)) * FIRST_STRENGTHS
+        seconds = estimate_seconds(model or found.model, pixel_steps, images)
+        time = "" if seconds is None else f", about {seconds:.0f} s"
+        if seconds and seconds >= 100:
+            time = f", about {seconds / 60:.0f} min"
+        choices.append((f"{name}: up to {images} images{time}", name))
+    return choices
+
+
 def _match_preset(model: str, preset: str) -> tuple[Any, str]:
     """Return the preset that fits the chosen model, and why."""
     if not model:
@@ -390,7 +414,13 @@ def _fill_in_choice(
     info = PROMPTS_INFO + (PROMPTS_KEPT if "prompts" in own and texts["prompts"] != fresh["prompts"] else "")
     new = changed.get("prompts")
     prompts = gr.update(info=info) if new is None else gr.update(value=new, info=info)
-    return {"lora_line": line, **changed, "prompts": prompts, "filled": {**filled, **changed}}
+    return {
+        "lora_line": line,
+        **changed,
+        "prompts": prompts,
+        "budget": gr.update(choices=_list_budgets(preset, model)),
+        "filled": {**filled, **changed},
+    }
 
 
 def _describe_lora(file: str | None, name: str | None) -> str:

@@ -32,6 +32,7 @@ from core.sweep import cell_cache, measure
 from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict, is_settled
 from core.sweep.knees import HELD_RANGES, LEAST_GAINS
 from core.sweep.measure import Item
+from core.sweep.pace import record_pace
 from core.sweep.plan import SweepPlan
 from core.sweep.resample import Curve
 from core.sweep.strengths import SEARCHED_CHANGES, explain_no_strengths, extend_strengths, place_strengths
@@ -131,7 +132,11 @@ class SweepStudy:
                 raise
             raise UserError("disk", cell_cache.CELLS_GONE) from error
         finally:
-            self.seconds += time.monotonic() - begin
+            spent = time.monotonic() - begin
+            self.seconds += spent
+            asked = self.plan.settings
+            pixel_steps = asked.width * asked.height * asked.steps
+            record_pace(asked.model, pixel_steps, len(self.pictures) - self.cells_found, spent)
 
     def extend(self) -> list[float]:
         """Add strengths beyond the last one, and return them; none where no more are allowed."""
