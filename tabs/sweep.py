@@ -19,6 +19,7 @@ from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
 from core.sweep import charts
+from core.sweep.character import format_character
 from core.sweep.plan import (
     DEFAULT_SEEDS,
     DEFAULT_STRENGTHS,
@@ -488,7 +489,10 @@ def _format_answer(report: dict[str, Any]) -> str:
             f"95 % intervals over {pictures} images per strength "
             f"({len(report['seeds'])} seeds x {len(report['prompts'])} prompts): {'; '.join(ends)}."
         )
-    lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name != "style"]
+    if report["character"]:
+        lines.append(f"**What it is.** {escape_markdown(format_character(report['character']))}")
+    silent = ("style", "character")  # nobody asked for the one, and the answer implies the other
+    lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name not in silent]
     lines += [f"- {escape_markdown(note)}" for note in report["notes"]]
     return "\n\n".join(lines)
 
