@@ -14,7 +14,7 @@ WIDTH = 100
 
 
 def draw_shifts(rng: np.random.Generator, prompts: int, seeds: int, common: float, own: float) -> np.ndarray:
-    """Return shifts, (prompts, seeds, width): noise, and a common one of that length, which varies by prompt."""
+    """Return shifts, (prompts, seeds, width): noise, and a common one whose length differs by prompt."""
     stronger = np.exp(0.3 * rng.standard_normal((prompts, 1, 1)))
     shifts = own * rng.standard_normal((prompts, seeds, WIDTH)) / np.sqrt(WIDTH)
     shifts[..., :1] += common * stronger
