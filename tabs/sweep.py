@@ -19,6 +19,7 @@ from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, ModelChange, Step
 from core.sweep import charts, words
+from core.sweep.character import format_character
 from core.sweep.pace import estimate_seconds
 from core.sweep.plan import (
     BUDGETS,
@@ -545,7 +546,11 @@ def _format_answer(report: dict[str, Any]) -> str:
     if report["probe"] and report["strengths"]:
         found = ", ".join(f"{strength:g}" for strength in report["strengths"])
         lines.append(f"Strengths found: {found}.")
-    lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name != "style"]
+    if report["character"]:
+        lines.append(f"**What it is.** {escape_markdown(format_character(report['character']))}")
+    # Nobody asked for references, and the answer itself tells of the others.
+    silent = ("style", "trigger", "character")
+    lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name not in silent]
     lines += [f"- {escape_markdown(note)}" for note in report["notes"]]
     return "\n\n".join(lines)
 

@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from core.publish.plan import LICENCES, Publication
+from core.sweep.character import format_character
 from core.sweep.words import format_interval
 from core.system.markdown import escape_cell, escape_markdown
 
@@ -101,6 +102,12 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
         )
     said = [
         f"- {escape_cell(str(report['model']))}: {escape_cell(str(report['why']))}" for report in p.sweeps
+    ]
+    said += [
+        f"- What it is on {escape_cell(str(report['model']))}: "
+        + escape_cell(format_character(report["character"]))
+        for report in p.sweeps
+        if report["character"]
     ]
     told = (
         "Strengths, with 95 % intervals over prompts and seeds; a dash means not observed. "

@@ -64,6 +64,7 @@ def parse_sweep_report(
             "seeds": [_parse_seed(seed) for seed in _parse_rows(report["seeds"])],
             "eye": _parse_text(report["eye"]),
             "cells": [_parse_cell(cell) for cell in _parse_rows(report.get("cells", []))],
+            "character": _parse_character(report.get("character")),
         }
         if (found["sweet_spot"] is None) != (found["recommended"] is None):
             raise ValueError("half a verdict")
@@ -89,6 +90,8 @@ def _rescale_report(report: dict[str, Any], times: float) -> dict[str, Any]:
         "sweet_spot": _divide_range(made["sweet_spot"], times),
         "intervals": {name: _divide_range(ends, times) for name, ends in made["intervals"].items()},
     }
+    if character := made["character"]:
+        made["character"] = {**character, "strength": round(character["strength"] / times, 4)}
     made |= {
         name: [{**row, "strength": round((row["strength"] or 0) / times, 4)} for row in made[name]]
         for name in ("curve", "cells")
@@ -156,6 +159,39 @@ def _parse_curve_row(row: Mapping[str, Any]) -> dict[str, Any]:
     if any(found[name] is None for name in CURVE_FIELDS[:4]):
         raise ValueError("no interval")
     return found
+
+
+def _parse_character(found: Any) -> dict[str, Any] | None:
+    """Parse what a LoRA is; `None` for reports that do not say, as older ones."""
+    if found is None:
+        return None
+    told = {
+        "strength": _parse_strength(found["strength"]),
+        "action": _parse_number(found["action"], 0),
+        "consistency": _parse_number(found["consistency"], -1, 1),
+    }
+    if None in told.values():
+        raise ValueError("half a character")
+    return {
+        **told,
+        "intervals": {
+            name: _parse_ends(found["intervals"][name], *ends)
+            for name, ends in (("action", (0, MAX_NUMBER)), ("consistency", (-1, 1)))
+            if found["intervals"].get(name) is not None
+        },
+        "words": None
+        if found["words"] is None
+        else [_parse_word(word) for word in _parse_rows(found["words"])],
+        "why": None if found["why"] is None else _parse_text(found["why"]),
+    }
+
+
+def _parse_word(word: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = _parse_ends([word["low"], word["high"]], -1, 1)
+    change = _parse_number(word["change"], low, high)
+    if change is None:
+        raise ValueError("no change")
+    return {"tag": _parse_text(word["tag"]), "change": change, "low": low, "high": high}
 
 
 def _parse_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,7 +266,11 @@ def _parse_seed(value: Any) -> int:
 def _parse_interval(value: Any) -> list[float] | None:
     if value is None:
         return None
-    low, high = (_parse_strength(end) for end in value)
+    return _parse_ends(value, *limits.STRENGTH)
+
+
+def _parse_ends(value: Any, least: float, greatest: float) -> list[float]:
+    low, high = (_parse_number(end, least, greatest) for end in value)
     if low is None or high is None or low > high:
         raise ValueError("no range")
     return [low, high]

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         unmeasured["style"] = "No reference images were given."
     if measured and np.isnan(study.build_curve("trigger", measured)).all():
         unmeasured["trigger"] = "The LoRA's file names no tags that the tagger reads and these prompts lack."
+    character = study.find_character()
+    if character is None:
+        unmeasured["character"] = "No strength is recommended at which the LoRA could be described."
     cells_of = [
         {"strength": strength, "seed": item[1], "prompt": item[0], "picture": str(file), "key": file.stem}
         for (strength, item), file in sorted(study.pictures.items())
@@ -123,6 +126,7 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
                 name: [None if np.isinf(end) else end for end in ends] for name, ends in HELD_RANGES.items()
             },
         },
+        "character": json.loads(json.dumps(asdict(character))) if character else None,
         "unmeasured": unmeasured,
         "eye": study.plan.feature_extractor,
         "seeds": list(study.plan.seeds),

@@ -19,17 +19,6 @@ def average_curve(curve: Curve) -> np.ndarray:
     return _average_known(_average_known(curve))
 
 
-def draw_picks(prompts: int, seeds: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Draw prompts with replacement, (RESAMPLES, prompts), and seeds for each, (RESAMPLES, prompts, seeds).
-
-    Both are indices.
-    """
-    return (
-        rng.integers(prompts, size=(RESAMPLES, prompts)),
-        rng.integers(seeds, size=(RESAMPLES, prompts, seeds)),
-    )
-
-
 def draw_deviations(
     curves: Mapping[str, Curve], rng: np.random.Generator, *, stretch: bool
 ) -> dict[str, np.ndarray]:
@@ -43,7 +32,8 @@ def draw_deviations(
     know that variance. P is the number of prompts that have a value of the measure.
     """
     _, prompts, seeds = next(iter(curves.values())).shape
-    picked, picked_seeds = draw_picks(prompts, seeds, rng)
+    picked = rng.integers(prompts, size=(RESAMPLES, prompts))
+    picked_seeds = rng.integers(seeds, size=(RESAMPLES, prompts, seeds))
     chi = {n: np.sqrt((n - 1) / rng.chisquare(n - 1, RESAMPLES))[:, None] for n in range(2, prompts + 1)}
     found = {}
     for name, curve in curves.items():

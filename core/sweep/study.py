@@ -20,7 +20,7 @@ from core.lora import apply as lora
 from core.models import bases, embedding_library, lora_library, tools
 from core.models.measured_strengths import MeasuredStrength, record_strength
 from core.models.preset_match import find_preset
-from core.models.tagger import Tagger
+from core.models.tagger import CHARACTER, GENERAL, Tagger
 from core.prompts.conditioning import resolve_prompt
 from core.prompts.embeddings import select_embeddings
 from core.prompts.grammar import Span
@@ -29,6 +29,7 @@ from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Features, ModelChange, Picture, ReferenceFeatures, Step
 from core.schema.types import Cell, Request
 from core.sweep import cell_cache, measure
+from core.sweep.character import Character, describe_character
 from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict, is_settled
 from core.sweep.knees import HELD_RANGES, LEAST_GAINS
 from core.sweep.measure import Item
@@ -84,6 +85,12 @@ class SweepStudy:
 
         Only strengths whose pictures are complete.
         """
+        self.style_shifts: dict[tuple[float, Item], np.ndarray] = {}
+        """Shift of each measured picture's style from strength 0, in seed units, (width,)."""
+        self.tag_scores: dict[tuple[float, Item], np.ndarray] = {}
+        """Probability of each of `tags` in each measured picture, (tags,) in float16."""
+        self.tags: list[str] = []
+        """The tagger's tags that say what a picture shows; empty without a tagger."""
         self.verdict: Verdict | None = None
         self.unmeasured: dict[str, str] = {}
         """Measure -> why it is missing."""
@@ -317,6 +324,10 @@ class SweepStudy:
             ):
                 column["detail"].append(measure.detail(picture, at_zero))
             column["effect"].append(measure.effect(look, base, yard))
+            shift = measure.style_shift(look.levels, base.levels, yard.scales) / yard.style_unit
+            self.style_shifts[strength, item] = shift
+            if read:
+                self.tag_scores[strength, item] = np.array([read[i][tag] for tag in self.tags], np.float16)
             column["style"].append(
                 measure.style(look, self.reference_features, yard) if self.reference_features else np.nan
             )
@@ -379,6 +390,7 @@ class SweepStudy:
         except UserError as error:
             self.unmeasured["prompt"] = str(error)
             return None
+        self.tags = [tag for tag in tagger.tags if tagger.categories[tag] in (GENERAL, CHARACTER)]
         return tagger.read_tags(
             [Image.open(self.pictures[strength, item]).convert("RGB") for item in self.items]
         )
@@ -435,6 +447,19 @@ class SweepStudy:
         floors = [self.yardstick.noise_floors.get(item, np.nan) for item in self.items]
         return np.array(floors).reshape(len(self.prompts), len(self.plan.seeds))
 
+    def find_character(self) -> Character | None:
+        """Return what the LoRA is at the strength tried nearest the recommended one; `None` without one."""
+        if self.verdict is None or (recommended := self.verdict.recommended) is None:
+            return None
+        tried = min(filter(None, self.measurements), key=lambda strength: abs(strength - recommended))
+
+        def gather(kept: dict[tuple[float, Item], np.ndarray], strength: float) -> np.ndarray:
+            rows = np.stack([kept[strength, item] for item in self.items])
+            return rows.reshape(-1, len(self.plan.seeds), rows.shape[1])
+
+        scores = [gather(self.tag_scores, strength) for strength in (0.0, tried)] if self.tags else []
+        return describe_character(tried, gather(self.style_shifts, tried), self.tags, *scores)
+
     def _record_strength(self) -> None:
         """Keep the sweet spot for the LoRA library, if there is one and the whole LoRA was swept."""
         if (
@@ -443,12 +468,15 @@ class SweepStudy:
             and self.verdict.recommended
             and not self.plan.lora.blocks
         ):
+            found = self.find_character()
             record_strength(
                 Path(self.plan.lora.path),
                 MeasuredStrength(
                     model=self.plan.settings.model,
                     recommended=self.verdict.recommended,
                     interval=self.verdict.sweet_spot,
+                    action=found and found.action,
+                    consistency=found and found.consistency,
                 ),
             )
 
