@@ -1,6 +1,7 @@
 """Sweetspot: run `python app.py`.
 
 The GPU module is imported first; then come the models, one tab each, and the server starts.
+`python app.py --help` lists what else it does.
 """
 
 # It reports missing packages before anything imports them.
@@ -9,6 +10,7 @@ from core.system import requirements_check  # isort: skip  # noqa: F401
 # It imports `spaces`, which must come before torch.
 from core.runtime import gpu  # isort: skip  # noqa: F401
 
+import argparse
 import os
 import signal
 import sys
@@ -23,11 +25,16 @@ from starlette.middleware import Middleware
 from core.models import bases
 from core.runtime import cleanup, selfcheck, torch_thread
 from core.schema import limits, presets
+from core.schema.bounds import FORBIDDEN_CHARACTERS
 from core.schema.errors import UserError
+from core.sweep.archive import read_report
+from core.sweep.field_check import parse_finished_sweep
+from core.sweep.recompute import recompute_verdict
 from core.system import call_log, shutdown
 from core.system.device import detect_machine, is_space
+from core.system.markdown import escape_markdown
 from core.train import runs
-from tabs import publish, sweep
+from tabs import field_check, publish, sweep
 from tabs.api import generate as generate_api
 from tabs.api import lora as lora_api
 from tabs.api import publish as publish_api
@@ -83,6 +90,7 @@ def build_page() -> gr.Blocks:
                 opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
                 swept, curves = sweep.build_tab(opened, tabs)
+                field_check.build_panel(curves.result)
             with gr.Tab("Train", id="train"):
                 trained = train_tab.build_tab(page, swept, tabs)
             with gr.Tab("Transfer", id="transfer") as here:
@@ -103,15 +111,32 @@ def build_page() -> gr.Blocks:
                     ]
                 )
             )
-    wrap_calls(page)
-    drop_call_sessions(page)
-    keep_files(page)
     call_log.log_line(
         "start",
         machine=detect_machine().describe(),
         wrong=found.problems or None,
         missing=found.missing or None,
     )
+    return _prepare_page(page)
+
+
+def build_check_page(archive: Path) -> gr.Blocks:
+    """Build the page of a field check alone, of the sweep in this zip.
+
+    Raises `UserError` if the zip has no finished sweep that is large enough.
+    """
+    parse_finished_sweep(read_report(archive))
+    with gr.Blocks(title="Sweetspot", analytics_enabled=False) as page:
+        gr.Markdown(f"# Field check\n{escape_markdown(archive.name)}")
+        field_check.build_panel(gr.State({"archive": str(archive), "report": {}}))
+    return _prepare_page(page)
+
+
+def _prepare_page(page: gr.Blocks) -> gr.Blocks:
+    """Put around a finished page what every page needs: log, sessions, files, the queue."""
+    wrap_calls(page)
+    drop_call_sessions(page)
+    keep_files(page)
     return page.queue(api_open=False, max_size=limits.QUEUE_LENGTH, default_concurrency_limit=4)
 
 
@@ -125,27 +150,68 @@ def make_app_kwargs(page: gr.Blocks) -> dict[str, Any]:
 
 
 def main() -> None:
+    """Do what the command line asks for; exits with status 1 and one sentence if that is impossible."""
+    parser = argparse.ArgumentParser(prog="python app.py", description="Without a command, start the studio.")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="")
+    about = "judge a finished sweep by eye, and write how far that agrees into its report"
+    check = commands.add_parser("fieldcheck", help=about, description=about)
+    check.add_argument("archive", type=Path, metavar="REPORT.zip", help="the zip of a sweep")
+    about = "decide a sweep's verdict again from its report alone"
+    again = commands.add_parser("verdict", help=about, description=about)
+    again.add_argument("report", type=Path, metavar="report.json", help="the report of a sweep, or its zip")
+    asked = parser.parse_args()
+    call_log.redact_output()
+    try:
+        match asked.command:
+            case "fieldcheck":
+                serve_check(asked.archive)
+            case "verdict":
+                print_verdict(asked.report)
+            case _:
+                serve_studio()
+    except UserError as error:
+        sys.exit(f"{'Sweetspot cannot start: ' if asked.command is None else ''}{error}")
+
+
+def serve_studio() -> None:
     """Start the server and stay until a signal asks it to close.
 
-    A preset that is not valid ends the start with its sentence.
+    Raises `UserError` for a preset that is not valid.
     """
-    call_log.redact_output()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _handle_signal)
-    try:
-        page = build_page()
-    except UserError as error:
-        sys.exit(f"Sweetspot cannot start: {error}")
+    page = build_page()
+    _launch(page)
+    cleanup.start_cleanup(FILES_FOLDER)
+    while not shutdown.is_shutting_down():
+        time.sleep(0.2)
+    _shut_down(page)
+
+
+def serve_check(archive: Path) -> None:
+    """Serve the field check of a sweep until Ctrl+C; its last answer writes the zip anew."""
+    page = build_check_page(archive)
+    print("Answer the questions at the address below; Ctrl+C ends this program.", flush=True)
+    _launch(page)
+    page.block_thread()
+
+
+def print_verdict(file: Path) -> None:
+    """Print the verdict that a report's measurements give; exits with status 1 if the report says another."""
+    report = read_report(file)
+    found = recompute_verdict(report)
+    print(found.why)
+    if found.why != report.get("why"):
+        sys.exit(f"The report says: {FORBIDDEN_CHARACTERS.sub('', str(report.get('why')))}")
+
+
+def _launch(page: gr.Blocks) -> None:
     page.launch(
         server_name=os.environ.get("GRADIO_SERVER_NAME"),
         prevent_thread_lock=True,
         app_kwargs=make_app_kwargs(page),
         **LAUNCH_OPTIONS,
     )
-    cleanup.start_cleanup(FILES_FOLDER)
-    while not shutdown.is_shutting_down():
-        time.sleep(0.2)
-    _shut_down(page)
 
 
 def _handle_signal(number: int, _frame: Any) -> None:

@@ -19,6 +19,7 @@ from core.schema import limits, presets
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, ModelChange, Step
 from core.sweep import charts, words
+from core.sweep.calibration import describe_calibration
 from core.sweep.character import format_character
 from core.sweep.pace import estimate_seconds
 from core.sweep.plan import (
@@ -519,6 +520,7 @@ def _show_result(done: SweepFiles, lora_path: str, on_shelf: bool) -> dict[str, 
             "report": report,
             "lora": lora_path,
             "on_shelf": on_shelf,
+            "archive": str(done.archive),
             "cells": [str(file) for file, _ in done.cells],
             "strengths": [cell["strength"] for cell in report["cells"]],
             "prompts": [cell["prompt"] for cell in report["cells"]],
@@ -552,6 +554,7 @@ def _format_answer(report: dict[str, Any]) -> str:
     silent = ("style", "trigger", "character")
     lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name not in silent]
     lines += [f"- {escape_markdown(note)}" for note in report["notes"]]
+    lines += [f"- {limit}"] if (limit := describe_calibration(report["model"])) else []
     return "\n\n".join(lines)
 
 

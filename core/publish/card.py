@@ -10,7 +10,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from core.publish.plan import LICENCES, Publication
+from core.sweep.calibration import describe_calibration
 from core.sweep.character import format_character
+from core.sweep.field_check import describe_field_check
 from core.sweep.words import format_interval
 from core.system.markdown import escape_cell, escape_markdown
 
@@ -104,10 +106,9 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
         f"- {escape_cell(str(report['model']))}: {escape_cell(str(report['why']))}" for report in p.sweeps
     ]
     said += [
-        f"- What it is on {escape_cell(str(report['model']))}: "
-        + escape_cell(format_character(report["character"]))
+        f"- {escape_cell(str(report['model']))}: {escape_cell(remark)}"
         for report in p.sweeps
-        if report["character"]
+        for remark in _list_remarks(report)
     ]
     told = (
         "Strengths, with 95 % intervals over prompts and seeds; a dash means not observed. "
@@ -132,6 +133,17 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
 def _name_answer(report: Mapping[str, Any]) -> str:
     """Return what a sweep found; reports of before there were answers say `works`, or nothing."""
     return report.get("answer") or ("works" if report["sweet_spot"] else "-")
+
+
+def _list_remarks(report: Mapping[str, Any]) -> list[str]:
+    """Return what a reader should know beside the verdict: its calibration, a check by eye, what it is."""
+    check, character = report.get("field_check"), report["character"]
+    remarks = [
+        describe_calibration(str(report["model"])),
+        describe_field_check(check) if check else None,
+        f"what it is: {format_character(character)}" if character else None,
+    ]
+    return [remark for remark in remarks if remark]
 
 
 def _format_interval(report: Mapping[str, Any], name: str) -> str:

@@ -12,6 +12,7 @@ from core.models import bases
 from core.schema import limits, presets
 from core.schema.bounds import FORBIDDEN_CHARACTERS, is_number
 from core.schema.errors import UserError
+from core.sweep.field_check import parse_field_answers, summarise_field_check
 from core.sweep.verdict import Answer
 
 MAX_TEXT_LENGTH = 2000  # characters of one text
@@ -65,7 +66,15 @@ def parse_sweep_report(
             "eye": _parse_text(report["eye"]),
             "cells": [_parse_cell(cell) for cell in _parse_rows(report.get("cells", []))],
             "character": _parse_character(report.get("character")),
+            "field_check": None,
         }
+        times = known.get(report["sha256"], 1.0)
+        if times != 1:
+            found = _rescale_report(found, times)
+        if (check := report.get("field_check")) is not None:
+            found["field_check"] = summarise_field_check(
+                parse_field_answers(check, times), found["intervals"].get("breakdown")
+            )
         if (found["sweet_spot"] is None) != (found["recommended"] is None):
             raise ValueError("half a verdict")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -74,8 +83,7 @@ def parse_sweep_report(
         raise UserError(
             "sweep", f"{found['lora'][:60]} was measured, which is not the file to publish. Measure this one."
         )
-    times = known[report["sha256"]]
-    return found if times == 1 else _rescale_report(found, times)
+    return found
 
 
 def _rescale_report(report: dict[str, Any], times: float) -> dict[str, Any]:

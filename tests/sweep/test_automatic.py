@@ -23,7 +23,12 @@ from tests.sweep.conftest import EXAMPLE
 from tests.transfer.conftest import build_values
 
 Multiply = Callable[[float], Path]
-VALUES: dict[str, Any] = {"lora": str(EXAMPLE), "preset": "nano", "prompts": "1girl, red hair\n1boy, hat", "seeds": "3, 4"}
+VALUES: dict[str, Any] = {
+    "lora": str(EXAMPLE),
+    "preset": "nano",
+    "prompts": "1girl, red hair\n1boy, hat",
+    "seeds": "3, 4",
+}
 
 
 def plan(**values: Any) -> SweepStudy:
