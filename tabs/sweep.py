@@ -17,18 +17,23 @@ from core.prompts.neutral import compose_neutral_prompts, insert_trigger
 from core.runtime import gpu
 from core.schema import limits, presets
 from core.schema.errors import UserError
-from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
-from core.sweep import charts
+from core.schema.events import DownloadProgress, Failed, LoadProgress, ModelChange, Step
+from core.sweep import charts, words
 from core.sweep.calibration import describe_calibration
+from core.sweep.character import format_character
+from core.sweep.pace import estimate_seconds
 from core.sweep.plan import (
+    BUDGETS,
+    DEFAULT_BUDGET,
     DEFAULT_SEEDS,
-    DEFAULT_STRENGTHS,
     SweepForm,
     list_feature_extractors,
+    parse_seeds,
     plan_sweep,
     suggest_strengths,
 )
 from core.sweep.report import SweepFiles, build_sweep_report, draw_sweep_sheet, export_sweep
+from core.sweep.strengths import FIRST_STRENGTHS
 from core.sweep.study import SweepStudy
 from core.system.markdown import escape_markdown
 from tabs.server.call_wrapper import show_refusal
@@ -57,6 +62,7 @@ INPUT_NAMES = (
     "shelf",
     "preset",
     "model",
+    "budget",
     "prompts",
     "seeds",
     "strengths",
@@ -79,7 +85,11 @@ OUTPUT_NAMES = (
 
 FILLED_NAMES = ("strengths", "prompts")
 """The texts that the choice of a LoRA and of a preset fills in."""
-PROMPTS_INFO = "one per line"
+PROMPTS_INFO = "one per line; four or more for a verdict, and other prompts tell more than other seeds"
+BUDGET_INFO = (
+    "Quick: 4 prompts, a verdict where the LoRA breaks clearly. Standard: up to 8. Full: up to 16, the "
+    "narrowest intervals. A sweep ends earlier where the verdict stands."
+)
 PROMPTS_KEPT = "; your prompts were kept: to use the preset's, clear them and choose the preset again"
 
 
@@ -115,13 +125,21 @@ def _wire_controls(c: dict[str, Any]) -> None:
     matched = c["model"].input(
         _match_preset, [c["model"], c["preset"]], [c["preset"], c["model_note"]], **QUIET_OPTIONS
     )
-    for event in (c["lora_file"].change, c["shelf"].input, c["preset"].input, matched.then):
+    chosen = (
+        c["lora_file"].change,
+        c["shelf"].input,
+        c["preset"].input,
+        c["budget"].input,
+        matched.then,
+    )
+    for event in chosen:
         event(
             inputs_kwargs={
-                name: c[name] for name in ("lora_file", "shelf", "preset", "model", "filled", *FILLED_NAMES)
+                name: c[name]
+                for name in ("lora_file", "shelf", "preset", "model", "budget", "filled", *FILLED_NAMES)
             },
             **answer_by_name(
-                _fill_in_choice, {name: c[name] for name in ("lora_line", "filled", *FILLED_NAMES)}
+                _fill_in_choice, {name: c[name] for name in ("lora_line", "budget", "filled", *FILLED_NAMES)}
             ),
             **READ_OPTIONS,
         )
@@ -213,13 +231,20 @@ def _build_controls() -> dict[str, Any]:
     c["model"] = gr.Dropdown(list_optional_models(), value=PRESET_MODEL, label="Model", elem_id="sweep-model")
     c["model_note"] = gr.Markdown(elem_id="sweep-model-note")
     with gr.Row():
-        info = "e.g. 0-3.5 (+0.25), 0-3.5 [15], or 0, 0.5, 1; from -5 to 5"
+        info = "e.g. 0-3.5 (+0.25), 0-3.5 [15], or 0, 0.5, 1; from -5 to 5; empty: found for this LoRA"
         c["strengths"] = gr.Textbox(
-            DEFAULT_STRENGTHS, label="Strengths", info=info, min_width=140, elem_id="strengths"
+            "", label="Strengths", placeholder="automatic", info=info, min_width=140, elem_id="strengths"
         )
         c["seeds"] = gr.Textbox(
             DEFAULT_SEEDS, label="Seeds", info="two or more for a verdict", min_width=100, elem_id="seeds"
         )
+    c["budget"] = gr.Radio(
+        _list_budgets(first.name, PRESET_MODEL),
+        value=DEFAULT_BUDGET,
+        label="Budget",
+        info=BUDGET_INFO,
+        elem_id="budget",
+    )
     c["prompts"] = gr.Textbox(
         _format_neutral_prompts(first.name),
         label="Prompts",
@@ -246,8 +271,8 @@ def _build_measure_panel() -> dict[str, Any]:
             height=110,
         )
         gr.Markdown(
-            "With references, the sweet spot is where the LoRA looks most like them; "
-            "without, where most of its effect has arrived."
+            "With references, the verdict says where the LoRA looks most like them. Without, it says where "
+            "the LoRA changes the images while everything holds: change alone is not quality."
         )
         info = "the model's own VAE needs no download"
         c["feature_extractor"] = gr.Dropdown(
@@ -327,14 +352,32 @@ def _build_results() -> dict[str, Any]:
 
 def _build_form(values: Mapping[str, Any]) -> SweepForm:
     """Return what the tab asks for. Raises `UserError` if the LoRA cannot be found."""
-    names = ("preset", "model", "prompts", "seeds", "strengths", "references", "feature_extractor", "refine")
-    shared = {name: values[name] for name in names if values[name] is not None}
+    shared = {
+        name: values[name]
+        for name in INPUT_NAMES
+        if name not in ("lora_file", "shelf") and values[name] is not None
+    }
     return SweepForm(lora=find_chosen_lora(values["lora_file"], values["shelf"]), **shared)
 
 
-def _format_neutral_prompts(preset: str, trigger: str = "") -> str:
-    prompts = compose_neutral_prompts(presets.get_prompt_presets()[preset])
+def _format_neutral_prompts(preset: str, trigger: str = "", budget: str = DEFAULT_BUDGET) -> str:
+    prompts = compose_neutral_prompts(presets.get_prompt_presets()[preset])[: BUDGETS[budget]]
     return "\n".join(insert_trigger(prompt, trigger) for prompt in prompts)
+
+
+def _list_budgets(preset: str, model: str) -> list[tuple[str, str]]:
+    """Return the budgets with their images at twelve strengths, and their time on this machine if known."""
+    found = presets.get_prompt_presets()[preset]
+    pixel_steps = found.width * found.height * found.steps
+    choices = []
+    for name, prompts in BUDGETS.items():
+        images = prompts * len(parse_seeds(DEFAULT_SEEDS)) * FIRST_STRENGTHS
+        seconds = estimate_seconds(model or found.model, pixel_steps, images)
+        time = "" if seconds is None else f", about {seconds:.0f} s"
+        if seconds and seconds >= 100:
+            time = f", about {seconds / 60:.0f} min"
+        choices.append((f"{name}: up to {images} images{time}", name))
+    return choices
 
 
 def _match_preset(model: str, preset: str) -> tuple[Any, str]:
@@ -346,19 +389,26 @@ def _match_preset(model: str, preset: str) -> tuple[Any, str]:
 
 
 def _fill_in_choice(
-    lora_file: str | None, shelf: str | None, preset: str, model: str, filled: dict[str, str], **texts: str
+    lora_file: str | None,
+    shelf: str | None,
+    preset: str,
+    model: str,
+    budget: str,
+    filled: dict[str, str],
+    **texts: str,
 ) -> dict[str, Any]:
-    """Return what choosing a LoRA, a preset or a model changes: a line of facts, prompts and strengths.
+    """Return what choosing a LoRA, a preset, a model or a budget changes: facts, prompts and strengths.
 
-    The prompts are the preset's with the LoRA's trigger, the strengths go around the one that is
-    known to work. A text that is not as the page `filled` it is a person's own and stays.
+    The prompts are the preset's with the LoRA's trigger, the strengths go around the one that is known to
+    work; where none is known, the sweep finds them. A text that is not as the page `filled` it is a
+    person's own and stays.
     """
     with translate_errors():
         line, facts = describe_choice(find_chosen_lora(lora_file, shelf), name_model(model, preset))
     known = facts.strength.value if facts and facts.strength else None
     fresh = {
         "strengths": suggest_strengths(known),
-        "prompts": _format_neutral_prompts(preset, facts.trigger or "" if facts else ""),
+        "prompts": _format_neutral_prompts(preset, facts.trigger or "" if facts else "", budget),
     }
     own = {name for name, text in texts.items() if text.strip() and text != filled[name]}
     # What is as it should be is not written again, over what a person writes meanwhile.
@@ -366,7 +416,13 @@ def _fill_in_choice(
     info = PROMPTS_INFO + (PROMPTS_KEPT if "prompts" in own and texts["prompts"] != fresh["prompts"] else "")
     new = changed.get("prompts")
     prompts = gr.update(info=info) if new is None else gr.update(value=new, info=info)
-    return {"lora_line": line, **changed, "prompts": prompts, "filled": {**filled, **changed}}
+    return {
+        "lora_line": line,
+        **changed,
+        "prompts": prompts,
+        "budget": gr.update(choices=_list_budgets(preset, model)),
+        "filled": {**filled, **changed},
+    }
 
 
 def _describe_lora(file: str | None, name: str | None) -> str:
@@ -419,7 +475,11 @@ def _sweep(**values: Any) -> Iterator[dict[str, Any]]:
                 raise gr.Error(event.message)
             if isinstance(event, DownloadProgress | LoadProgress):
                 yield {"status": hub_fetch.describe_progress(event)}
-            if isinstance(event, Step):
+            if isinstance(event, ModelChange):
+                yield {"status": f"Finding the strengths: {event.strength:.3g} tried."}
+            elif isinstance(event, Step) and not study.strengths:
+                yield {"status": f"Finding the strengths · about {event.seconds_left:.0f} s left"}
+            elif isinstance(event, Step):
                 place = f"Image {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps}"
                 yield {"status": f"{place} · about {event.seconds_left:.0f} s left"}
             if len(study.measurements) > columns:
@@ -447,11 +507,12 @@ def _show_growing(study: SweepStudy) -> dict[str, Any]:
 def _show_result(done: SweepFiles, lora_path: str, on_shelf: bool) -> dict[str, Any]:
     """Return what the page shows of a study that is done."""
     report = done.report
+    has_pictures = bool(done.cells)  # none are made for a LoRA that changes nothing
     return {
         "answer": _format_answer(report),
-        "curves": gr.update(value=str(done.curves), visible=True),
-        "sheet": gr.update(value=str(done.sheet), visible=True),
-        "cells": gr.update(value=[(str(file), label) for file, label in done.cells], visible=True),
+        "curves": gr.update(value=str(done.curves), visible=has_pictures),
+        "sheet": gr.update(value=str(done.sheet), visible=has_pictures),
+        "cells": gr.update(value=[(str(file), label) for file, label in done.cells], visible=has_pictures),
         "files": gr.update(
             value=[str(file) for file in (done.archive, done.table, done.sidecar)], visible=True
         ),
@@ -471,26 +532,27 @@ def _show_result(done: SweepFiles, lora_path: str, on_shelf: bool) -> dict[str, 
 
 
 def _format_answer(report: dict[str, Any]) -> str:
-    """Return the answer's sentence, and how sure it is."""
-    lines = [f"### {escape_markdown(report['why'])}"]
-    if report["recommended"] is not None:
-        shown = {
-            "onset": "first visible",
-            "sweet_spot_low": "starts working",
-            "sweet_spot_high": "stops working",
-            "breakdown": "breaks",
-        }
-        ends = [
-            f"{shown[name]} at {low:g}" + (f" to {high:g}" if high > low else "")
-            for name, (low, high) in report["intervals"].items()
-        ]
-        pictures = len(report["seeds"]) * len(report["prompts"])
+    """Return the verdict: three numbers, the reason, how sure it is, and what would make it surer."""
+    headline = words.format_headline(report)
+    lines = [f"### {escape_markdown(headline)}"] if headline else []
+    lines.append(escape_markdown(report["why"]) if headline else f"### {escape_markdown(report['why'])}")
+    if headline:
         lines.append(
-            f"{100 * report['confidence']:.0f} % confident. "
-            f"95 % intervals over {pictures} images per strength "
-            f"({len(report['seeds'])} seeds x {len(report['prompts'])} prompts): {'; '.join(ends)}."
+            f"{words.describe_confidence(report['confidence']).capitalize()} that other prompts and seeds "
+            f"agree. {words.describe_basis(report)}"
         )
-    lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name != "style"]
+    if report["intervals"]:
+        lines.append(f"95 % intervals: {words.describe_intervals(report)}.")
+    if report["surer"]:
+        lines.append(escape_markdown(report["surer"]))
+    if report["probe"] and report["strengths"]:
+        found = ", ".join(f"{strength:g}" for strength in report["strengths"])
+        lines.append(f"Strengths found: {found}.")
+    if report["character"]:
+        lines.append(f"**What it is.** {escape_markdown(format_character(report['character']))}")
+    # Nobody asked for references, and the answer itself tells of the others.
+    silent = ("style", "trigger", "character")
+    lines += [f"- {escape_markdown(why)}" for name, why in report["unmeasured"].items() if name not in silent]
     lines += [f"- {escape_markdown(note)}" for note in report["notes"]]
     lines += [f"- {limit}"] if (limit := describe_calibration(report["model"])) else []
     return "\n\n".join(lines)

@@ -12,13 +12,11 @@ from typing import Any
 from PIL import Image
 
 from core.dataset.dataset import Dataset, Sample, replace_captions
-from core.models.tagger import Tagger
+from core.models.tagger import CHARACTER, GENERAL, Tagger
 from core.prompts.tag_patterns import compile_patterns
 from core.schema.bounds import format_value, is_number
 from core.schema.errors import UserError
 
-GENERAL, CHARACTER = 0, 4
-"""Values of `Tagger.categories`. Ratings and other categories do not say what a picture shows."""
 CHARACTER_THRESHOLD = 0.85
 """Least probability of a character, the usual value: taggers see known characters in strangers."""
 BATCH_SIZE = 4  # pictures in memory at once

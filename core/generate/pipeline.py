@@ -16,6 +16,7 @@ from PIL import Image
 
 from core.generate import batching
 from core.generate.features import VAE, extract_features, load_feature_extractor
+from core.generate.probe import Probe, run_probe
 from core.generate.stages import details, hires, upscaler
 from core.generate.stages.denoise import DenoiseState, decode, denoise
 from core.generate.stages.grain import add_grain
@@ -71,6 +72,7 @@ def generate(
     previews: bool = False,
     feature_extractor: str | None = None,
     pictures: Sequence[Image.Image] = (),
+    probe: Probe | None = None,
 ) -> Generator[Event, None, None]:
     """Make every cell's picture.
 
@@ -80,7 +82,7 @@ def generate(
 
     With a `feature_extractor`, each `Picture` has its `Features`, and one without a LoRA also those
     of the VAE round trip. The reference `pictures` are measured with the first cell's model, and
-    each yields `ReferenceFeatures`.
+    each yields `ReferenceFeatures`. A `probe` yields a `ModelChange` for each strength that it tries.
 
     When memory runs out, that batch and all after it are made picture by picture and in smaller
     tiles, and a note says so. Raises `UserError` for a model that is not available, and when memory
@@ -99,6 +101,11 @@ def generate(
     if pictures:
         assert feature_extractor
         yield from _measure_references(cells[0].request.model, pictures, feature_extractor)
+    if probe:
+        pipeline = yield from _load_model(probe.requests[0].model)
+        costly = _find_costliest_setting(probe.requests[:1])
+        with translate_out_of_memory(None, f"This machine ran out of memory: lower {costly}."):
+            yield from run_probe(pipeline, probe)
     alike: dict[tuple, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
         alike[cell.request.model, tuple(use.path for use in cell.request.lora_uses)].append(i)

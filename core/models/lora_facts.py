@@ -44,6 +44,10 @@ class LoraStrength:
     """Strengths between which it works."""
     source: str
     """Where it comes from, such as `measured here on nano`."""
+    action: float | None = None
+    """How far the LoRA moves a picture there, in seed units; `None` if it was not measured here."""
+    consistency: float | None = None
+    """How alike its changes are, -1 to 1; `None` if it was not measured here."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +151,8 @@ def _choose_strength(path: Path, model: str | None, sidecar: Sidecar, hint: str)
             value=measured.recommended,
             interval=measured.interval,
             source=f"measured here on {measured.model}",
+            action=measured.action,
+            consistency=measured.consistency,
         )
     if sidecar.strength is not None:
         place = f"from its {'card on Hugging Face' if hub.find_origin(path) else 'sidecar'}"

@@ -1,4 +1,4 @@
-"""Remembers at which strengths a person's own sweeps found that a LoRA works.
+"""Remembers at which strengths a person's own sweeps found that a LoRA works, and how it acts there.
 
 A small JSON file for each LoRA, named by the bytes and the hash of its tensors, so that a copy under
 another name is known, too. Nothing is kept on a Space, where one visitor's figures are not another's.
@@ -7,19 +7,22 @@ another name is known, too. Nothing is kept on a Space, where one visitor's figu
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 from core.models.lora_sidecars import parse_interval, parse_strength
+from core.schema.bounds import is_number
 from core.system import paths
 from core.system.atomic_files import replace_file
 from core.system.device import is_space
 from core.system.tensor_files import calculate_payload_sha256
 
 MAX_RECORD_BYTES = 1_000_000
+MAX_ACTION = 1e6
 
 log = logging.getLogger(__name__)
 
@@ -32,6 +35,10 @@ class MeasuredStrength:
     recommended: float
     interval: tuple[float, float]
     """The sweet spot."""
+    action: float | None = None
+    """How far the LoRA moves a picture, in seed units; `None` if a sweep from before did not measure it."""
+    consistency: float | None = None
+    """How alike its changes are, -1 to 1: the mean cosine of two pictures' changes."""
 
 
 def record_strength(lora: Path, report: MeasuredStrength) -> None:
@@ -48,6 +55,8 @@ def record_strength(lora: Path, report: MeasuredStrength) -> None:
         records[report.model] = {
             "recommended": report.recommended,
             "sweet_spot": list(report.interval),
+            "action": report.action,
+            "consistency": report.consistency,
             "date": date.today().isoformat(),
         }
         with replace_file(file) as unfinished:
@@ -72,8 +81,32 @@ def find_strength(lora: Path, model: str | None) -> MeasuredStrength | None:
         recommended = parse_strength(found.get("recommended"))
         interval = parse_interval(found.get("sweet_spot"))
         if own is not None and recommended is not None and interval is not None:
-            return MeasuredStrength(model=own, recommended=recommended, interval=interval)
+            return MeasuredStrength(
+                model=own,
+                recommended=recommended,
+                interval=interval,
+                action=_parse_number(found.get("action"), 0, MAX_ACTION),
+                consistency=_parse_number(found.get("consistency"), -1, 1),
+            )
     return None
+
+
+def find_strengths(loras: Iterable[Path]) -> dict[Path, MeasuredStrength]:
+    """Return what was measured last for each of many LoRAs; those that never were are left out.
+
+    Of the others, only the length of the header is read.
+    """
+    sizes = {file.name.partition("-")[0] for file in paths.MEASURED.glob("*.json")}
+    found: dict[Path, MeasuredStrength] = {}
+    for lora in loras if sizes and not is_space() else ():
+        with suppress(OSError):  # gone meanwhile, or not readable: whoever chooses it is told so
+            if str(_count_payload(lora)) in sizes and (measured := find_strength(lora, None)):
+                found[lora] = measured
+    return found
+
+
+def _parse_number(value: object, low: float, high: float) -> float | None:
+    return value if isinstance(value, int | float) and is_number(value) and low <= value <= high else None
 
 
 def _count_payload(lora: Path) -> int:

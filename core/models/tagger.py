@@ -13,6 +13,8 @@ from core.system.memory import translate_out_of_memory
 OUT_OF_MEMORY = (
     "This machine ran out of memory for the tagger: close other programs, or tag fewer images at once."
 )
+GENERAL, CHARACTER = 0, 4
+"""Values of `Tagger.categories`. Ratings and other categories do not say what a picture shows."""
 NANO_TAGGER = Path(__file__).parent.parent / "nano" / "weights" / "tagger"
 """The embedded tagger."""
 

@@ -11,7 +11,9 @@ from huggingface_hub import ModelCardData
 
 from core.publish.plan import LICENCES, Publication
 from core.sweep.calibration import describe_calibration
+from core.sweep.character import format_character
 from core.sweep.field_check import describe_field_check
+from core.sweep.words import format_interval
 from core.system.markdown import escape_cell, escape_markdown
 
 REPO_TAG = "sweetspot"
@@ -77,8 +79,8 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
     if not p.sweeps:
         return "## Where it works\n\nNot measured."
     rows = [
-        "| base | works from | best | to | visible from | breaks at | confidence | images |",
-        "|---|---|---|---|---|---|---|---|",
+        "| base | the LoRA | from | best | to | visible from | breaks at | confidence | images |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for report in p.sweeps:
         low, high = report["sweet_spot"] or (None, None)
@@ -97,7 +99,7 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
         ]
         pictures = f"prompts: {len(report['prompts'])}, seeds: {', '.join(map(str, report['seeds']))}"
         rows.append(
-            f"| {escape_cell(str(report['model']))} | {' | '.join(numbers)} "
+            f"| {escape_cell(str(report['model']))} | {_name_answer(report)} | {' | '.join(numbers)} "
             f"| {100 * float(report['confidence']):.0f} % | {pictures} |"
         )
     said = [
@@ -109,7 +111,7 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
         for remark in _list_remarks(report)
     ]
     told = (
-        "Strengths, with 95 % intervals over the images; a dash means not observed. "
+        "Strengths, with 95 % intervals over prompts and seeds; a dash means not observed. "
         "Full reports are in `reports/`."
     )
     curves = [
@@ -128,15 +130,25 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
     )
 
 
+def _name_answer(report: Mapping[str, Any]) -> str:
+    """Return what a sweep found; reports of before there were answers say `works`, or nothing."""
+    return report.get("answer") or ("works" if report["sweet_spot"] else "-")
+
+
 def _list_remarks(report: Mapping[str, Any]) -> list[str]:
-    """Return what a reader should know beside the verdict: its calibration, and a check by eye."""
-    limit, check = describe_calibration(str(report["model"])), report.get("field_check")
-    return ([limit] if limit else []) + ([describe_field_check(check)] if check else [])
+    """Return what a reader should know beside the verdict: its calibration, a check by eye, what it is."""
+    check, character = report.get("field_check"), report["character"]
+    remarks = [
+        describe_calibration(str(report["model"])),
+        describe_field_check(check) if check else None,
+        f"what it is: {format_character(character)}" if character else None,
+    ]
+    return [remark for remark in remarks if remark]
 
 
 def _format_interval(report: Mapping[str, Any], name: str) -> str:
     ends = report.get("intervals", {}).get(name)
-    return f" ({float(ends[0]):g} to {float(ends[1]):g})" if ends else ""
+    return f" ({format_interval(ends)})" if ends else ""
 
 
 def _format_number(value: Any) -> str:

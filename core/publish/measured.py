@@ -6,13 +6,14 @@ cut short.
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from core.models import bases
 from core.schema import limits, presets
 from core.schema.bounds import FORBIDDEN_CHARACTERS, is_number
 from core.schema.errors import UserError
 from core.sweep.field_check import parse_field_answers, summarise_field_check
+from core.sweep.verdict import Answer
 
 MAX_TEXT_LENGTH = 2000  # characters of one text
 MAX_ROWS = 4096  # of one list
@@ -53,8 +54,9 @@ def parse_sweep_report(
             **{name: _parse_strength(report[name]) for name in ("onset", "breakdown", "recommended")},
             "sweet_spot": _parse_interval(report["sweet_spot"]),
             "confidence": _parse_number(report["confidence"], 0, 1) or 0.0,
+            "answer": _parse_answer(report.get("answer")),
             "intervals": {
-                name: _parse_interval(report["intervals"][name])
+                name: _parse_open_interval(report["intervals"][name])
                 for name in KNEE_FIELDS
                 if report["intervals"].get(name) is not None
             },
@@ -63,6 +65,7 @@ def parse_sweep_report(
             "seeds": [_parse_seed(seed) for seed in _parse_rows(report["seeds"])],
             "eye": _parse_text(report["eye"]),
             "cells": [_parse_cell(cell) for cell in _parse_rows(report.get("cells", []))],
+            "character": _parse_character(report.get("character")),
             "field_check": None,
         }
         times = known.get(report["sha256"], 1.0)
@@ -95,6 +98,8 @@ def _rescale_report(report: dict[str, Any], times: float) -> dict[str, Any]:
         "sweet_spot": _divide_range(made["sweet_spot"], times),
         "intervals": {name: _divide_range(ends, times) for name, ends in made["intervals"].items()},
     }
+    if character := made["character"]:
+        made["character"] = {**character, "strength": round(character["strength"] / times, 4)}
     made |= {
         name: [{**row, "strength": round((row["strength"] or 0) / times, 4)} for row in made[name]]
         for name in ("curve", "cells")
@@ -106,8 +111,8 @@ def _rescale_report(report: dict[str, Any], times: float) -> dict[str, Any]:
     return made
 
 
-def _divide_range(ends: list[float] | None, times: float) -> list[float] | None:
-    return ends and [round(end / times, 4) for end in ends]
+def _divide_range(ends: list[Any] | None, times: float) -> list[float | None] | None:
+    return ends and [None if end is None else round(end / times, 4) for end in ends]
 
 
 def parse_transfer_report(report: Any, sha256: str) -> dict[str, Any]:
@@ -162,6 +167,39 @@ def _parse_curve_row(row: Mapping[str, Any]) -> dict[str, Any]:
     if any(found[name] is None for name in CURVE_FIELDS[:4]):
         raise ValueError("no interval")
     return found
+
+
+def _parse_character(found: Any) -> dict[str, Any] | None:
+    """Parse what a LoRA is; `None` for reports that do not say, as older ones."""
+    if found is None:
+        return None
+    told = {
+        "strength": _parse_strength(found["strength"]),
+        "action": _parse_number(found["action"], 0),
+        "consistency": _parse_number(found["consistency"], -1, 1),
+    }
+    if None in told.values():
+        raise ValueError("half a character")
+    return {
+        **told,
+        "intervals": {
+            name: _parse_ends(found["intervals"][name], *ends)
+            for name, ends in (("action", (0, MAX_NUMBER)), ("consistency", (-1, 1)))
+            if found["intervals"].get(name) is not None
+        },
+        "words": None
+        if found["words"] is None
+        else [_parse_word(word) for word in _parse_rows(found["words"])],
+        "why": None if found["why"] is None else _parse_text(found["why"]),
+    }
+
+
+def _parse_word(word: Mapping[str, Any]) -> dict[str, Any]:
+    low, high = _parse_ends([word["low"], word["high"]], -1, 1)
+    change = _parse_number(word["change"], low, high)
+    if change is None:
+        raise ValueError("no change")
+    return {"tag": _parse_text(word["tag"]), "change": change, "low": low, "high": high}
 
 
 def _parse_cell(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -236,10 +274,29 @@ def _parse_seed(value: Any) -> int:
 def _parse_interval(value: Any) -> list[float] | None:
     if value is None:
         return None
-    low, high = (_parse_strength(end) for end in value)
+    return _parse_ends(value, *limits.STRENGTH)
+
+
+def _parse_ends(value: Any, least: float, greatest: float) -> list[float]:
+    low, high = (_parse_number(end, least, greatest) for end in value)
     if low is None or high is None or low > high:
         raise ValueError("no range")
     return [low, high]
+
+
+def _parse_open_interval(value: Any) -> list[float | None]:
+    """Parse an interval of which one end may be beyond what was tried, `None`."""
+    low, high = (_parse_strength(end) for end in value)
+    if (low is None and high is None) or (low is not None and high is not None and low > high):
+        raise ValueError("no interval")
+    return [low, high]
+
+
+def _parse_answer(value: Any) -> str | None:
+    """Parse what a sweep found; `None` for a report of before there were answers."""
+    if value is not None and value not in get_args(Answer):
+        raise ValueError("no answer")
+    return value
 
 
 def _parse_rows(value: Any) -> list[Any]:

@@ -28,7 +28,7 @@ Nothing of another name is touched, wherever an environment variable points to.
 """
 STRAY_NAME = re.compile(r"tmp[a-z0-9_]{8}")
 """Gradio leaves an empty file for each file in a call, and what it got of a cancelled upload."""
-CELL_NAME = re.compile(r"[0-9a-f]{64}(-[\w.-]+)?\.(png|npz)")
+CELL_NAME = re.compile(r"[0-9a-f]{64}(-[\w.-]+)?\.(png|npz|json)")
 
 
 def start_cleanup(files: Path) -> None:

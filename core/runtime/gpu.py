@@ -17,6 +17,7 @@ from typing import Any
 from PIL.Image import Image
 
 from core.generate.pipeline import generate
+from core.generate.probe import Probe
 from core.hub import client as hub
 from core.hub import downloads
 from core.lora import apply as lora
@@ -27,7 +28,7 @@ from core.runtime.torch_thread import model_lock, run_if_idle, run_on_torch_thre
 from core.runtime.zerogpu import MAX_CALL_SECONDS, SECONDS_TO_START
 from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Picture, Step
-from core.schema.types import Cell
+from core.schema.types import Cell, Request
 from core.system import call_log, shutdown
 from core.system.device import is_zerogpu
 from core.system.memory import translate_out_of_memory
@@ -47,10 +48,11 @@ def estimate_duration(
     previews: bool = False,
     feature_extractor: str | None = None,
     pictures: Sequence[Image] = (),
+    probe: Probe | None = None,
     max_seconds: int = MAX_CALL_SECONDS,
 ) -> int:
     """Return the whole seconds of GPU time to ask ZeroGPU for."""
-    return zerogpu.estimate_call_seconds(cells, feature_extractor, len(pictures), max_seconds)
+    return zerogpu.estimate_call_seconds(cells, feature_extractor, len(pictures), probe, max_seconds)
 
 
 @spaces.GPU(duration=estimate_duration)
@@ -59,11 +61,18 @@ def _generate_on_lent_gpu(
     previews: bool = False,
     feature_extractor: str | None = None,
     pictures: Sequence[Image] = (),
+    probe: Probe | None = None,
     max_seconds: int = MAX_CALL_SECONDS,
 ) -> Generator[Event, None, None]:
     try:
         yield from _run_exclusively(
-            generate(cells, previews=previews, feature_extractor=feature_extractor, pictures=pictures)
+            generate(
+                cells,
+                previews=previews,
+                feature_extractor=feature_extractor,
+                pictures=pictures,
+                probe=probe,
+            )
         )
     except UserError as error:
         yield Failed(message=str(error))
@@ -90,16 +99,18 @@ def generate_on_gpu(
     previews: bool = False,
     feature_extractor: str | None = None,
     pictures: Sequence[Image] = (),
+    probe: Probe | None = None,
 ) -> Iterator[Event]:
     """Make the cells' pictures with `core.generate.pipeline.generate`; an error is a last `Failed`.
 
     One job at a time has the model, to its very end: Gradio gives a stopped job's place away before
     the job has taken its LoRAs off. Downloads from the Hub come first. On ZeroGPU the job is split
-    into as many calls as its time needs.
+    into as many calls as its time needs; a `probe`, which comes without cells, is one call.
     """
-    yield from downloads.report_downloads(_fetch_from_hub, cells, feature_extractor)
+    requests = {cell.request for cell in cells} | set(probe.requests if probe else ())
+    yield from downloads.report_downloads(_fetch_from_hub, requests, feature_extractor)
     if not is_zerogpu():
-        yield from _generate_on_lent_gpu(cells, previews, feature_extractor, pictures)
+        yield from _generate_on_lent_gpu(cells, previews, feature_extractor, pictures, probe)
         return
     missing, wanted = list(range(len(cells))), pictures
 
@@ -109,11 +120,11 @@ def generate_on_gpu(
             finished = len(cells) - len(missing)
             with contextlib.closing(
                 _generate_on_lent_gpu(
-                    [cells[i] for i in part], previews, feature_extractor, wanted, max_seconds
+                    [cells[i] for i in part], previews, feature_extractor, wanted, probe, max_seconds
                 )
             ) as events:
                 for event in events:
-                    if isinstance(event, Step | Picture):
+                    if cells and isinstance(event, Step | Picture):
                         event = zerogpu.renumber_event(event, part, cells, finished, feature_extractor)
                     if isinstance(event, Picture):
                         missing.remove(event.index)
@@ -124,6 +135,8 @@ def generate_on_gpu(
 
     def describe_finished() -> str:
         done = len(cells) - len(missing)
+        if probe:
+            return "Press the button again."
         if feature_extractor:
             return (
                 f"Finished images are kept, now {done} more of {len(cells)}. "
@@ -157,17 +170,17 @@ def train_slice(folder: Path, seconds: int = SLICE_SECONDS) -> Iterator[Event]:
     yield from _request_gpu(run_job, describe_finished)
 
 
-def _fetch_from_hub(cells: Sequence[Cell], feature_extractor: str | None) -> None:
+def _fetch_from_hub(requests: set[Request], feature_extractor: str | None) -> None:
     """Download everything the job needs from the Hub, before a GPU is requested.
 
     If something is not available, the job itself reports that or does without it.
     """
     wanted = [("eye", feature_extractor)] if feature_extractor in tools.list_tools("eye") else []
-    for request in {cell.request for cell in cells}:
+    for request in requests:
         wanted += [("upscaler", request.hires.upscaler)] if request.hires else []
         wanted += [("detector", request.detail.detector)] if request.detail else []
     with contextlib.suppress(UserError):
-        for name in sorted({cell.request.model for cell in cells}):
+        for name in sorted({request.model for request in requests}):
             bases.fetch_model(name)
         for kind, name in dict.fromkeys(wanted):
             if hub.is_hub_id(name) or name in tools.list_tools(kind):

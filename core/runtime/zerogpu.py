@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pickle import PicklingError
 
 from core.generate.pipeline import estimate_work
+from core.generate.probe import Probe, estimate_probe_work
 from core.models import bases
 from core.models.preset_match import find_preset
 from core.schema.events import Picture, Step
@@ -28,17 +29,24 @@ MAX_CALL_SECONDS = 120
 
 
 def estimate_call_seconds(
-    cells: Sequence[Cell], feature_extractor: str | None, pictures: int, max_seconds: int
+    cells: Sequence[Cell],
+    feature_extractor: str | None,
+    pictures: int,
+    probe: Probe | None,
+    max_seconds: int,
 ) -> int:
-    """Return the whole seconds of a call that makes these cells and measures so many pictures.
+    """Return the whole seconds of a call that makes these cells, measures pictures and runs a probe.
 
     `pictures` is the number of pictures to measure. Which model a worker has loaded is not known
     here; each one begins with the model that the app began with.
     """
-    fresh = {cell.request.model for cell in cells} - {bases.get_loaded_name()}
+    asked = probe.requests if probe else ()
+    fresh = {request.model for request in (*asked, *(cell.request for cell in cells))}
+    fresh -= {bases.get_loaded_name()}
     work = (
         sum(_estimate_cell_seconds(cell, feature_extractor) for cell in cells)
         + SECONDS_PER_FEATURES * pictures
+        + SECONDS_PER_MEGAPIXEL_STEP * (estimate_probe_work(probe) / 1e6 if probe else 0)
     )
     return min(max_seconds, math.ceil(SECONDS_TO_START + SECONDS_TO_LOAD * len(fresh) + work))
 

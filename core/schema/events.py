@@ -74,7 +74,7 @@ class Step:
     step: int
     steps: int
     stage: str
-    """`base`, `hires` or `detail`."""
+    """`base`, `hires` or `detail`; `probe` where the first steps of a picture are asked again."""
     pictures_done: int
     pictures: int
     seconds_left: float
@@ -121,6 +121,15 @@ class ReferenceFeatures:
     index: int
     """The picture's place among the given ones."""
     features: Features
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChange:
+    """How much single calls of the model change with a LoRA."""
+
+    strength: float
+    change: float
+    """Relative to what the model predicts without it; infinite where the prediction is no number."""
 
 
 @record
@@ -178,6 +187,7 @@ Event = (
     | Step
     | Picture
     | ReferenceFeatures
+    | ModelChange
     | Loss
     | Validation
     | Saved

@@ -253,6 +253,18 @@ class PromptPreset:
         "solo, long hair, looking at viewer, sitting, indoors, window",
         "solo, twintails, open mouth, outdoors, sky, tree, full body",
         "solo, ponytail, night, city, from side",
+        "solo, short hair, school uniform, classroom, hand up, upper body",
+        "solo, very long hair, dress, flower field, arms up, full body",
+        "solo, braid, hat, beach, walking, from behind, looking back",
+        "solo, bob cut, glasses, library, holding book, serious",
+        "solo, side ponytail, kimono, festival, holding fan, smile",
+        "solo, messy hair, hoodie, bedroom, lying, on back",
+        "solo, high ponytail, armor, mountain, wind, cowboy shot",
+        "solo, wavy hair, apron, kitchen, cup, closed eyes, smile",
+        "solo, long hair, coat, scarf, snow, portrait, blush",
+        "solo, twin braids, umbrella, rain, street, looking up",
+        "solo, short hair, shirt, shorts, running, sunset, open mouth",
+        "solo, hair bun, white background, standing, full body, arms at sides",
     )
     """General tags of a sweep's prompts when none are given.
 

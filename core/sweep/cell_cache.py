@@ -1,4 +1,4 @@
-"""Finished cells on disk, keyed by the hash of their request.
+"""Finished cells on disk, keyed by the hash of their request; and what probes found, by that of theirs.
 
 A sweep that was stopped continues from them, and another sweep reuses the cells that both share.
 """
@@ -6,7 +6,7 @@ A sweep that was stopped continues from them, and another sweep reuses the cells
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +15,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from core.generate.probe import Probe
 from core.hub import client as hub
 from core.lora.file import find_adapter_config
 from core.models import bases
@@ -98,6 +99,32 @@ def save_features(key: str, feature_extractor: str, features: Features) -> None:
     file = _features_path(key, feature_extractor)
     with replace_file(file) as unfinished, unfinished.open("xb") as out:
         np.savez(out, **kept)  # type: ignore[arg-type]
+
+
+def hash_probe(probe: Probe) -> str:
+    """Return the SHA-256 (hex) of all that a probe's answer depends on."""
+    told = [*map(hash_request, probe.requests), *map(str, probe.changes)]
+    return hashlib.sha256(" ".join(told).encode()).hexdigest()
+
+
+def load_changes(key: str) -> dict[float, float]:
+    """Return what a probe found, the change at each strength; empty if that is missing or cannot be read."""
+    file = _changes_path(key)
+    try:
+        os.utime(file)  # in use
+        return {float(strength): float(change) for strength, change in json.loads(file.read_bytes())}
+    except (OSError, ValueError, TypeError):  # missing or torn: asked again
+        return {}
+
+
+def save_changes(key: str, changes: Mapping[float, float]) -> None:
+    """Write what a probe found, so that the next sweep of the LoRA has the same strengths."""
+    with replace_file(_changes_path(key)) as unfinished:
+        unfinished.write_text(json.dumps([*changes.items()]), encoding="utf-8")
+
+
+def _changes_path(key: str) -> Path:
+    return FOLDER / key[:2] / f"{key}.json"
 
 
 def _describe_uses(uses: Sequence[LoraUse]) -> list[dict[str, Any]]:

@@ -1,334 +1,328 @@
-"""Decide from curves: onset, sweet spot and breakdown, with intervals.
+"""Decide from curves: what is surely so is claimed, anything else is told as unclear.
 
-What was not observed is `None`, and the verdict says why. All thresholds stand here. A mean over
-pictures (seeds x prompts) is *surely* above or below a threshold when its bootstrap interval is;
-onset and breakdown are claimed only then. Nothing is claimed between or beyond the strengths that
-were tried.
+The means of other prompts and seeds are drawn (`core.sweep.resample`), and each draw has its knees
+(`core.sweep.knees`). A claim needs 95 % of them. Nothing is claimed beyond the strengths that were
+tried, and no strength is recommended that was not. How the method was chosen and what it holds:
+docs/measuring.md and tests/bench/truth.py.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-SWEET_SPOT_SHARE = 0.6
-"""A strength in the sweet spot has at least this share of the greatest gain before breakdown.
+from core.sweep import words
+from core.sweep.knees import HELD_RANGES, Knees, calculate_gain, choose_gain, find_knees
+from core.sweep.resample import Curve, average_curve, count_prompts, draw_deviations
+from core.sweep.verdict import Answer, Interval, Verdict
 
-The gain is in effect, or in style where there are references.
-"""
-RECOMMENDED_SHARE = 0.9
-"""Without a breakdown, the recommended strength has at least this share of the greatest gain.
+LEVEL = 0.95
+"""Share of the draws that a claim needs, and that an interval holds."""
+LOOK_LEVEL = 0.984
+"""The level of each look at pictures that are still being made: Pocock's constant for five looks."""
+SETTLED_CONFIDENCE = 0.8
+"""A sweet spot of this confidence needs no more prompts."""
+MIN_PROMPTS, MIN_SEEDS = 4, 2
+"""Fewer prompts give a provisional answer: nobody knows how much prompts differ. Two seeds of a prompt
+are the unit of every distance."""
+LEVELLING_SHARE = 0.25
+"""A curve levels off if its second half surely adds less than this share of its end.
 
-The middle of the sweet spot would move with the range there.
-"""
-HELD_RANGES = {
-    "prompt": (0.85, np.inf),
-    "composition": (0.35, np.inf),
-    "detail": (0.4, 2.5),
-    "saturation": (-np.inf, 0.1),
-}
-"""Measure -> least and greatest mean that still holds.
-
-Composition: two pictures of different prompts share about a quarter, of one prompt three quarters.
-"""
+A straight line adds 0.5."""
 RISING_SHARE = 0.1
-"""A curve still rises if its last quarter surely adds more than this share of its end."""
-MIN_STYLE_GAIN = 0.02
-"""Least gain in likeness to the references (0 to 1) that counts as a gain."""
-INTERVAL_PERCENTILES = (2.5, 97.5)
-"""Percentiles of the bootstrap that bound an interval."""
-RESAMPLES = 400
-MIN_PICTURES = 4
-"""Least pictures per strength: fewer make the ends of a bootstrap the pictures themselves."""
-MAX_NEXT_STRENGTHS = 40
-"""Greatest number of strengths that the next run is advised to try."""
+"""A curve still rises if its second half surely adds more than this share of its end..."""
+RARE_SHARE = 0.2
+"""...and fewer than this share of the draws break."""
+EQUALLY_SURE = 0.02
+"""In a sweet spot without an end, strengths whose confidence is this near to the greatest are as good."""
 MAX_STRENGTH = 5.0
 """Greatest strength that can be tried."""
-
-Curve = np.ndarray
-"""A measure, (strengths, pictures)."""
-Range = tuple[float, float]
+MAX_NEXT_STRENGTHS = 40
+"""Greatest number of strengths that the next run is advised to try."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Verdict:
-    """Where a LoRA works."""
+@dataclass(frozen=True, eq=False)
+class _Evidence:
+    """The curves over `strengths`, which rise from 0, their means, and draws of these."""
 
-    onset: float | None = None
-    """Least strength from which, up to breakdown, the effect is surely above the noise floor."""
-    sweet_spot: Range | None = None
-    """Strengths with most of the reachable effect at which prompt, composition and detail hold."""
-    breakdown: float | None = None
-    """Least strength from which prompt, composition, detail or saturation surely does not hold."""
-    recommended: float | None = None
-    """The middle of the sweet spot.
+    strengths: list[float]
+    sign: float
+    """-1 where `strengths` are below 0 and stand here without their sign."""
+    curves: Mapping[str, Curve]
+    noise_floors: np.ndarray
+    means: Mapping[str, np.ndarray]  # (strengths,)
+    deviations: Mapping[str, np.ndarray]  # (draws, strengths)
+    floor: float
+    floor_draws: np.ndarray  # (draws,)
+    found: Knees  # of the means, one draw
+    drawn: Knees
+    level: float
 
-    Where no breakdown was seen, the least strength in it that has nearly all of the effect.
-    """
-    confidence: float = 0.0
-    """Share of bootstrap resamples whose sweet spot contains the recommended strength."""
-    intervals: Mapping[str, Range]
-    """Intervals of `onset`, `sweet_spot_low`, `sweet_spot_high` and `breakdown` over the resamples.
+    @property
+    def prompts(self) -> int:
+        return self.noise_floors.shape[0]
 
-    Only those that were found.
-    """
-    why: str
-    """The reason for the verdict, one sentence."""
-    next: str | None = None
-    """Strengths to try next, as text; `None` if nothing is missing."""
-
-
-@dataclass(frozen=True)
-class _Knees:
-    onset: int | None
-    sweet_spot: tuple[int, int] | None
-    recommended: int | None
-    """Least index in the sweet spot with nearly all of the greatest gain."""
-    breakdown: int | None
-    reason: str = ""
-    """What does not hold at breakdown, such as `prompt score drops significantly`."""
-    has_candidates: bool = False
-    """Whether everything holds at some strength from onset on."""
+    def draw_means(self) -> dict[str, np.ndarray]:
+        return {name: self.means[name] + self.deviations[name] for name in self.means}
 
 
 def decide_verdict(
-    strengths: Sequence[float], curves: Mapping[str, Curve], noise_floor: float, seed_count: int
+    strengths: Sequence[float], curves: Mapping[str, Curve], noise_floors: np.ndarray, level: float = LEVEL
 ) -> Verdict:
     """Decide a verdict over the strengths from 0 upwards (downwards if all are at or below 0).
 
-    `curves` has `effect`, `style` where there are references, and the measures of `HELD_RANGES`;
-    NaN marks what was not measured.
+    `curves` has `effect`, `style` or `trigger` where they were measured, and the measures of
+    `HELD_RANGES`, each (strengths, prompts, seeds); NaN marks what was not measured. `noise_floors`,
+    (prompts, seeds), is the effect of what changes nothing visible. `level` is the share of draws that
+    a claim needs: more than 0.95 where pictures are looked at several times while they are made.
     """
     sign = -1.0 if max(strengths) <= 0 else 1.0
     order = sorted((i for i, s in enumerate(strengths) if s * sign >= 0), key=lambda i: abs(strengths[i]))
-    tried = [strengths[i] for i in order]
-    curves = {name: curve[order] for name, curve in curves.items()}
-    pictures = curves["effect"].shape[1]
-    if too_little := _reject_too_little_data(tried, sign, pictures, seed_count):
-        return too_little
-    rng = np.random.default_rng(0)
-    picks = rng.integers(pictures, size=(RESAMPLES, pictures))
-    resampled = {name: np.stack([_means(curve[:, pick]) for pick in picks]) for name, curve in curves.items()}
-    low, high = (
-        {name: np.nanpercentile(means, end, axis=0) for name, means in resampled.items()}
-        for end in INTERVAL_PERCENTILES
-    )
-    means = {name: _means(curve) for name, curve in curves.items()}
-    found = _find_knees(means, low, high, noise_floor)
-    each = [
-        _find_knees(one, one, one, noise_floor)
-        for one in ({name: means[i] for name, means in resampled.items()} for i in range(RESAMPLES))
-    ]
-    intervals = _bootstrap_intervals(tried, each)
-    if found.sweet_spot is None:
-        why, further = _explain_no_sweet_spot(tried, found, noise_floor, "style" in curves)
-    elif (
-        found.breakdown is None
-        and found.sweet_spot[1] == len(tried) - 1
-        and _is_rising(tried, resampled, noise_floor)
-    ):
-        further = _extend_range(tried)
-        why = f"No sweet spot yet: the effect is still growing at {tried[-1]:g}{_suggest_extension(further)}"
-    else:
-        return _describe_sweet_spot(tried, found, each, intervals)
-    onset, breakdown = (None if i is None else tried[i] for i in (found.onset, found.breakdown))
-    claimed = {
-        name: intervals[name]
-        for name, knee in (("onset", onset), ("breakdown", breakdown))
-        if knee is not None and name in intervals
-    }
-    return Verdict(onset=onset, breakdown=breakdown, intervals=claimed, why=why, next=further)
-
-
-def _reject_too_little_data(
-    tried: Sequence[float], sign: float, pictures: int, seed_count: int
-) -> Verdict | None:
-    """Return the verdict that there is too little to decide from, or `None` if there is enough."""
-    if seed_count < 2:
-        return Verdict(intervals={}, why="Needs at least 2 seeds to tell the LoRA's effect from chance.")
-    if pictures < MIN_PICTURES:
-        return Verdict(
-            intervals={},
-            why=f"{pictures} images per strength are too few for an interval: "
-            f"use at least {MIN_PICTURES} (seeds x prompts).",
-        )
+    tried = [abs(strengths[i]) for i in order]
+    _, prompts, seeds = curves["effect"].shape
+    if seeds < MIN_SEEDS:
+        return Verdict(answer="too little", intervals={}, why=words.ONE_SEED)
     if len(tried) < 3:
-        side = "above" if sign > 0 else "below"
-        suggestion = _format_range(math.copysign(3.5, sign), 0.25)
+        suggestion = _format_range(sign * 3.5, 0.25)
         return Verdict(
+            answer="too little",
             intervals={},
-            why=f"A curve needs at least two strengths {side} 0; try a range such as {suggestion}.",
+            why=f"A curve needs at least two strengths {'above' if sign > 0 else 'below'} 0; "
+            f"try a range such as {suggestion}.",
             next=suggestion,
         )
-    return None
+    # A single prompt's measure has no deviation between prompts, and so no interval.
+    used = {name: curve[order] for name, curve in curves.items() if count_prompts(curve) >= min(2, prompts)}
+    evidence = _gather(tried, sign, used, noise_floors, level)
+    return _decide(evidence) if prompts >= MIN_PROMPTS else _describe_curves(evidence)
 
 
-def _explain_no_sweet_spot(
-    tried: Sequence[float], found: _Knees, noise_floor: float, has_style: bool
-) -> tuple[str, str | None]:
-    """Return why there is no sweet spot, and the strengths to try next, if any."""
-    onset, breakdown = (None if i is None else tried[i] for i in (found.onset, found.breakdown))
-    if breakdown is not None:
-        if found.has_candidates:
-            why = (
-                f"The images change from {onset:g} on, but do not get closer to the references "
-                f"before the {found.reason} at {breakdown:g}."
-            )
-            return why, None
-        early = (
-            f" before the style appears: the images change from {onset:g} on, but nothing holds"
-            if onset is not None
-            else " before the style appears"
-        )
-        why = f"Breaks at {breakdown:g} (the {found.reason}){early}. No strength works."
-        return why, _format_range(breakdown, _find_step(tried) / 4)
-    if onset is None:
-        why = (
-            f"No clear effect up to {tried[-1]:g} (noise floor {noise_floor:.2f} seed units): "
-            "the LoRA may be undertrained"
-        )
-        further = _extend_range(tried)
-        return f"{why}{_suggest_extension(further)}", further
-    why = (
-        "do not get closer to the references"
-        if has_style
-        else "prompt or composition may not hold there, and more seeds would help"
-    )
-    return f"The images change from {onset:g} on, but {why}.", None
+def is_settled(verdict: Verdict) -> bool:
+    """Whether more prompts would hardly change the verdict."""
+    if verdict.sweet_spot is not None:
+        return verdict.confidence >= SETTLED_CONFIDENCE
+    return verdict.answer not in ("unclear", "provisional")
 
 
-def _describe_sweet_spot(
-    tried: Sequence[float], found: _Knees, each: Sequence[_Knees], intervals: Mapping[str, Range]
-) -> Verdict:
-    """Return the verdict for a sweet spot; `each` has the knees of the resamples."""
-    assert found.sweet_spot
-    onset, breakdown = (None if i is None else tried[i] for i in (found.onset, found.breakdown))
-    first, last = tried[found.sweet_spot[0]], tried[found.sweet_spot[1]]
-    recommended = (
-        round((first + last) / 2, 3)
-        if breakdown is not None or found.recommended is None
-        else tried[found.recommended]
-    )
-    inside = [
-        k.sweet_spot is not None
-        and abs(tried[k.sweet_spot[0]]) <= abs(recommended) <= abs(tried[k.sweet_spot[1]])
-        for k in each
-    ]
-    unseen = {"breakdown"} if breakdown is None else set()
-    if breakdown is not None:
-        until = f"; from {breakdown:g} on, the {found.reason}"
-    elif found.sweet_spot[1] == len(tried) - 1:
-        until = f"; no breakdown up to {tried[-1]:g}"
-        unseen.add("sweet_spot_high")  # the range ends there, not the sweet spot
+def _gather(
+    tried: list[float], sign: float, curves: Mapping[str, Curve], noise_floors: np.ndarray, level: float
+) -> _Evidence:
+    """Average the curves, and draw what other prompts and seeds could have given."""
+    means = {name: average_curve(curve) for name, curve in curves.items()}
+    floor = float(np.mean(average_curve(noise_floors[None])))
+    if noise_floors.shape[0] > 1:
+        together = {**curves, "noise floor": noise_floors[None]}
+        deviations = draw_deviations(together, np.random.default_rng(0), stretch=True)
+        floor_draws = np.maximum(0.0, floor + deviations.pop("noise floor")[:, 0])
     else:
-        until = f"; beyond {last:g} it is unclear, and more seeds would help"
-    return Verdict(
-        onset=onset,
-        breakdown=breakdown,
-        sweet_spot=(min(first, last), max(first, last)),
-        recommended=recommended,
-        confidence=round(float(np.mean(inside)), 3),
-        intervals={name: ends for name, ends in intervals.items() if name not in unseen},
-        why=f"Works from {first:g} to {last:g}, best around {recommended:g}. Visible from {onset:g}{until}.",
+        deviations = {name: np.zeros((1, len(tried))) for name in curves}
+        floor_draws = np.array([floor])
+    draws = {name: means[name] + deviations[name] for name in means}
+    return _Evidence(
+        strengths=tried,
+        sign=sign,
+        curves=curves,
+        noise_floors=noise_floors,
+        means=means,
+        deviations=deviations,
+        floor=floor,
+        floor_draws=floor_draws,
+        found=find_knees(tried, {name: mean[None] for name, mean in means.items()}, np.array([floor])),
+        drawn=find_knees(tried, draws, floor_draws),
+        level=level,
     )
+
+
+def _decide(e: _Evidence) -> Verdict:
+    """Return the verdict of enough prompts and seeds."""
+    found, drawn, draws = e.found, e.drawn, e.draw_means()
+    most = 1 - (1 - e.level) / 2
+    reasons = _find_lost_measures(e)
+    has_spot = np.mean(~np.isnan(drawn.low)) >= most and not np.isnan(found.low[0])
+    is_broken = bool(reasons) and not np.isnan(found.breakdown[0])
+    onset_is_sure = np.mean(~np.isnan(drawn.onset)) >= most and not np.isnan(found.onset[0])
+    onset = _round_up(e, found.onset[0]) if onset_is_sure else None
+    breakdown = _round_up(e, found.breakdown[0]) if is_broken else None
+    breaking = float(np.mean(~np.isnan(drawn.breakdown)))
+    rise = _calculate_rise(e, draws)
+    intervals = _bound_knees(e)
+    spot = has_spot and (
+        is_broken
+        or (np.mean(~drawn.is_open) >= most and not found.is_open[0] and breaking < 0.5)
+        or (found.is_open[0] and np.quantile(rise, e.level) < LEVELLING_SHARE)
+    )
+    knees = {"onset": onset, "breakdown": breakdown, "intervals": intervals}
+    if spot and (verdict := _claim_spot(e, reasons, knees)):
+        return verdict
+    answer: Answer
+    wanted = choose_gain(e.means)
+    if is_broken:
+        answer = "no gain" if wanted != "effect" and np.isnan(found.low[0]) and onset else "breaks"
+    elif np.mean(draws["effect"].max(1) <= e.floor_draws) >= most:
+        answer = "no change"
+    elif onset is not None and np.quantile(rise, 1 - e.level) > RISING_SHARE and breaking < RARE_SHARE:
+        answer = "rising"
+    elif onset is not None and wanted != "effect" and np.isnan(found.low[0]):
+        answer = "no gain"
+    else:
+        answer = "unclear"
+    goes_on = answer in ("no change", "rising", "unclear")
+    further = (
+        _extend_range(e)
+        if goes_on
+        else _format_range(breakdown or e.sign * e.strengths[-1], _find_step(e.strengths) / 4)
+        if answer == "breaks"
+        else None
+    )
+    return Verdict(
+        answer=answer,
+        **knees,
+        why=words.explain(answer, knees, reasons, e.sign * e.strengths[-1], e.floor),
+        surer=words.suggest(answer, wanted, e.prompts, further),
+        next=further,
+    )
+
+
+def _claim_spot(e: _Evidence, reasons: str, knees: dict[str, Any]) -> Verdict | None:
+    """Return the verdict of a sweet spot; `None` if no strength in it was tried."""
+    found = e.found
+    low, high = found.low[0], e.strengths[-1] if found.is_open[0] else found.high[0]
+    inside = [strength for strength in e.strengths if low - 1e-9 <= strength <= high + 1e-9]
+    if not inside:
+        return None
+    sure = _calculate_confidence(e, inside)
+    middle = (low + high) / 2
+    best = (
+        min(strength for strength in inside if sure[strength] >= max(sure.values()) - EQUALLY_SURE)
+        if found.is_open[0]
+        else min(inside, key=lambda strength: abs(strength - middle))
+    )
+    ends = (e.sign * inside[0], e.sign * inside[-1])
+    wanted = choose_gain(e.means)
+    answer: Answer = "changes" if wanted == "effect" else "works"
+    return Verdict(
+        answer=answer,
+        **knees,
+        sweet_spot=(min(ends), max(ends)),
+        recommended=e.sign * best,
+        confidence=round(sure[best], 3),
+        why=words.describe_spot(answer, ends, e.sign * best, knees, reasons, is_open=bool(found.is_open[0])),
+        surer=words.suggest(answer, wanted, e.prompts, None),
+    )
+
+
+def _describe_curves(e: _Evidence) -> Verdict:
+    """Return the provisional answer of too few prompts: what the means alone show."""
+    found = e.found
+    low, high = found.low[0], e.strengths[-1] if found.is_open[0] else found.high[0]
+    return Verdict(
+        answer="provisional",
+        intervals=_bound_knees(e) if e.prompts > 1 else {},
+        why=words.describe_means(e.prompts, [e.sign * place for place in (low, high, found.breakdown[0])]),
+        surer=f"Use at least {MIN_PROMPTS} prompts and {MIN_SEEDS} seeds for a verdict; 8 or more narrow it.",
+    )
+
+
+def _find_lost_measures(e: _Evidence) -> str:
+    """Return what surely does not hold where it first breaks, as words; empty if nothing breaks.
+
+    A mean is surely out of its range if its bound is, simultaneously over the measures of a strength.
+    One such strength after which all is well again is chance; the last one has no successor.
+    """
+    held = [name for name in HELD_RANGES if name in e.means]
+    spread = {name: e.deviations[name].std(0) for name in held}
+    far = [
+        np.where(spread[name] > 1e-9, np.abs(e.deviations[name]) / np.maximum(spread[name], 1e-9), 0.0)
+        for name in held
+    ]
+    if not far:
+        return ""
+    reach = np.quantile(np.max(far, axis=0), e.level, axis=0)
+    lost = {}
+    for name in held:
+        least, most = HELD_RANGES[name]
+        falls = e.means[name] + reach * spread[name] < least
+        lost[f"{name} falls"], lost[f"{name} rises"] = falls, e.means[name] - reach * spread[name] > most
+    out = np.any(list(lost.values()), axis=0)
+    last = len(e.strengths) - 1
+    first = next((i for i in range(1, last + 1) if out[i] and (i == last or out[i + 1])), None)
+    return "" if first is None else " and ".join(name for name, places in lost.items() if places[first])
+
+
+def _calculate_rise(e: _Evidence, draws: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return which share of its last value each draw's gain adds in the second half of the range."""
+    gain, least = calculate_gain(draws), np.maximum(e.floor_draws, 1e-9)
+    if choose_gain(draws) != "effect":
+        least = np.full(len(gain), 1e-3)
+    half = e.strengths[-1] / 2
+    before = max(i for i, strength in enumerate(e.strengths) if strength <= half)
+    share = (half - e.strengths[before]) / (e.strengths[before + 1] - e.strengths[before])
+    middle = gain[:, before] * (1 - share) + gain[:, before + 1] * share
+    return (gain[:, -1] - middle) / np.maximum(gain[:, -1], least)
+
+
+def _calculate_confidence(e: _Evidence, inside: Sequence[float]) -> dict[float, float]:
+    """Return for each strength the chance that a new set's sweet spot holds it.
+
+    A new set differs from the truth as this one does: two deviations, not stretched.
+    """
+    rng = np.random.default_rng(1)
+    together = {**e.curves, "noise floor": e.noise_floors[None]}
+    one, other = (draw_deviations(together, rng, stretch=False) for _ in range(2))
+    again = {name: e.means[name] + one[name] + other[name] for name in e.means}
+    floors = np.maximum(0.0, e.floor + one["noise floor"][:, 0] + other["noise floor"][:, 0])
+    knees = find_knees(e.strengths, again, floors)
+    high = np.where(knees.is_open, np.inf, knees.high)
+    return {
+        strength: float(np.mean((knees.low <= strength + 1e-9) & (strength <= high + 1e-9)))
+        for strength in inside
+    }
+
+
+def _bound_knees(e: _Evidence) -> dict[str, Interval]:
+    """Return the interval of each knee, outwards to strengths tried; not found is beyond the last one."""
+    share = (1 - e.level) / 2
+    high = np.where(e.drawn.is_open, np.nan, e.drawn.high)
+    knees = {
+        "onset": e.drawn.onset,
+        "sweet_spot_low": e.drawn.low,
+        "sweet_spot_high": high,
+        "breakdown": e.drawn.breakdown,
+    }
+    intervals: dict[str, Interval] = {}
+    for name, places in knees.items():
+        beyond = np.where(np.isnan(places), np.inf, places)
+        first, last = np.quantile(beyond, [share, 1 - share], method="nearest")
+        near = e.sign * max(strength for strength in e.strengths if strength <= first + 1e-9)
+        far = min(
+            (e.sign * strength for strength in e.strengths if strength >= last - 1e-9), key=abs, default=None
+        )
+        intervals[name] = (near, far) if e.sign > 0 else (far, near)
+    return intervals
+
+
+def _round_up(e: _Evidence, strength: float) -> float:
+    """Return the first strength tried, from 0, that is not before `strength`."""
+    return e.sign * next(tried for tried in e.strengths if tried >= strength - 1e-9)
 
 
 def _find_step(tried: Sequence[float]) -> float:
     """Return the median distance between neighbouring strengths."""
-    return float(np.median(np.diff(np.abs(tried))))
+    return float(np.median(np.diff(tried)))
 
 
-def _extend_range(tried: Sequence[float]) -> str | None:
+def _extend_range(e: _Evidence) -> str | None:
     """Return the range to twice the last strength as text; `None` if none beyond can be tried."""
-    end = tried[-1]
-    if abs(end) >= MAX_STRENGTH:
-        return None
-    return _format_range(math.copysign(min(MAX_STRENGTH, 2 * abs(end)), end), _find_step(tried))
+    end = e.strengths[-1]
+    return (
+        None
+        if end >= MAX_STRENGTH
+        else _format_range(e.sign * min(MAX_STRENGTH, 2 * end), _find_step(e.strengths))
+    )
 
 
 def _format_range(end: float, step: float) -> str:
     """Return the range from 0 to `end` as text, with a step that is allowed."""
     step = max(0.01, round(step, 3), round(abs(end) / MAX_NEXT_STRENGTHS, 3))
     return f"0-{end:g} (+{step:g})" if end > 0 else f"{end:g}-0 (+{step:g})"
-
-
-def _suggest_extension(extension: str | None) -> str:
-    return (
-        ". Extend the range."
-        if extension
-        else f", and strengths go no further than {MAX_STRENGTH:g} either way."
-    )
-
-
-def _find_knees(
-    means: Mapping[str, Curve], low: Mapping[str, Curve], high: Mapping[str, Curve], noise_floor: float
-) -> _Knees:
-    """Return the indices of onset, sweet spot and breakdown; means and bounds are (strengths,)."""
-    count = len(means["effect"])
-    holds, broken, why = np.ones(count, bool), np.zeros(count, bool), [""] * count
-    for name, (least, most) in HELD_RANGES.items():
-        if name in means:
-            holds &= ~((means[name] < least) | (means[name] > most))  # NaN (not measured) holds
-            falls, rises = high[name] < least, low[name] > most
-            told = [
-                f"{name} score drops significantly"
-                if falls[i]
-                else f"{name} score rises significantly"
-                if rises[i]
-                else ""
-                for i in range(count)
-            ]
-            why = [" and ".join(filter(None, pair)) for pair in zip(why, told, strict=True)]
-            broken |= falls | rises
-    # One broken strength after which all is well again is chance; the last one has no successor.
-    breakdown = next((i for i in range(1, count) if broken[i] and (i + 1 == count or broken[i + 1])), None)
-    end = count if breakdown is None else breakdown
-    there = (low["effect"] > noise_floor)[:end]
-    onset = next((i for i in range(1, end) if there[i:].all()), None)
-    gain = means["style"] - means["style"][0] if "style" in means else means["effect"]
-    candidates = [i for i in range(onset or count, end) if holds[i]] if onset is not None else []
-    reach = max((gain[i] for i in candidates), default=0.0)
-    if not candidates or ("style" in means and reach < MIN_STYLE_GAIN):
-        return _Knees(
-            onset, None, None, breakdown, why[breakdown] if breakdown is not None else "", bool(candidates)
-        )
-    works = [i in candidates and gain[i] >= SWEET_SPOT_SHARE * reach for i in range(count)]
-    first = works.index(True)
-    last = next((i for i in range(first, count) if not works[i]), count) - 1
-    nearly = next((i for i in range(first, last + 1) if gain[i] >= RECOMMENDED_SHARE * reach), last)
-    return _Knees(onset, (first, last), nearly, breakdown, why[breakdown] if breakdown is not None else "")
-
-
-def _is_rising(tried: Sequence[float], resampled: Mapping[str, np.ndarray], noise_floor: float) -> bool:
-    """Whether the last quarter of the range surely still adds to the effect (or the style)."""
-    gain = resampled["style"] - resampled["style"][:, :1] if "style" in resampled else resampled["effect"]
-    before = int(np.argmin(np.abs(np.abs(tried[:-1]) - 0.75 * abs(tried[-1]))))
-    added = (gain[:, -1] - gain[:, before]) / np.maximum(
-        gain[:, -1], noise_floor if "style" not in resampled else MIN_STYLE_GAIN
-    )
-    return bool(np.percentile(added, INTERVAL_PERCENTILES[0]) > RISING_SHARE)
-
-
-def _bootstrap_intervals(tried: Sequence[float], each: Sequence[_Knees]) -> dict[str, Range]:
-    places = {
-        "onset": [k.onset for k in each],
-        "sweet_spot_low": [k.sweet_spot and k.sweet_spot[0] for k in each],
-        "sweet_spot_high": [k.sweet_spot and k.sweet_spot[1] for k in each],
-        "breakdown": [k.breakdown for k in each],
-    }
-    found = {name: [tried[i] for i in indices if i is not None] for name, indices in places.items()}
-    # Where most resamples find no value, an interval over the rest would claim too much.
-    ends = {
-        name: np.percentile(values, INTERVAL_PERCENTILES, method="nearest")
-        for name, values in found.items()
-        if 2 * len(values) >= len(each)
-    }
-    return {name: (float(min(low, high)), float(max(low, high))) for name, (low, high) in ends.items()}
-
-
-def _means(curve: Curve) -> Curve:
-    """Return the mean over the pictures that were measured, (strengths,); NaN where none was."""
-    measured = ~np.isnan(curve)
-    many = measured.sum(1)
-    return np.where(many > 0, np.where(measured, curve, 0).sum(1) / np.maximum(many, 1), np.nan)

@@ -23,6 +23,8 @@ TAIL_SHARE = 0.005
 """Share of strength 0's latents that lie beyond each end of what counts as its range."""
 
 Levels = Sequence[LevelStatistics]
+Item = tuple[str, int]
+"""A prompt and a seed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,15 +37,15 @@ class Yardstick:
     """Median `style_distance` of two seeds of one prompt at strength 0."""
     layout_unit: float
     """Median `layout_distance` of two seeds of one prompt at strength 0."""
-    noise_floor: float
-    """Median effect, in seed units, of a VAE round trip, which changes nothing visible."""
+    noise_floors: Mapping[Item, float]
+    """Effect, in seed units, of a VAE round trip of each picture, which changes nothing visible."""
     low: np.ndarray
     """Lower end of the range of strength 0's latents, (4, 1, 1)."""
     high: np.ndarray
     """Upper end of the range of strength 0's latents, (4, 1, 1)."""
 
 
-def build_yardstick(base: Mapping[tuple[str, int], Features]) -> Yardstick:
+def build_yardstick(base: Mapping[Item, Features]) -> Yardstick:
     """Return the yardstick of the strength-0 features by (prompt, seed).
 
     At least one prompt must have two seeds.
@@ -60,15 +62,15 @@ def build_yardstick(base: Mapping[tuple[str, int], Features]) -> Yardstick:
         [look.latents.astype(np.float32).reshape(4, -1) for look in looks if look.latents is not None], axis=1
     )
     low, high = np.quantile(latents, [TAIL_SHARE, 1 - TAIL_SHARE], axis=1)
-    echoes = [
-        _rms(
+    floors = {
+        item: _rms(
             style_distance(look.vae_roundtrip, look.levels, scales) / style,
             layout_distance(look.vae_roundtrip, look.levels) / layout,
         )
-        for look in looks
+        for item, look in base.items()
         if look.vae_roundtrip
-    ]
-    return Yardstick(scales, style, layout, float(np.median(echoes)), low[:, None, None], high[:, None, None])
+    }
+    return Yardstick(scales, style, layout, floors, low[:, None, None], high[:, None, None])
 
 
 def spread(level: LevelStatistics, weights: np.ndarray | None = None) -> LevelStatistics:

@@ -18,19 +18,19 @@ from core.lora import apply as lora
 from core.models import bases, catalogue, embedding_library, preset_match, tools
 from core.prompts.choices import Chosen, choose_text
 from core.prompts.grammar import extract_lora_tags
-from core.prompts.neutral import compose_neutral_prompts
+from core.prompts.neutral import compose_neutral_prompts, insert_trigger
 from core.prompts.png_metadata import MAX_PIXELS
 from core.schema import limits, presets
-from core.schema.bounds import Switch, format_value, is_number
+from core.schema.bounds import OneOf, Switch, format_value, is_number
 from core.schema.errors import UserError
 from core.schema.records import record
-from core.schema.types import EmbeddingUse, LoraUse, PromptPreset, Request
+from core.schema.types import EmbeddingUse, LoraUse, Request
+from core.sweep.strengths import FIRST_STRENGTHS, STRENGTH_DECIMALS
 
 _NUMBER = r"-?[0-9]{1,20}(?:\.[0-9]{1,6})?"
 RANGE_PATTERN = re.compile(
     rf"({_NUMBER})\s*-\s*({_NUMBER})\s*(?:\(\s*\+\s*({_NUMBER})\s*\)|\[\s*([0-9]{{1,4}})\s*\])?"
 )
-STRENGTH_DECIMALS = 3  # strengths that are equal to this many decimals count as one
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,17 +45,28 @@ class SweepPlan:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     strengths: tuple[float, ...]
-    """In rising order, including 0."""
+    """In rising order, including 0; empty where the study finds them by a probe."""
+    limit: float = limits.STRENGTH[1]
+    """The greatest strength, of either sign, to which a probe or an extension may go."""
     feature_extractor: str = "VAE"
     """Network whose activations are measured: the model's own `VAE`, or a `Tool` of kind `eye`."""
     references: tuple[str, ...] = ()
     """Files of pictures in the target style."""
     refine: bool = False
     """Whether to measure once more afterwards, between the strengths where something changes."""
+    looks: tuple[int, ...] = ()
+    """After how many prompts to ask for the verdict, and to end where it stands; empty: after all."""
 
 
-DEFAULT_STRENGTHS = "0-3.5 (+0.25)"
-DEFAULT_SEEDS = "1-4"
+AUTOMATIC_STRENGTHS = {"": limits.STRENGTH[1], "auto": limits.STRENGTH[1], "-auto": limits.STRENGTH[0]}
+"""What stands for strengths that a probe finds -> the greatest of them that is allowed."""
+DEFAULT_SEEDS = "1, 2"
+"""Other prompts tell more than other seeds: two are needed as the unit of distances."""
+BUDGETS = {"Quick": 4, "Standard": 8, "Full": 16}
+"""Budget -> most prompts of a sweep."""
+DEFAULT_BUDGET = "Standard"
+LOOKS = (4, 6, 8, 12, 16)
+"""After how many prompts a sweep with a budget asks for its verdict."""
 SUGGESTED_STEPS = (0.05, 0.1, 0.2, 0.25, 0.5)
 """Steps between suggested strengths."""
 
@@ -71,11 +82,18 @@ class SweepForm:
     model: Any = None
     """A name of `core.models.catalogue` or a Hub id; `None` for the preset's."""
     prompts: Any = None
-    """Text with one prompt per line, or a list; `None` for the preset's neutral ones."""
+    """Text with one prompt per line, or a list; `None` for neutral ones of the preset, with the LoRA's
+    trigger."""
+    budget: Annotated[str | None, OneOf(tuple(BUDGETS))] = None
+    """How many prompts there are at most; the sweep ends earlier where the verdict stands. `None` with
+    prompts: all of them; without: `Standard`."""
     seeds: Any = DEFAULT_SEEDS
     """A list of numbers as text, such as `1-4`."""
-    strengths: Any = DEFAULT_STRENGTHS
-    """A list of numbers as text, such as `0-3.5 (+0.25)`."""
+    strengths: Any = None
+    """A list of numbers as text, such as `0-3.5 (+0.25)`; `None` or `auto` for those that a probe finds.
+
+    `-auto` finds strengths below 0.
+    """
     references: Any = None
     """Files of images in the target style."""
     refine: Annotated[bool, Switch()] = False
@@ -86,10 +104,10 @@ class SweepForm:
 def suggest_strengths(known: float | None) -> str:
     """Return what to sweep, as text: up to 2.5 times a strength that is known to work, in 15 steps at most.
 
-    The default for a negative one, and where none is known.
+    Where none is known, they are found by a probe: below 0 for one that works there.
     """
     if known is None or known <= 0:
-        return DEFAULT_STRENGTHS
+        return "-auto" if known else ""
     last = min(2.5 * known, limits.STRENGTH[1])
     step = next((step for step in SUGGESTED_STEPS if last / step <= 15), SUGGESTED_STEPS[-1])
     return f"0-{step * round(last / step):g} (+{step:g})"
@@ -111,14 +129,22 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
             f"{Path(use.path).name} is made for {family}, but {base.title} is not of that family; "
             "choose another preset or model.",
         )
-    prompts = _parse_prompts(form.prompts, preset)
+    trigger = lora.get_lora_file(use.path).trigger or ""
+    budget = form.budget or DEFAULT_BUDGET
+    neutral = compose_neutral_prompts(preset)[: BUDGETS[budget]]
+    prompts = _parse_prompts(form.prompts) or tuple(insert_trigger(prompt, trigger) for prompt in neutral)
+    looks = [many for many in LOOKS if many < len(prompts)]
+    asks_early = form.budget is not None or form.prompts in (None, "")
     seeds = parse_seeds(read_numbers(form.seeds, DEFAULT_SEEDS))
-    strengths = parse_strengths(read_numbers(form.strengths, DEFAULT_STRENGTHS))
-    cells = len(prompts) * len(seeds) * len(strengths)
+    wanted = read_numbers(form.strengths, "")
+    limit = AUTOMATIC_STRENGTHS.get(wanted.strip()) if isinstance(wanted, str) else None
+    strengths = parse_strengths(wanted) if limit is None else []
+    columns = len(strengths) or FIRST_STRENGTHS
+    cells = len(prompts) * len(seeds) * columns
     if cells > limits.SWEEP_CELLS:
         raise UserError(
             "strengths",
-            f"{len(strengths)} strengths x {len(prompts)} prompts x {len(seeds)} seeds are {cells} images; "
+            f"{columns} strengths x {len(prompts)} prompts x {len(seeds)} seeds are {cells} images; "
             f"the limit is {limits.SWEEP_CELLS}.",
         )
     taken = ("negative", "width", "height", "steps", "cfg", "cfg_rescale", "sampler", "schedule")
@@ -145,9 +171,11 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
         feature_extractor=form.feature_extractor,
         references=tuple(check_reference(Path(str(file))) for file in _list_references(form.references)),
         refine=form.refine,
+        looks=(*looks, len(prompts)) if asks_early else (),
         prompts=prompts,
         seeds=tuple(seeds),
         strengths=tuple(strengths),
+        limit=limit or (limits.STRENGTH[1] if max(strengths) > 0 else limits.STRENGTH[0]),
     )
 
 
@@ -175,7 +203,7 @@ def check_reference(file: Path) -> str:
     return str(file)
 
 
-def _parse_prompts(value: Any, recipe: PromptPreset) -> tuple[str, ...]:
+def _parse_prompts(value: Any) -> tuple[str, ...]:
     lines = value if isinstance(value, list | tuple) else ["" if value is None else value]
     if wrong := [line for line in lines if not isinstance(line, str)]:
         raise UserError(
@@ -186,9 +214,7 @@ def _parse_prompts(value: Any, recipe: PromptPreset) -> tuple[str, ...]:
         raise UserError(
             "prompts", f"{len(text):,} characters are too many; the limit is {limits.PROMPT_LENGTH:,}."
         )
-    prompts = tuple(
-        dict.fromkeys(line.strip() for line in text.splitlines() if line.strip())
-    ) or compose_neutral_prompts(recipe)
+    prompts = tuple(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     if tagged := next((prompt for prompt in prompts if extract_lora_tags(prompt)[0] != prompt), None):
         raise UserError(
             "prompts",

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import zipfile
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +14,11 @@ from core.lora import apply as lora
 from core.lora import edit
 from core.lora.edit import MULTIPLY_RANGE
 from core.models import bases, lora_library
-from core.sweep import charts
-from core.sweep.decide import (
-    HELD_RANGES,
-    INTERVAL_PERCENTILES,
-    RESAMPLES,
-    RISING_SHARE,
-    SWEET_SPOT_SHARE,
-    Verdict,
-)
+from core.sweep import charts, decide
+from core.sweep.knees import HELD_RANGES, LEAST_GAINS, SWEET_SPOT_SHARE
+from core.sweep.resample import RESAMPLES, average_curve, draw_deviations
 from core.sweep.study import MEASURES, SweepStudy
+from core.sweep.verdict import Verdict
 from core.system.atomic_files import link_or_copy, remove_on_error
 
 MAX_LABEL_LENGTH = 60
@@ -33,19 +28,24 @@ MAX_LABEL_LENGTH = 60
 def build_curve(study: SweepStudy) -> list[dict[str, Any]]:
     """Return a row for each complete strength, rising.
 
-    A row has the means over the pictures and the interval of the effect; `None` is what was not
-    measured.
+    A row has the means over the pictures and the interval of the effect over prompts and seeds, which
+    is the effect itself for one prompt; `None` is what was not measured.
     """
     rows = []
-    rng = np.random.default_rng(0)
-    picks = rng.integers(len(study.items), size=(RESAMPLES, len(study.items)))
     for strength in sorted(study.measurements):
-        column = study.measurements[strength]
+        curves = {name: study.build_curve(name, [strength]) for name in MEASURES}
         means = {
-            name: float(np.nanmean(column[name])) if not np.isnan(column[name]).all() else None
-            for name in MEASURES
+            name: None if np.isnan(curve).all() else float(average_curve(curve)[0])
+            for name, curve in curves.items()
         }
-        low, high = np.percentile(column["effect"][picks].mean(1), INTERVAL_PERCENTILES)
+        effect = {"effect": curves["effect"]}
+        drawn = (
+            draw_deviations(effect, np.random.default_rng(0), stretch=True)["effect"]
+            if len(study.prompts) > 1
+            else np.zeros(1)
+        )
+        tail = 50 * (1 - decide.LEVEL)
+        low, high = (means["effect"] or 0) + np.percentile(drawn, [tail, 100 - tail])
         rows.append(
             {
                 "strength": strength,
@@ -59,17 +59,25 @@ def build_curve(study: SweepStudy) -> list[dict[str, Any]]:
 def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
     """Return the sweep as plain data.
 
-    What was not measured is `None`, and `why` or `unmeasured` says why. `notes` has what is unusual about
-    the LoRA's alpha and its law of strength.
+    What was not measured is `None`, and `why` or `unmeasured` says why. `probe` is what the strengths were
+    placed by (`core.sweep.strengths`), `None` where they were given. `notes` has what is unusual about the
+    LoRA's alpha and its law of strength.
     """
     verdict = study.verdict or Verdict(
+        answer="too little",
         intervals={},
         why=f"Stopped: {len(study.pictures)} of {len(study.strengths) * len(study.items)} "
         "images are finished.",
     )
+    measured = sorted(study.measurements)
     unmeasured = dict(study.unmeasured)
     if not study.plan.references:
         unmeasured["style"] = "No reference images were given."
+    if measured and np.isnan(study.build_curve("trigger", measured)).all():
+        unmeasured["trigger"] = "The LoRA's file names no tags that the tagger reads and these prompts lack."
+    character = study.find_character()
+    if character is None:
+        unmeasured["character"] = "No strength is recommended at which the LoRA could be described."
     cells_of = [
         {"strength": strength, "seed": item[1], "prompt": item[0], "picture": str(file), "key": file.stem}
         for (strength, item), file in sorted(study.pictures.items())
@@ -79,9 +87,15 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         "sha256": study.sha256,
         "model": study.plan.settings.model,
         "model_hash": bases.hash_weights(study.plan.settings.model),
-        "noise_floor": round(study.yardstick.noise_floor, 4) if 0.0 in study.measurements else None,
+        "noise_floor": round(float(average_curve(study.noise_floors[None])[0]), 4) if measured else None,
         "strengths": study.strengths,
+        "probe": [
+            {"strength": strength, "change": change if np.isfinite(change) else None}
+            for strength, change in sorted(study.changes.items())
+        ]
+        or None,
         "curve": build_curve(study),
+        "answer": verdict.answer,
         "onset": verdict.onset,
         "sweet_spot": list(verdict.sweet_spot) if verdict.sweet_spot else None,
         "breakdown": verdict.breakdown,
@@ -89,23 +103,34 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         "confidence": verdict.confidence,
         "intervals": {name: list(ends) for name, ends in verdict.intervals.items()},
         "why": verdict.why,
+        "surer": verdict.surer,
         "next": verdict.next,
         "notes": list(lora.get_lora_file(study.plan.lora.path).notes),
         "normalise_by": verdict.recommended
         if verdict.recommended and verdict.recommended >= MULTIPLY_RANGE[0]
         else None,
+        "measured": {
+            "strengths": measured,
+            "values": {name: _list_values(study.build_curve(name, measured)) for name in MEASURES},
+            "noise_floors": _list_values(study.noise_floors) if measured else [],
+        },
         "thresholds": {
             "most": SWEET_SPOT_SHARE,
-            "rising": RISING_SHARE,
+            "gains": LEAST_GAINS,
+            "levelling": decide.LEVELLING_SHARE,
+            "rising": decide.RISING_SHARE,
+            "rare": decide.RARE_SHARE,
+            "level": study.level,
             "resamples": RESAMPLES,
             "holds": {
                 name: [None if np.isinf(end) else end for end in ends] for name, ends in HELD_RANGES.items()
             },
         },
+        "character": json.loads(json.dumps(asdict(character))) if character else None,
         "unmeasured": unmeasured,
         "eye": study.plan.feature_extractor,
         "seeds": list(study.plan.seeds),
-        "prompts": list(study.plan.prompts),
+        "prompts": list(study.prompts),
         "cells": cells_of,
         "cells_found": study.cells_found,
         "seconds": round(study.seconds, 3),
@@ -121,6 +146,13 @@ def format_curve_csv(study: SweepStudy) -> str:
     writer.writeheader()
     writer.writerows(build_curve(study))
     return out.getvalue()
+
+
+def _list_values(values: np.ndarray) -> Any:
+    """Return nested lists of an array's numbers, `None` for NaN, to six significant digits."""
+    if values.ndim:
+        return [_list_values(each) for each in values]
+    return None if np.isnan(values) else float(f"{values:.6g}")
 
 
 def _round_numbers(numbers: dict[str, float | None]) -> dict[str, float | None]:
@@ -150,7 +182,7 @@ def export_sweep(study: SweepStudy, folder: Path) -> SweepFiles:
     with remove_on_error(folder):
         cells, named = [], []
         for (strength, (prompt, seed)), file in sorted(study.pictures.items()):
-            number = study.plan.prompts.index(prompt) + 1
+            number = study.prompts.index(prompt) + 1
             name = f"cells/{strength:g}/prompt{number}-seed{seed}.png"
             link_or_copy(file, folder / name)
             cells.append((folder / name, f"strength {strength:g} · seed {seed}"))

@@ -14,27 +14,37 @@ from PIL import Image, ImageOps
 
 from core.generate.features import PARTS_PER_SIDE
 from core.generate.picture_file import save_picture
+from core.generate.probe import CAUGHT_SHARES, Probe
 from core.generate.stages import details
+from core.lora import apply as lora
 from core.models import bases, embedding_library, lora_library, tools
 from core.models.measured_strengths import MeasuredStrength, record_strength
 from core.models.preset_match import find_preset
-from core.models.tagger import Tagger
+from core.models.tagger import CHARACTER, GENERAL, Tagger
 from core.prompts.conditioning import resolve_prompt
 from core.prompts.embeddings import select_embeddings
 from core.prompts.grammar import Span
 from core.schema import limits
 from core.schema.errors import UserError
-from core.schema.events import Event, Failed, Features, Picture, ReferenceFeatures, Step
+from core.schema.events import Event, Failed, Features, ModelChange, Picture, ReferenceFeatures, Step
 from core.schema.types import Cell, Request
 from core.sweep import cell_cache, measure
-from core.sweep.decide import HELD_RANGES, Verdict, decide_verdict
+from core.sweep.character import Character, describe_character
+from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict, is_settled
+from core.sweep.knees import HELD_RANGES, LEAST_GAINS
+from core.sweep.measure import Item
+from core.sweep.pace import record_pace
 from core.sweep.plan import SweepPlan
+from core.sweep.resample import Curve
+from core.sweep.strengths import SEARCHED_CHANGES, explain_no_strengths, extend_strengths, place_strengths
+from core.sweep.verdict import Verdict
 from core.system import disk
 from core.system.tensor_files import calculate_sha256
 
 MEASURES = (
     "effect",
     "style",
+    "trigger",
     "composition",
     "prompt",
     "detail",
@@ -42,12 +52,17 @@ MEASURES = (
     "effect_face",
     "effect_background",
 )
+TRIGGER_SHARE = 0.5
+"""A tag belongs to the trigger if it has at least this share of the count of the LoRA's most frequent tag."""
+PROBED_PICTURES = 4
+"""Pictures of which a probe asks single calls again: of different prompts, where there are so many."""
 TOUCH_SECONDS = limits.HOUR / 6
 """Seconds between two times that a study marks its cells as in use."""
-Item = tuple[str, int]
-"""A prompt and a seed."""
 Make = Callable[..., Iterator[Event]]
-"""Makes pictures, as `core.runtime.gpu.generate_on_gpu`: (cells, extractor, pictures) -> events."""
+"""Makes pictures or probes, as `core.runtime.gpu.generate_on_gpu`.
+
+(cells, extractor, pictures, probe) -> events
+"""
 
 
 class SweepStudy:
@@ -58,8 +73,11 @@ class SweepStudy:
         self.sha256 = calculate_sha256(Path(plan.lora.path))
         """Hash of the LoRA's file, so that the measurements stay with it."""
         self._lora_name = lora_library.find_name(Path(plan.lora.path))  # the library is listed once
-        self.items: list[Item] = [(prompt, seed) for prompt in plan.prompts for seed in plan.seeds]
+        self.prompts: tuple[str, ...] = plan.prompts
+        """The prompts so far: a sweep that looks at its verdict early begins with the first few."""
         self.strengths = list(plan.strengths)
+        self.changes: dict[float, float] = {}
+        """Strength -> how much it changes single calls of the model, as a probe found; empty without one."""
         self.pictures: dict[tuple[float, Item], Path] = {}
         self.features: dict[tuple[float, Item], Features] = {}
         self.measurements: dict[float, dict[str, np.ndarray]] = {}
@@ -67,6 +85,12 @@ class SweepStudy:
 
         Only strengths whose pictures are complete.
         """
+        self.style_shifts: dict[tuple[float, Item], np.ndarray] = {}
+        """Shift of each measured picture's style from strength 0, in seed units, (width,)."""
+        self.tag_scores: dict[tuple[float, Item], np.ndarray] = {}
+        """Probability of each of `tags` in each measured picture, (tags,) in float16."""
+        self.tags: list[str] = []
+        """The tagger's tags that say what a picture shows; empty without a tagger."""
         self.verdict: Verdict | None = None
         self.unmeasured: dict[str, str] = {}
         """Measure -> why it is missing."""
@@ -81,7 +105,9 @@ class SweepStudy:
     def run(self, make: Make) -> Generator[Event, None, None]:
         """Make the missing cells, yielding `Step`s and `Picture`s as they come.
 
-        Ends with `Failed` when a job fails. Closing the generator stops the work.
+        A plan without strengths gets them from a probe first; if that finds no strength worth a picture, the
+        verdict says so and no picture is made. Ends with `Failed` when a job fails. Closing the generator
+        stops the work.
 
         Raises `UserError` if the disk has no room, or had so little that cells were deleted
         meanwhile.
@@ -89,20 +115,42 @@ class SweepStudy:
         disk.check_free_disk(cell_cache.FOLDER)
         begin = time.monotonic()
         try:
-            yield from self._run_columns(make, _order_coarse_first(self.strengths))
-            if self._is_complete():
-                self.verdict = self._decide()
-                if self.plan.refine and (between := self._find_midpoints()):
-                    self.strengths = sorted({*self.strengths, *between})
-                    yield from self._run_columns(make, between)
+            if not self.strengths:
+                yield from self._find_strengths(make)
+            if not self.strengths:
+                return
+            for many in self.plan.looks or (len(self.plan.prompts),):
+                self._take_prompts(many)
+                yield from self._run_columns(make, _order_coarse_first(self.strengths))
+                self.verdict = self._decide() if self._is_complete() else None
+                while self._goes_on() and (added := self.extend()):
+                    yield from self._run_columns(make, added)
                     self.verdict = self._decide() if self._is_complete() else None
+                if self.verdict is None or is_settled(self.verdict):
+                    break
+            if self.verdict and self.plan.refine and (between := self._find_midpoints()):
+                self.strengths = sorted({*self.strengths, *between})
+                yield from self._run_columns(make, between)
+                self.verdict = self._decide() if self._is_complete() else None
+            if self.verdict:
                 self._record_strength()
         except FileNotFoundError as error:
             if not Path(str(error.filename)).is_relative_to(cell_cache.FOLDER):
                 raise
             raise UserError("disk", cell_cache.CELLS_GONE) from error
         finally:
-            self.seconds += time.monotonic() - begin
+            spent = time.monotonic() - begin
+            self.seconds += spent
+            asked = self.plan.settings
+            pixel_steps = asked.width * asked.height * asked.steps
+            record_pace(asked.model, pixel_steps, len(self.pictures) - self.cells_found, spent)
+
+    def extend(self) -> list[float]:
+        """Add strengths beyond the last one, and return them; none where no more are allowed."""
+        room = max(0, limits.SWEEP_CELLS // len(self.items) - len(self.strengths))
+        added = extend_strengths(self.strengths, self.plan.limit)[:room]
+        self.strengths = sorted({*self.strengths, *added})
+        return added
 
     def build_request(self, strength: float, item: Item) -> Request:
         """Return the request that makes a cell.
@@ -131,11 +179,54 @@ class SweepStudy:
             for file in self.pictures.values():
                 cell_cache.touch_cell(file.stem, self.plan.feature_extractor)
 
+    @property
+    def items(self) -> list[Item]:
+        """A prompt and a seed for each picture of a strength, so far."""
+        return [(prompt, seed) for prompt in self.prompts for seed in self.plan.seeds]
+
+    def _take_prompts(self, many: int) -> None:
+        """Begin with the first prompts, or go on with more: all is measured anew, by their yardstick."""
+        self.prompts = self.plan.prompts[:many]
+        self.measurements = {}
+        for name in ("yardstick", "_tags_at_zero", "_faces", "_trigger_tags"):
+            self.__dict__.pop(name, None)
+
+    def _find_strengths(self, make: Make) -> Iterator[Event]:
+        """Fill in the strengths of a first pass by a probe, or the verdict that none is worth a picture."""
+        items = [(prompt, seed) for seed in self.plan.seeds for prompt in self.plan.prompts]
+        asked = tuple(self.build_request(self.plan.limit, item) for item in items[:PROBED_PICTURES])
+        probe = Probe(requests=asked, changes=SEARCHED_CHANGES)
+        key = cell_cache.hash_probe(probe)
+        found = cell_cache.load_changes(key)
+        if not found:
+            for event in make([], feature_extractor=self.plan.feature_extractor, probe=probe):
+                match event:
+                    case ModelChange():
+                        found[event.strength] = event.change
+                        self.unet_calls += len(asked) * len(CAUGHT_SHARES)
+                    case Step():
+                        self.unet_calls += 1
+                yield event
+                if isinstance(event, Failed):
+                    return
+            cell_cache.save_changes(key, found)
+        self.changes = found
+        if why := explain_no_strengths(found):
+            unseen = max(found.values()) < SEARCHED_CHANGES[0]
+            self.verdict = Verdict(answer="no change" if unseen else "breaks", intervals={}, why=why)
+        else:
+            self.strengths = place_strengths(found)
+
+    def _goes_on(self) -> bool:
+        """Whether strengths that were found go on beyond the last one: rather until something breaks."""
+        return not self.plan.strengths and self.verdict is not None and self.verdict.answer == "rising"
+
     def _is_complete(self) -> bool:
         return all((strength, item) in self.pictures for strength in self.strengths for item in self.items)
 
     def _run_columns(self, make: Make, strengths: Sequence[float]) -> Iterator[Event]:
         asked = [(strength, item) for strength in strengths for item in self.items]
+        made = sum(place in self.pictures for place in asked)
         names = {place: cell_cache.hash_request(self.build_request(*place)) for place in asked}
         missing = []
         for place in asked:
@@ -143,7 +234,7 @@ class SweepStudy:
                 missing.append(place)
             else:
                 self._add_cell(place, cell_cache.picture_path(names[place]), seen)
-        self.cells_found += len(asked) - len(missing)
+        self.cells_found += len(asked) - len(missing) - made
         self._measure_columns()
         wanted = (
             [self._open_reference(file) for file in self.plan.references]
@@ -233,6 +324,10 @@ class SweepStudy:
             ):
                 column["detail"].append(measure.detail(picture, at_zero))
             column["effect"].append(measure.effect(look, base, yard))
+            shift = measure.style_shift(look.levels, base.levels, yard.scales) / yard.style_unit
+            self.style_shifts[strength, item] = shift
+            if read:
+                self.tag_scores[strength, item] = np.array([read[i][tag] for tag in self.tags], np.float16)
             column["style"].append(
                 measure.style(look, self.reference_features, yard) if self.reference_features else np.nan
             )
@@ -244,6 +339,11 @@ class SweepStudy:
             )
             column["prompt"].append(np.nan if share is None else share)
             column["saturation"].append(measure.saturation(look, yard))
+            column["trigger"].append(
+                float(np.mean([read[i][tag] for tag in self._trigger_tags]))
+                if read and self._trigger_tags
+                else np.nan
+            )
             face = boxes[i]
             column["effect_face"].append(
                 measure.effect(look, base, yard, face) if face is not None else np.nan
@@ -262,6 +362,20 @@ class SweepStudy:
     def _tags_at_zero(self) -> list[dict[str, float]] | None:
         return self._read_tags(0.0)
 
+    @cached_property
+    def _trigger_tags(self) -> list[str]:
+        """The tags that the trigger stands for: of most training pictures, but of few without the LoRA."""
+        counts, read = lora.get_lora_file(self.plan.lora.path).tags, self._tags_at_zero
+        if not read or not counts:
+            return []
+        least = TRIGGER_SHARE * max(counts.values())
+        usual = {tag.replace("_", " ") for tag, count in counts.items() if count >= least}
+        return [
+            tag
+            for tag in sorted(usual & read[0].keys())
+            if np.mean([each[tag] for each in read]) < measure.TAG_THRESHOLD
+        ]
+
     def _read_tags(self, strength: float) -> list[dict[str, float]] | None:
         """Return the tags of each picture of a column, or `None` if the model has no tagger."""
         name = bases.find_model(self.plan.settings.model).tagger
@@ -276,6 +390,7 @@ class SweepStudy:
         except UserError as error:
             self.unmeasured["prompt"] = str(error)
             return None
+        self.tags = [tag for tag in tagger.tags if tagger.categories[tag] in (GENERAL, CHARACTER)]
         return tagger.read_tags(
             [Image.open(self.pictures[strength, item]).convert("RGB") for item in self.items]
         )
@@ -305,24 +420,45 @@ class SweepStudy:
     # --- deciding ------------------------------------------------------------------------------
 
     def _decide(self) -> Verdict:
-        if len(self.plan.seeds) < 2:
-            return decide_verdict(
-                self.strengths,
-                {"effect": np.zeros((len(self.strengths), len(self.items)))},
-                0.0,
-                seed_count=1,
-            )
-        used = ["effect", *HELD_RANGES, *(["style"] if self.reference_features else [])]
-        curves = {
-            name: np.stack([self.measurements[strength][name] for strength in self.strengths])
-            for name in used
-        }
+        if len(self.plan.seeds) < 2:  # nothing is measured
+            nothing = np.zeros((len(self.strengths), len(self.prompts), 1))
+            return decide_verdict(self.strengths, {"effect": nothing}, nothing[0])
+        curves = {name: self.build_curve(name, self.strengths) for name in (*LEAST_GAINS, *HELD_RANGES)}
         return decide_verdict(
             self.strengths,
             {name: curve for name, curve in curves.items() if not np.isnan(curve).all()},
-            self.yardstick.noise_floor,
-            len(self.plan.seeds),
+            self.noise_floors,
+            self.level,
         )
+
+    @property
+    def level(self) -> float:
+        """The share of the draws that a claim needs."""
+        return LOOK_LEVEL if len(self.plan.looks) > 1 else LEVEL
+
+    def build_curve(self, name: str, strengths: Sequence[float]) -> Curve:
+        """Return a measure, (strengths, prompts, seeds), NaN where there is no value."""
+        columns = [self.measurements[strength][name] for strength in strengths]
+        return np.array(columns).reshape(len(columns), len(self.prompts), len(self.plan.seeds))
+
+    @property
+    def noise_floors(self) -> np.ndarray:
+        """The effect of a VAE round trip, which changes nothing visible, (prompts, seeds)."""
+        floors = [self.yardstick.noise_floors.get(item, np.nan) for item in self.items]
+        return np.array(floors).reshape(len(self.prompts), len(self.plan.seeds))
+
+    def find_character(self) -> Character | None:
+        """Return what the LoRA is at the strength tried nearest the recommended one; `None` without one."""
+        if self.verdict is None or (recommended := self.verdict.recommended) is None:
+            return None
+        tried = min(filter(None, self.measurements), key=lambda strength: abs(strength - recommended))
+
+        def gather(kept: dict[tuple[float, Item], np.ndarray], strength: float) -> np.ndarray:
+            rows = np.stack([kept[strength, item] for item in self.items])
+            return rows.reshape(-1, len(self.plan.seeds), rows.shape[1])
+
+        scores = [gather(self.tag_scores, strength) for strength in (0.0, tried)] if self.tags else []
+        return describe_character(tried, gather(self.style_shifts, tried), self.tags, *scores)
 
     def _record_strength(self) -> None:
         """Keep the sweet spot for the LoRA library, if there is one and the whole LoRA was swept."""
@@ -332,12 +468,15 @@ class SweepStudy:
             and self.verdict.recommended
             and not self.plan.lora.blocks
         ):
+            found = self.find_character()
             record_strength(
                 Path(self.plan.lora.path),
                 MeasuredStrength(
                     model=self.plan.settings.model,
                     recommended=self.verdict.recommended,
                     interval=self.verdict.sweet_spot,
+                    action=found and found.action,
+                    consistency=found and found.consistency,
                 ),
             )
 

@@ -134,6 +134,10 @@ def plan_transfer(form: TransferForm) -> TransferPlan:
             name = f"{row.name} ({sum(other.name.startswith(row.name) for other in rows) + 1})"
         rows.append(replace(row, name=name, references=common.references or row.references))
     assert common is not None
+    if not common.strengths:
+        raise UserError(
+            "strengths", "they are found for one LoRA on one model, in Sweep; use a list such as '0.65, 1'."
+        )
     strengths = len(common.strengths) - 1  # 0 is made once for all LoRAs
     pictures = len(common.prompts) * len(common.seeds) * len(names) * (1 + len(rows) * strengths)
     if pictures > limits.TRANSFER_CELLS:

@@ -19,8 +19,9 @@ from core.models import bases, files, loader
 from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Features, ModelLoaded
 from core.sweep import cell_cache, measure, study
+from core.sweep.measure import Item
 from core.sweep.plan import SweepPlan
-from core.sweep.study import Item, Make
+from core.sweep.study import Make
 from core.system.concurrency import drain
 from core.transfer.judge import HomeBaseline, Judgement, judge_pair
 from core.transfer.plan import TransferLora, TransferPlan

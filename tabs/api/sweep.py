@@ -10,7 +10,7 @@ from core.runtime import gpu
 from core.schema.errors import UserError
 from core.schema.events import Failed
 from core.schema.records import read_form
-from core.sweep.plan import DEFAULT_SEEDS, DEFAULT_STRENGTHS, SweepForm, plan_sweep
+from core.sweep.plan import DEFAULT_SEEDS, SweepForm, plan_sweep
 from core.sweep.report import export_sweep
 from core.sweep.study import SweepStudy
 from tabs.api.inputs import build_input
@@ -23,12 +23,16 @@ from tabs.shared.forms import takes
 def sweep(form: SweepForm) -> Iterator[tuple[Any, ...]]:
     """Measure at which strengths a LoRA works.
 
-    `prompts` are one per line; `references` are images of the target style. `model` is a name in the
-    list of models, a checkpoint of one's own, or a Hub id; without it, the preset's is taken. Without
-    a preset, it is the one that fits the model, or nano's.
+    `strengths` are a list such as `0-3.5 (+0.25)`; without one, they are found by how much single calls
+    of the model change: above 0, or below 0 with `-auto`. `prompts` are one per line; without any,
+    `budget` says how many neutral prompts there are at most: `Quick` 4, `Standard` 8, `Full` 16. A sweep
+    with a budget ends where its verdict stands. `references` are images of the target style. `model` is a
+    name in the list of models, a checkpoint of one's own, or a Hub id; without it, the preset's is taken.
+    Without a preset, it is the one that fits the model, or nano's.
 
-    Returns the contact sheet, the curve as rows, a zip of all cells with the report, and the
-    report: onset, sweet_spot, breakdown and recommended, each null where it was not seen, and why.
+    Returns the contact sheet, the curve as rows, a zip of all cells with the report, and the report:
+    answer, onset, sweet_spot, breakdown and recommended, each null where it was not seen, and why. For a
+    LoRA that shows at no strength, why says so, and no picture is made.
     """
     with translate_errors():
         study = SweepStudy(plan_sweep(resolve_files(form)))
@@ -57,10 +61,11 @@ def register_endpoints() -> None:
         "preset": build_input(gr.Textbox),
         "prompts": build_input(gr.Textbox),
         "seeds": build_input(gr.Textbox, DEFAULT_SEEDS),
-        "strengths": build_input(gr.Textbox, DEFAULT_STRENGTHS),
+        "strengths": build_input(gr.Textbox),
         "references": build_input(gr.JSON),
         "refine": build_input(gr.Checkbox, False),
         "model": build_input(gr.Textbox),
+        "budget": build_input(gr.Textbox),
     }
     call.click(
         sweep,

@@ -1,5 +1,6 @@
 """The LoRAs of the Generate tab: from the library, an upload or the Hub, with what is known of each."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,10 @@ from core.models.lora_facts import LoraFacts
 from core.prompts.grammar import extract_lora_tags
 from core.schema import limits
 from core.schema.types import LoraUse
+from core.system.device import is_space
 from tabs.shared import hub_fetch
 from tabs.shared.checks import READ_OPTIONS, translate_errors
-from tabs.shared.lora_choices import describe_choice, find_chosen_lora, list_lora_choices
+from tabs.shared.lora_choices import LORA_ORDERS, describe_choice, find_chosen_lora, list_lora_choices
 from tabs.shared.model_choices import name_model
 from tabs.shared.updates import refresh_choices
 
@@ -35,6 +37,14 @@ def build_panel() -> dict[str, Any]:
             info="adds its tag and trigger to the prompt",
             elem_id="shelf",
         )
+        c["shelf_order"] = gr.Radio(
+            list(LORA_ORDERS.items()),
+            value="name",
+            label="Sort the library by",
+            info="what your own sweeps measured",
+            visible=not is_space(),  # nothing is kept there
+            elem_id="shelf-order",
+        )
         c["lora_facts"] = gr.HTML(elem_id="lora-facts", padding=False)
         c["lora_suggested"] = gr.State(1)
         c["lora_inserted"] = gr.State("")
@@ -44,7 +54,8 @@ def build_panel() -> dict[str, Any]:
 
 def wire(c: dict[str, Any]) -> None:
     """Connect the LoRA that is chosen, uploaded or fetched: what is known of it is shown and filled in."""
-    refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)
+    listed = partial(gr.on, [c["shelf"].focus, c["shelf_order"].input])
+    refresh_choices(listed, c["shelf"], list_lora_choices, [c["shelf_order"]])
     c["shelf"].input(
         _choose_lora,
         [c["shelf"], c["model"], c["preset"], c["prompt"], c["lora_inserted"]],

@@ -1,23 +1,39 @@
 """The list of a person's LoRAs that each tab offers, and what the page says of the chosen one."""
 
+import math
 from html import escape
 from pathlib import Path
 
 from core.models import lora_library
 from core.models.folders import FOLDER_NAMES
 from core.models.lora_facts import LoraFacts, LoraStrength, describe_mismatch, read_lora_facts
+from core.models.measured_strengths import find_strengths
 from core.schema.errors import UserError
 from core.system.markdown import format_html_warning
 
 MAX_WORDS_SHOWN = 8
+LORA_ORDERS = {"name": "name", "how strongly it acts": "action", "consistency": "consistency"}
+"""What a list of LoRAs can be sorted by: what the page shows, and the name."""
 
 
-def list_lora_choices() -> list[tuple[str, str]]:
-    """List the library's LoRAs: what a list shows and searches, which is name and folder, and the name."""
+def list_lora_choices(order: str = "name") -> list[tuple[str, str]]:
+    """List the library's LoRAs: what a list shows and searches, which is name and folder, and the name.
+
+    By `action` or `consistency`, the greatest comes first and its number is shown; LoRAs that were
+    not measured follow by name.
+    """
     plain = {*FOLDER_NAMES["lora"], lora_library.EXAMPLES_FOLDER.name}
+    library = lora_library.list_loras()
+    found = {} if order == "name" else find_strengths(library.values())
+    numbers = {file: number for file, each in found.items() if (number := getattr(each, order)) is not None}
     return [
-        (name if (folder := file.parent.name) in plain else f"{name} · {folder}", name)
-        for name, file in lora_library.list_loras().items()
+        (
+            name
+            + ("" if (folder := file.parent.name) in plain else f" · {folder}")
+            + (f" · {order} {numbers[file]:.2f}" if file in numbers else ""),
+            name,
+        )
+        for name, file in sorted(library.items(), key=lambda each: -numbers.get(each[1], -math.inf))
     ]
 
 
@@ -68,4 +84,6 @@ def _format_facts(facts: LoraFacts) -> str:
 def _format_strength(strength: LoraStrength) -> str:
     ends = strength.interval
     between = f" ({ends[0]:g} to {ends[1]:g})" if ends and ends[0] < ends[1] else ""
-    return f"strength {strength.value:g}{between}, {strength.source}"
+    action = "" if strength.action is None else f" · action {strength.action:.2f}"
+    alike = "" if strength.consistency is None else f" · consistency {strength.consistency:.2f}"
+    return f"strength {strength.value:g}{between}, {strength.source}{action}{alike}"

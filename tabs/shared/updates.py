@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import wraps
 from typing import Any
@@ -36,16 +36,21 @@ def answer_by_name(handler: Callable[..., Any], components: Mapping[str, Any]) -
     return {"fn": fn, "outputs": list(components.values())}
 
 
-def refresh_choices(event: Callable[..., Any], component: Any, list_choices: Callable[[], list[Any]]) -> None:
+def refresh_choices(
+    event: Callable[..., Any],
+    component: Any,
+    list_choices: Callable[..., list[Any]],
+    inputs: Sequence[Any] = (),
+) -> None:
     """Show the choices that there are at each `event`, such as a list's `focus`; the value stays.
 
-    Files come and go while the app runs.
+    Files come and go while the app runs. `list_choices` takes the values of `inputs`, which have defaults.
     """
     shown = gr.State(_hash_choices(list_choices()))
 
-    def refresh(selected: Any, shown: str) -> tuple[Any, Any]:
+    def refresh(selected: Any, shown: str, *values: Any) -> tuple[Any, Any]:
         with translate_errors():
-            choices = list_choices()
+            choices = list_choices(*values)
         # A list that is drawn anew under a person's pointer is only worth it if it has changed.
         if (found := _hash_choices(choices)) == shown:
             return gr.skip(), gr.skip()
@@ -54,7 +59,7 @@ def refresh_choices(event: Callable[..., Any], component: Any, list_choices: Cal
         # What came from the Hub stays in the list while it is chosen: Gradio refuses it otherwise.
         return gr.update(choices=choices + [each for each in chosen if each not in names]), found
 
-    event(refresh, [component, shown], [component, shown], **QUIET_OPTIONS)
+    event(refresh, [component, shown, *inputs], [component, shown], **QUIET_OPTIONS)
 
 
 def _hash_choices(choices: list[Any]) -> str:

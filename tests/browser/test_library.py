@@ -1,5 +1,6 @@
 """A file that is put into a person's folder is in the lists of the page, without a restart."""
 
+import re
 import shutil
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import expect
 
+from core.models.measured_strengths import MeasuredStrength, record_strength
 from core.system import paths
 from tests.browser.parts import open_part
 from tests.models.library import write_lora
@@ -48,6 +50,20 @@ def test_choosing_a_lora_fills_in_its_strength_and_shows_what_is_known(
     page.locator("#sweep-shelf input").click()
     page.get_by_role("option", name="brought").click()
     expect(page.locator("#strengths").get_by_role("textbox")).to_have_value("0-4 (+0.5)")
+
+
+def test_the_library_can_be_sorted_by_how_strongly_a_lora_acts(page, shelf: Path) -> None:
+    for number, (name, action) in enumerate((("mild", 0.5), ("wild", 2.0))):
+        file = write_lora(shelf / f"{name}.safetensors", value=number)
+        record_strength(
+            file, MeasuredStrength(model="nano", recommended=1, interval=(0.5, 1.5), action=action)
+        )
+    open_part(page, "button", "LoRA")
+    page.locator("#shelf-order").get_by_label("how strongly it acts").check()
+    page.locator("#shelf input").click()
+    expect(page.get_by_role("option")).to_have_text(
+        [re.compile("wild · action 2.00"), re.compile("mild · action 0.50"), re.compile("nano-airbrush")]
+    )
 
 
 def test_a_new_upscaler_can_be_chosen_at_once(page, shelf: Path) -> None:

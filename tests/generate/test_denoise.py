@@ -140,7 +140,7 @@ def test_every_sampler_ends_at_the_picture_that_the_model_predicts(
             said = signal * said - noise * clean_latents
         return said, said
 
-    monkeypatch.setattr("core.generate.stages.denoise._make_predictor", lambda *_: predict)
+    monkeypatch.setattr("core.generate.stages.denoise.make_predictor", lambda *_: predict)
     *_, made = denoise(pipeline, [replace(REQUEST, sampler=sampler, schedule="Karras", steps=8)])
     assert (made.latents - clean_latents).abs().max() < 2e-3
 

@@ -54,6 +54,14 @@ REPORT: dict[str, Any] = {
     "seeds": [1, 2],
     "eye": "VAE",
 }
+CHARACTER: dict[str, Any] = {
+    "strength": 2.75,
+    "action": 1.42,
+    "consistency": 0.61,
+    "intervals": {"action": [1.2, 1.7], "consistency": [0.5, 0.7]},
+    "words": [{"tag": "<b>soft</b>", "change": 0.62, "low": 0.4, "high": 0.8}],
+    "why": None,
+}
 
 
 def plan_example(**values: Any) -> Publication:
@@ -155,6 +163,16 @@ def test_a_check_by_eye_is_on_the_card_as_its_answers_say_it(tmp_path: Path) -> 
         plan_example(sweep={**report, "field_check": {**CHECK, "answers": []}})
 
 
+def test_what_the_lora_is_stands_on_the_card_in_plain_text() -> None:
+    text = render_card(plan_example(sweep={**REPORT, "character": CHARACTER}, home="nano"), {})
+    assert (
+        "- What it is on nano: At 2.75 it changes how an image is painted 1.4 \\(1.2 to 1.7\\) times" in text
+    )
+    assert "Consistency 0.61 \\(0.5 to 0.7\\)" in text
+    assert "towards \\<b\\>soft\\</b\\> \\+0.62" in text
+    assert "What it is" not in render_card(plan_example(sweep=REPORT, home="nano"), {}), "an older report"
+
+
 @pytest.mark.parametrize(("measured", "which"), [(None, "unknown"), ("0123456789", "other")])
 def test_figures_of_other_weights_are_told_as_such(measured: str | None, which: str) -> None:
     (found,) = plan_example(sweep={**REPORT, "model_hash": measured}).sweeps
@@ -190,6 +208,16 @@ def test_the_licence_is_the_bases_with_its_notice() -> None:
         ),
         ({"sweep": {"lora": "x"}}, "sweep: use the report of a sweep"),
         ({"sweep": {**REPORT, "recommended": "<b>2</b>"}}, "sweep: use the report of a sweep"),
+        *(
+            ({"sweep": {**REPORT, "character": {**CHARACTER, **wrong}}}, "sweep: use the report of a sweep")
+            for wrong in (
+                {"consistency": 2},
+                {"action": None},
+                {"intervals": {"action": [2, 1]}},
+                {"words": [{"tag": 5, "change": 0.6, "low": 0.4, "high": 0.8}]},
+                {"words": [{"tag": "soft", "change": 0.9, "low": 0.4, "high": 0.8}]},
+            )
+        ),
         ({"transfer": {"per_pair": []}}, "transfer: use the report"),
         ({"lora": None}, "lora: choose a LoRA"),
         ({"lora": "/nowhere.safetensors"}, "lora: nowhere.safetensors does not exist"),
@@ -208,13 +236,20 @@ def test_a_report_follows_its_file_through_another_alpha(tmp_path: Path) -> None
         (report,) = plan_publication(
             read_form(
                 PublicationForm,
-                {"lora": str(file), "repo": "ann/soft", "license": "apache-2.0", "sweep": REPORT},
+                {
+                    "lora": str(file),
+                    "repo": "ann/soft",
+                    "license": "apache-2.0",
+                    "sweep": {**REPORT, "character": CHARACTER},
+                },
             )
         ).sweeps
         assert report["recommended"] == pytest.approx(2.75 / times, abs=1e-4)
         assert report["sweet_spot"] == pytest.approx([2 / times, 3.5 / times], abs=1e-4)
         assert report["intervals"]["onset"] == pytest.approx([0.5 / times, 1 / times], abs=1e-4)
         assert "multiplied by" in report["why"]
+        told = {**CHARACTER, "strength": pytest.approx(2.75 / times, abs=1e-4)}
+        assert report["character"] == told, "what it does there is the same"
     fewer = edit.rewrite_lora(lora.get_lora_file(str(EXAMPLE)), tmp_path, blocks="1,1,1,1,1,1,1,1,1,1,1,0")
     with pytest.raises(UserError, match="which is not the file to publish"):
         plan_publication(

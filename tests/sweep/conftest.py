@@ -15,8 +15,14 @@ from core.sweep.study import SweepStudy
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 PROMPTS = (
     "1girl, blue hair, short hair, red eyes, smile, upper body, white background\n"
-    "1girl, red hair, ponytail, purple eyes, frown, upper body, beach"
+    "1girl, red hair, ponytail, purple eyes, frown, upper body, beach\n"
+    "1girl, pink hair, twintails, blue eyes, open mouth, upper body, blue sky\n"
+    "1girl, black hair, long hair, green eyes, smile, upper body, classroom\n"
+    "1girl, blonde hair, long hair, blue eyes, smile, upper body, sunset\n"
+    "1girl, white hair, short hair, purple eyes, smile, upper body, night sky"
 )
+PICTURES = 12
+"""Of a strength: 6 prompts x 2 seeds."""
 RunSweep = Callable[..., SweepStudy]
 
 
@@ -37,5 +43,5 @@ def run_sweep() -> RunSweep:
 
 @pytest.fixture(scope="session")
 def study(run_sweep: RunSweep) -> SweepStudy:
-    """Sweep the example from 0 to 5 in steps of 0.5, over two prompts and two seeds."""
+    """Sweep the example from 0 to 5 in steps of 0.5, over six prompts and two seeds."""
     return run_sweep(strengths="0-5 (+0.5)", prompts=PROMPTS)

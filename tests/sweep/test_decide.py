@@ -1,218 +1,247 @@
-"""Decisions on made-up curves: what is there is found, what was not measured is not named."""
+"""Verdicts on made-up curves: what is surely so is said, and nothing else is."""
 
 import numpy as np
 import pytest
 
 from core.sweep import plan
-from core.sweep.decide import decide_verdict
+from core.sweep.decide import decide_verdict, is_settled
+from core.sweep.resample import average_curve, draw_deviations
+from core.sweep.verdict import Verdict
+from core.sweep.words import format_headline, format_interval
 
 STRENGTHS = [i * 0.5 for i in range(9)]  # 0 to 4
-PICTURE_COUNT = 16
+PROMPTS, SEEDS = 8, 2
+PLATEAU = [0, 0.1, 0.5, 1.5, 2.0, 2.1, 2.1, 2.15, 2.2]
+FALLING_PROMPT = [1, 1, 1, 1, 1, 1, 0.9, 0.3, 0.1]
 
 
 def make_curves(
     effect: list[float], prompt: list[float] | None = None, noise: float = 0.05, **others: list[float]
 ) -> dict[str, np.ndarray]:
-    """Return curves with these means at `STRENGTHS`, each (strengths, pictures).
+    """Return curves with these means at `STRENGTHS`, each (strengths, prompts, seeds).
 
-    The small differences between pictures are the same at each strength.
+    Prompts differ from each other more than seeds do, and by the same at each strength.
     """
     rng = np.random.default_rng(1)
-    spread = rng.normal(0, noise, PICTURE_COUNT)
+    spread = rng.normal(0, noise, (PROMPTS, 1)) + rng.normal(0, noise / 4, (PROMPTS, SEEDS))
+    spread -= spread.mean()
+    same = np.zeros((PROMPTS, SEEDS))
     named = {
         "effect": effect,
         "prompt": prompt or [1.0] * len(effect),
         "composition": [0.9] * len(effect),
         **others,
     }
-    return {name: np.array(values, float)[:, None] + spread[None] for name, values in named.items()}
+    return {
+        name: np.array(values, float)[:, None, None] + (same if name == "prompt" else spread)
+        for name, values in named.items()
+    }
 
 
-PLATEAU = [0, 0.1, 0.5, 1.5, 2.0, 2.1, 2.1, 2.2, 2.3]
+def decide(curves: dict[str, np.ndarray], floor: float = 0.3, strengths: list[float] = STRENGTHS) -> Verdict:
+    return decide_verdict(strengths, curves, np.full(curves["effect"].shape[1:], floor))
 
 
 def test_a_plateau_that_breaks_has_all_three() -> None:
-    found = decide_verdict(
-        STRENGTHS, make_curves(PLATEAU, [1, 1, 1, 1, 1, 1, 0.9, 0.4, 0.1]), 0.3, seed_count=4
-    )
-    assert (found.onset, found.sweet_spot, found.breakdown, found.recommended) == (1.0, (1.5, 3.0), 3.5, 2.25)
+    found = decide(make_curves(PLATEAU, FALLING_PROMPT))
+    assert (found.answer, found.onset, found.breakdown) == ("changes", 1.0, 3.5)
+    assert (found.sweet_spot, found.recommended) == ((1.5, 3.0), 2.0), "the strength tried next to the middle"
     assert found.confidence > 0.9
+    assert found.why == (
+        "Changes the images from 1.5 to 3 while everything holds; the middle is 2; visible from 1; "
+        "breaks at 3.5, where prompt falls."
+    )
+    assert found.intervals["breakdown"] == (3.0, 3.5), "outwards to strengths that were tried"
+    assert is_settled(found)
+
+
+def test_change_alone_is_not_called_quality() -> None:
+    """A LoRA of random matrices changes images, too."""
+    found = decide(make_curves(PLATEAU, FALLING_PROMPT))
+    assert "Works" not in found.why
+    assert found.surer is not None
+    assert "reference images" in found.surer
+    style = [0.2, 0.2, 0.25, 0.5, 0.6, 0.6, 0.6, 0.6, 0.6]
+    held = decide(make_curves(PLATEAU, FALLING_PROMPT, noise=0.01, style=style))
+    assert held.answer == "works"
+    assert held.why.startswith("Works from 1.5 to 3, best at 2;")
+    assert held.surer is None
+
+
+def test_a_line_is_rising_and_has_no_best_strength() -> None:
+    """A LoRA that only brightens has no sweet spot at the end of the range that was tried."""
+    found = decide(make_curves([0.5 * i for i in range(9)]))
+    assert (found.answer, found.sweet_spot, found.recommended) == ("rising", None, None)
     assert (
-        found.why == "Works from 1.5 to 3, best around 2.25. Visible from 1; "
-        "from 3.5 on, the prompt score drops significantly."
+        found.why == "The images change from 0.5 on, and still change more and more at 4; nothing breaks yet."
     )
-    assert found.intervals["breakdown"] == (3.5, 3.5)
-
-
-def test_a_plateau_without_a_breakdown() -> None:
-    found = decide_verdict(STRENGTHS, make_curves(PLATEAU), 0.3, seed_count=4)
-    assert (found.onset, found.sweet_spot, found.breakdown) == (1.0, (1.5, 4.0), None)
-    assert "no breakdown up to 4" in found.why
-    shorter = decide_verdict(
-        STRENGTHS[:-1], {name: curve[:-1] for name, curve in make_curves(PLATEAU).items()}, 0.3, seed_count=4
-    )
-    assert (found.recommended, shorter.recommended) == (2.5, 2.0), (
-        "a step at most, whereas the middle moves with the range"
-    )
-    assert "breakdown" not in found.intervals
-
-
-def test_a_curve_still_rising_has_no_sweet_spot_and_a_next_run() -> None:
-    found = decide_verdict(STRENGTHS, make_curves([0.5 * i for i in range(9)]), 0.3, seed_count=4)
-    assert (found.sweet_spot, found.recommended, found.breakdown) == (None, None, None)
-    assert found.why == "No sweet spot yet: the effect is still growing at 4. Extend the range."
     assert found.next == "0-5 (+0.5)"
-    assert set(found.intervals) == {"onset"}, "no interval for what is not claimed"
-
-
-def test_a_flat_curve_has_nothing() -> None:
-    found = decide_verdict(STRENGTHS, make_curves([0.0] + [0.05] * 8), 0.3, seed_count=4)
-    assert (found.onset, found.sweet_spot, found.breakdown) == (None, None, None)
-    assert found.why.startswith("No clear effect up to 4 (noise floor 0.30 seed units)")
-
-
-def test_one_seed_has_nothing() -> None:
-    found = decide_verdict(STRENGTHS, make_curves(PLATEAU), 0.3, seed_count=1)
-    assert (found.onset, found.sweet_spot, found.breakdown) == (None, None, None)
-    assert found.why.startswith("Needs at least 2 seeds")
-
-
-def test_what_breaks_before_it_styles_has_a_breakdown_and_no_sweet_spot() -> None:
-    found = decide_verdict(
-        STRENGTHS,
-        make_curves([0, 0.1, 0.1, 0.2, 9, 9, 9, 9, 9], [1, 1, 1, 1, 0.2, 0, 0, 0, 0]),
-        0.3,
-        seed_count=4,
-    )
-    assert (found.onset, found.sweet_spot, found.breakdown) == (None, None, 2.0)
-    assert (
-        found.why
-        == "Breaks at 2 (the prompt score drops significantly) before the style appears. No strength works."
-    )
-    assert found.next == "0-2 (+0.125)"
-
-
-@pytest.mark.parametrize(
-    ("measure", "held", "fallen", "said"),
-    [
-        ("composition", 0.9, 0.1, "drops"),
-        ("saturation", 0.01, 0.4, "rises"),
-        ("detail", 1.0, 0.1, "drops"),
-        ("detail", 1.0, 5.0, "rises"),
-    ],
-)
-def test_each_measure_can_break(measure: str, held: float, fallen: float, said: str) -> None:
-    found = decide_verdict(
-        STRENGTHS, make_curves(PLATEAU, noise=0.01, **{measure: [held] * 6 + [fallen] * 3}), 0.3, seed_count=4
-    )
-    assert found.breakdown == 3.0
-    assert f"from 3 on, the {measure} score {said} significantly" in found.why
-    assert found.sweet_spot == (1.5, 2.5)
-
-
-def test_one_bad_strength_is_no_breakdown() -> None:
-    found = decide_verdict(STRENGTHS, make_curves(PLATEAU, [1, 1, 1, 1, 0.5, 1, 1, 1, 1]), 0.3, seed_count=4)
-    assert found.breakdown is None
-
-
-def test_references_decide_instead_of_the_effect() -> None:
-    near = [0.2, 0.2, 0.2, 0.2, 0.25, 0.5, 0.6, 0.6, 0.6]
-    found = decide_verdict(STRENGTHS, make_curves(PLATEAU, noise=0.01, style=near), 0.3, seed_count=4)
-    assert found.sweet_spot == (2.5, 4.0)
-    away = decide_verdict(
-        STRENGTHS,
-        make_curves(PLATEAU, noise=0.01, style=[0.5, 0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.2]),
-        0.3,
-        seed_count=4,
-    )
-    assert away.sweet_spot is None
-    assert "do not get closer to the references" in away.why
-
-
-def test_few_pictures_that_disagree_are_not_sure() -> None:
-    """Four pictures with the same means but a large spread give no certain onset.
-
-    There is none while the interval reaches the floor.
-    """
-    effect = np.array([[0, 0, 0, 0], [0, 0, 0, 2.0], [0, 0, 0, 2.4], [1, 2, 2, 3]])
-    found = decide_verdict([0, 1, 2, 3], {"effect": effect, "prompt": np.ones((4, 4))}, 0.3, seed_count=2)
-    assert found.onset == 3
-
-
-def test_what_was_not_measured_is_left_out() -> None:
-    unread = make_curves(PLATEAU)
-    unread["prompt"][:, :4] = np.nan
-    assert decide_verdict(STRENGTHS, unread, 0.3, seed_count=4).sweet_spot == (1.5, 4.0)
-    del unread["prompt"]
-    assert decide_verdict(STRENGTHS, unread, 0.3, seed_count=4).sweet_spot == (1.5, 4.0)
-
-
-def test_strengths_below_zero_are_read_downwards() -> None:
-    mirrored = [-s for s in reversed(STRENGTHS)]
-    turned = {
-        name: curve[::-1] for name, curve in make_curves(PLATEAU, [1, 1, 1, 1, 1, 1, 0.9, 0.4, 0.1]).items()
-    }
-    found = decide_verdict(mirrored, turned, 0.3, seed_count=4)
-    assert (found.onset, found.sweet_spot, found.breakdown, found.recommended) == (
-        -1.0,
-        (-3.0, -1.5),
-        -3.5,
-        -2.25,
-    )
+    assert found.intervals["breakdown"] == (4.0, None), "not before 4 is an answer"
 
 
 @pytest.mark.parametrize("strengths", [[0, 1, 4], [0, 1, 2, 5]])
 def test_a_coarse_range_that_still_rises_is_said_to(strengths: list[float]) -> None:
-    effect = np.repeat(np.array(strengths, float)[:, None], 8, 1)
-    found = decide_verdict(strengths, {"effect": effect, "prompt": np.ones_like(effect)}, 0.3, seed_count=4)
-    assert found.sweet_spot is None
-    assert found.why.startswith(f"No sweet spot yet: the effect is still growing at {strengths[-1]}")
+    effect = np.tile(np.array(strengths, float)[:, None, None], (1, PROMPTS, SEEDS))
+    assert decide({"effect": effect}, strengths=strengths).answer == "rising"
 
 
-def test_what_holds_but_comes_no_nearer_is_not_called_broken() -> None:
-    composition = [0.9] * 5 + [0.1] * 4
-    found = decide_verdict(
-        STRENGTHS,
-        make_curves(PLATEAU, noise=0.01, composition=composition, style=[0.2] * 9),
-        0.3,
-        seed_count=4,
-    )
-    assert (found.sweet_spot, found.breakdown) == (None, 2.5)
-    assert (
-        found.why == "The images change from 1 on, but do not get closer to the references "
-        "before the composition score drops significantly at 2.5."
-    )
+def test_a_plateau_without_a_breakdown_needs_only_a_little() -> None:
+    found = decide(make_curves(PLATEAU))
+    assert (found.sweet_spot, found.breakdown, found.recommended) == ((1.5, 4.0), None, 1.5)
+    assert "nothing breaks up to 4, and more strength adds little" in found.why
+    assert found.intervals["sweet_spot_high"] == (4.0, None)
 
 
-def test_an_end_that_was_not_seen_has_no_interval() -> None:
-    assert (
-        "sweet_spot_high" not in decide_verdict(STRENGTHS, make_curves(PLATEAU), 0.3, seed_count=4).intervals
-    )
+def test_a_flat_curve_has_nothing() -> None:
+    found = decide(make_curves([0.0] + [0.05] * 8))
+    assert (found.answer, found.onset, found.sweet_spot, found.breakdown) == ("no change", None, None, None)
+    assert found.why == "Nothing changes up to 4 (noise floor 0.30 seed units)."
+
+
+def test_one_seed_has_nothing() -> None:
+    curves = {name: curve[:, :, :1] for name, curve in make_curves(PLATEAU).items()}
+    found = decide(curves)
+    assert found.answer == "too little"
+    assert found.why.startswith("Needs at least 2 seeds")
+
+
+@pytest.mark.parametrize("prompts", [1, 3])
+def test_few_prompts_get_a_provisional_answer(prompts: int) -> None:
+    """Any 4 of 12 prompts put one LoRA's breakdown anywhere from 1.5 to 4: fewer tell next to nothing."""
+    curves = {name: curve[:, :prompts] for name, curve in make_curves(PLATEAU, FALLING_PROMPT).items()}
+    found = decide(curves)
+    assert (found.answer, found.sweet_spot, found.recommended) == ("provisional", None, None)
+    assert found.why.startswith("Provisional: ")
+    assert "from about 1.4 to 3" in found.why
+    assert not is_settled(found)
+
+
+def test_what_breaks_before_it_changes_has_a_breakdown_and_no_sweet_spot() -> None:
+    found = decide(make_curves([0, 0.1, 0.1, 0.2, 9, 9, 9, 9, 9], [1, 1, 1, 1, 0.2, 0, 0, 0, 0]))
+    assert (found.answer, found.sweet_spot, found.breakdown) == ("breaks", None, 2.0)
+    assert found.why.startswith("Breaks at 2, where prompt falls, before most of the effect is surely there")
+    assert found.next == "0-2 (+0.125)"
+
+
+@pytest.mark.parametrize(
+    ("measure", "held", "lost", "said"),
+    [
+        ("composition", 0.9, 0.1, "falls"),
+        ("saturation", 0.01, 0.4, "rises"),
+        ("detail", 1.0, 0.1, "falls"),
+        ("detail", 1.0, 5.0, "rises"),
+    ],
+)
+def test_each_measure_can_break(measure: str, held: float, lost: float, said: str) -> None:
+    found = decide(make_curves(PLATEAU, noise=0.01, **{measure: [held] * 6 + [lost] * 3}))
+    assert found.breakdown == 3.0
+    assert f"breaks at 3, where {measure} {said}" in found.why
+    assert found.sweet_spot == (1.5, 2.5)
+
+
+def test_one_bad_strength_is_no_breakdown() -> None:
+    found = decide(make_curves(PLATEAU, [1, 1, 1, 1, 0.5, 1, 1, 1, 1]))
+    assert found.breakdown is None
 
 
 def test_what_may_not_hold_is_neither_breakdown_nor_proof() -> None:
-    """Half of the pictures fall apart from 2 on: the mean fails, but not for certain."""
+    """Half of the prompts fall apart from 2 on: the mean fails, but not for certain."""
     held = make_curves(PLATEAU, noise=0.01)
-    held["composition"][4:, :9] = 0.0
-    held["composition"][4:, 9:] = 0.75
-    found = decide_verdict(STRENGTHS, held, 0.3, seed_count=4)
-    assert (found.sweet_spot, found.breakdown) == ((1.5, 1.5), None)
-    assert "beyond 1.5 it is unclear, and more seeds would help" in found.why
+    held["composition"][4:, :5] = 0.0
+    held["composition"][4:, 5:] = 0.75
+    found = decide(held)
+    assert (found.answer, found.sweet_spot, found.breakdown) == ("unclear", None, None)
+    assert found.surer is not None
+    assert "more than 8 prompts" in found.surer
+    assert not is_settled(found), "more prompts tell"
 
 
-def test_three_pictures_a_strength_are_too_few() -> None:
-    few = {name: curve[:, :3] for name, curve in make_curves(PLATEAU).items()}
-    found = decide_verdict(STRENGTHS, few, 0.3, seed_count=3)
-    assert found.sweet_spot is None
-    assert found.why.startswith("3 images per strength are too few")
+def test_what_comes_no_nearer_has_no_gain() -> None:
+    away = decide(make_curves(PLATEAU, noise=0.01, style=[0.5, 0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.2]))
+    assert (away.answer, away.sweet_spot) == ("no gain", None)
+    assert "do not get closer to what is wanted" in away.why
+    composition = [0.9] * 5 + [0.1] * 4
+    lost = decide(make_curves(PLATEAU, noise=0.01, composition=composition, style=[0.2] * 9))
+    assert (lost.answer, lost.sweet_spot, lost.breakdown) == ("no gain", None, 2.5)
+
+
+def test_the_tags_of_the_trigger_decide_where_there_are_no_references() -> None:
+    """A content LoRA shows its tags long before its effect is greatest."""
+    tags = [0.0, 0.5, 0.9, 0.95, 0.95, 0.95, 0.95, 0.95, 0.95]
+    found = decide(make_curves(PLATEAU, FALLING_PROMPT, noise=0.01, trigger=tags))
+    assert (found.answer, found.sweet_spot) == ("works", (1.0, 3.0))
+    style = [0.2, 0.2, 0.2, 0.2, 0.2, 0.5, 0.6, 0.6, 0.6]
+    nearer = decide(make_curves(PLATEAU, FALLING_PROMPT, noise=0.01, trigger=tags, style=style))
+    assert nearer.sweet_spot == (2.5, 3.0)
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    unread = make_curves(PLATEAU)
+    unread["prompt"][:, :2] = np.nan
+    assert decide(unread).sweet_spot == (1.5, 4.0)
+    del unread["prompt"]
+    assert decide(unread).sweet_spot == (1.5, 4.0)
+
+
+def test_strengths_below_zero_are_read_downwards() -> None:
+    mirrored = [-s for s in reversed(STRENGTHS)]
+    turned = {name: curve[::-1] for name, curve in make_curves(PLATEAU, FALLING_PROMPT).items()}
+    found = decide(turned, strengths=mirrored)
+    assert (found.onset, found.sweet_spot, found.breakdown, found.recommended) == (
+        -1.0,
+        (-3.0, -1.5),
+        -3.5,
+        -2.0,
+    )
+    assert found.intervals["breakdown"] == (-3.5, -3.0)
+
+
+def test_prompts_that_differ_widen_the_interval_and_seeds_do_not() -> None:
+    """Sixteen images of two prompts are not sixteen opinions."""
+    far = np.linspace(-1, 1, 8)
+    prompts, seeds = (np.broadcast_to(each, (1, 8, 8)) for each in (far[None, :, None], far[None, None]))
+    drawn = {
+        name: draw_deviations({name: curve}, np.random.default_rng(0), stretch=False)[name].std()
+        for name, curve in (("prompts", prompts), ("seeds", seeds))
+    }
+    assert drawn["prompts"] > 2 * drawn["seeds"]
+
+
+def test_a_mean_is_of_prompts_not_of_pictures() -> None:
+    """A prompt with one seed that was read counts as much as one with eight."""
+    curve = np.array([[[1.0, np.nan, np.nan], [3.0, 3.0, 3.0]]])
+    assert average_curve(curve) == pytest.approx([2.0])
+
+
+def test_no_strength_is_recommended_that_was_not_made() -> None:
+    """All of the range lies between two strengths: the next run is named instead."""
+    effect = [0, 0, 0, 0, 2.0, 2.0, 2.0, 2.0, 2.0]
+    found = decide(make_curves(effect, [1, 1, 1, 1, 0.2, 0, 0, 0, 0], noise=0.01))
+    assert found.recommended is None
+    assert found.next is not None
 
 
 def test_what_is_offered_next_is_allowed() -> None:
     fine = [i * 0.05 for i in range(61)]
-    effect = np.repeat(np.array(fine)[:, None], 8, 1)
-    found = decide_verdict(fine, {"effect": effect}, 0.3, seed_count=4)
+    effect = np.tile(np.array(fine)[:, None, None], (1, PROMPTS, SEEDS))
+    found = decide({"effect": effect}, strengths=fine)
     assert found.next is not None
     assert len(plan.parse_strengths(found.next)) <= 64
-    down = decide_verdict([-s for s in reversed(STRENGTHS)], make_curves([0.0] * 9), 0.3, seed_count=4)
+    down = decide(make_curves([0.0] * 9), strengths=[-s for s in reversed(STRENGTHS)])
     assert down.next == "-5-0 (+0.5)"
     assert min(plan.parse_strengths(down.next)) == -5
+
+
+def test_the_headline_has_three_numbers() -> None:
+    report = {"answer": "works", "sweet_spot": [2, 4], "recommended": 3, "breakdown": 4.75}
+    assert format_headline(report) == "Works 2 to 4 · best 3 · breaks at 4.75"
+    assert format_headline({**report, "answer": "changes", "breakdown": None}) == (
+        "Changes 2 to 4 · middle 3 · no breakdown seen"
+    )
+    assert format_headline({**report, "sweet_spot": [3, 3]}).startswith("Works 3 · ")
+    assert [format_interval(ends) for ends in ((1, 2), (2, 2), (3, None), (None, -3))] == [
+        "1 to 2",
+        "2",
+        "3 or more",
+        "-3 or less",
+    ]

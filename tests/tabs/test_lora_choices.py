@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from core.models import lora_library
 from core.models.measured_strengths import MeasuredStrength, record_strength
-from core.sweep.plan import DEFAULT_STRENGTHS, parse_strengths, suggest_strengths
+from core.sweep.plan import parse_strengths, suggest_strengths
 from tabs.generate.lora_panel import _bring_lora, _choose_lora
 from tabs.shared.lora_choices import describe_choice, list_lora_choices
 from tabs.sweep import _fill_in_choice, _format_neutral_prompts
@@ -77,7 +78,7 @@ def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
     """Without its trigger, less of a LoRA would be measured than there is."""
     write_lora(shelf / "a.safetensors", {"modelspec.trigger_phrase": "arona"})
     (shelf / "a.json").write_text('{"preferred weight": 0.8}')
-    filled: dict[str, Any] = {"strengths": DEFAULT_STRENGTHS, "prompts": _format_neutral_prompts("nano")}
+    filled: dict[str, Any] = {"strengths": "", "prompts": _format_neutral_prompts("nano")}
     choice: dict[str, Any] = {
         "lora_file": None,
         "shelf": "a",
@@ -96,7 +97,7 @@ def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
     assert own["filled"] == filled
     again = _fill_in_choice(**{**choice, "filled": found["filled"], "shelf": None}, **found["filled"])
     assert again["filled"] == {
-        "strengths": DEFAULT_STRENGTHS,
+        "strengths": "",
         "prompts": _format_neutral_prompts("sdxl-base"),
     }
 
@@ -109,8 +110,31 @@ def test_the_suggested_strengths_go_around_what_is_known(known: float) -> None:
     assert min(abs(known - strength) for strength in found) <= 0.1 + 1e-9
 
 
-def test_without_a_positive_strength_the_default_is_swept() -> None:
-    assert suggest_strengths(None) == suggest_strengths(-1.0) == DEFAULT_STRENGTHS
+def test_where_no_strength_is_known_the_sweep_finds_them_also_below_0() -> None:
+    assert (suggest_strengths(None), suggest_strengths(-1.0)) == ("", "-auto")
+
+
+def test_the_library_is_sorted_by_what_sweeps_measured(shelf: Path) -> None:
+    """Figures stay with the content, also of a copy; LoRAs that were not measured come last."""
+    measured = {"mild": (0.4, 0.9), "wild": (3.0, 0.1), "old": (None, None)}
+    for number, (name, (action, consistency)) in enumerate(measured.items()):
+        file = write_lora(shelf / f"{name}.safetensors", value=number)
+        ends = MeasuredStrength(model="nano", recommended=1.2, interval=(0.8, 1.6))
+        record_strength(file, replace(ends, action=action, consistency=consistency))
+    write_lora(shelf / "copy of mild.safetensors", {"title": "other metadata"}, value=0)
+    write_lora(shelf / "another.safetensors", value=9)
+    (shelf / "broken.safetensors").write_bytes(b"")
+    rest = ["another", "broken", "nano-airbrush", "old"]
+    orders = {order: list_lora_choices(order) for order in ("action", "consistency", "name")}
+    assert {order: [name for _, name in choices] for order, choices in orders.items()} == {
+        "action": ["wild", "copy of mild", "mild", *rest],
+        "consistency": ["copy of mild", "mild", "wild", *rest],
+        "name": ["another", "broken", "copy of mild", "mild", "nano-airbrush", "old", "wild"],
+    }
+    assert orders["action"][0] == ("wild · action 3.00", "wild")
+    assert orders["consistency"][2] == ("wild · consistency 0.10", "wild")
+    shown = describe_choice(str(shelf / "wild.safetensors"), "nano")[0]
+    assert "measured here on nano · action 3.00 · consistency 0.10" in shown
 
 
 _opened: list[str] | None = None

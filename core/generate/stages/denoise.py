@@ -71,17 +71,18 @@ def denoise(
     old = first.schedule in samplers.OLD_SCHEDULES
     per_step = first.calls // first.steps
     counted = first.steps if old or start is None else start.prompt_steps or first.steps
-    predict = _make_predictor(pipeline, requests, per_step * counted, per_step * steps_before)
+    predict = make_predictor(pipeline, requests, per_step * counted, per_step * steps_before)
     rng, noise = draw_seed_noise(pipeline, requests)
     run = _run_old_schedule if old else _run_solver
     yield from run(pipeline, first, start, predict, rng, noise, on_step)
 
 
-def _make_predictor(
-    pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], calls: int, calls_before: int
+def make_predictor(
+    pipeline: StableDiffusionXLPipeline, requests: Sequence[Request], calls: int, calls_before: int = 0
 ) -> Predictor:
     """Return what asks the U-Net about all requests, with and without their prompts.
 
+    `calls` are those over which a prompt's changes are counted, after `calls_before` of an earlier pass.
     Prompts joined by `AND` guide together: each pulls away from the prediction without any by its
     weight, as in A1111 (Liu et al. 2022, arXiv 2206.01714).
     """
