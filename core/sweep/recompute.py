@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from core.schema.errors import UserError
-from core.sweep.decide import Verdict, decide_verdict
+from core.sweep.decide import decide_verdict
+from core.sweep.verdict import Verdict
 
 
 def recompute_verdict(report: Mapping[str, Any]) -> Verdict:
@@ -19,20 +20,18 @@ def recompute_verdict(report: Mapping[str, Any]) -> Verdict:
         measured = report["measured"]
         shape = tuple(map(len, (measured["strengths"], report["prompts"], report["seeds"])))
         values = {name: _read_array(each, shape) for name, each in measured["values"].items()}
-        asked: dict[str, Any] = {
-            "strengths": [float(strength) for strength in measured["strengths"]],
-            "curves": {name: curve for name, curve in values.items() if not np.isnan(curve).all()},
-            "noise_floors": _read_array(measured["noise_floors"], shape[1:]),
-            "level": float(report["thresholds"]["level"]),
-        }
-        if "effect" not in asked["curves"]:
+        curves = {name: curve for name, curve in values.items() if not np.isnan(curve).all()}
+        if "effect" not in curves:
             raise ValueError("nothing was measured")
+        strengths = [float(strength) for strength in measured["strengths"]]
+        noise_floors = _read_array(measured["noise_floors"], shape[1:])
+        level = float(report["thresholds"]["level"])
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise UserError(
             "report",
             "it lacks the measurements of each image; use the report.json in the zip of a new sweep.",
         ) from error
-    return decide_verdict(**asked)
+    return decide_verdict(strengths, curves, noise_floors, level)
 
 
 def _read_array(values: Any, shape: Sequence[int]) -> np.ndarray:

@@ -1,6 +1,8 @@
 """Sweeps with an answer that is known beforehand."""
 
 import json
+import math
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +17,13 @@ from core.models.measured_strengths import find_strength
 from core.sweep.decide import decide_verdict
 from core.sweep.knees import HELD_RANGES
 from core.sweep.plan import SweepForm, plan_sweep
+from core.sweep.recompute import recompute_verdict
 from core.sweep.report import build_sweep_report
 from core.sweep.study import SweepStudy
 from tabs.sweep import _format_answer
 from tests.sweep.conftest import EXAMPLE, PICTURES, PROMPTS, RunSweep
 
+SCRIPT = Path(__file__).parent.parent.parent / "docs" / "verdict_from_report.py"
 STEP = 0.5
 
 
@@ -39,6 +43,15 @@ def test_the_example_has_a_sweet_spot(study: SweepStudy) -> None:
     assert inside["effect_low"] < inside["effect"] < inside["effect_high"]
     assert 0 < report["noise_floor"] < inside["effect_low"]
     assert inside["effect_background"] is not None, "faces were found"
+
+
+def test_the_report_alone_says_the_same(study: SweepStudy) -> None:
+    """Anybody can check a verdict from its report: with the app, and without any of its code."""
+    report = json.loads(json.dumps(build_sweep_report(study)))
+    assert recompute_verdict(report).why == report["why"]
+    knees = runpy.run_path(str(SCRIPT))["compute_knees"](report)
+    found = {name: [None if math.isinf(end) else end for end in ends] for name, (_, *ends) in knees.items()}
+    assert found == report["intervals"]
 
 
 def test_the_library_knows_what_was_measured(study: SweepStudy) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from core.schema.errors import UserError
+from core.sweep.knees import HELD_RANGES, LEAST_GAINS, SWEET_SPOT_SHARE
 from core.sweep.recompute import recompute_verdict
 
 ROOT = Path(__file__).parent.parent.parent
@@ -25,7 +26,6 @@ SHAPES: dict[str, dict[str, Any]] = {
     "nothing": {"effect": [0] * 9, "prompt": [1] * 9},
     "style": {"effect": PLATEAU, "prompt": FALLING, "style": [0.2, 0.2, 0.25, 0.5, 0.6, 0.6, 0.5, 0.3, 0.2]},
 }
-KNEES = pytest.importorskip("core.sweep.knees", reason="needs the verdict by draws of prompts and seeds")
 
 
 def make_report(shape: str, sign: int = 1, **changes: Any) -> dict[str, Any]:
@@ -49,13 +49,12 @@ def make_report(shape: str, sign: int = 1, **changes: Any) -> dict[str, Any]:
             "noise_floors": np.abs(0.3 + prompts).tolist(),
         },
         "thresholds": {
-            "most": KNEES.SWEET_SPOT_SHARE,
-            "gains": KNEES.LEAST_GAINS,
+            "most": SWEET_SPOT_SHARE,
+            "gains": LEAST_GAINS,
             "level": 0.95,
             "resamples": 400,
             "holds": {
-                name: [None if np.isinf(end) else end for end in ends]
-                for name, ends in KNEES.HELD_RANGES.items()
+                name: [None if np.isinf(end) else end for end in ends] for name, ends in HELD_RANGES.items()
             },
         },
         **changes,
