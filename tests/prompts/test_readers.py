@@ -42,7 +42,7 @@ def test_comfyuis_graph_is_followed_to_prompts_lora_size_and_hires(tmp_path: Pat
     reading = read_infotext(tools.save_texts(tmp_path / "a.png", texts))
     hires = {"upscaler": "Latent", "factor": 1.5, "denoise": 0.5, "steps": 12}
     check_common(reading, hires=hires)
-    assert (reading.tool, reading.unused) == ("ComfyUI", {})
+    assert (reading.tool, reading.unused) == ("ComfyUI", {"Hires seed": "8"})
     assert reading.loras == ({"lora": "a style", "strength": 0.8, "text_strength": 0.5},)
 
 
@@ -166,13 +166,6 @@ def test_a_pipe_of_an_efficient_loader_is_followed() -> None:
     assert isinstance(reading, Reading)
     check_common(reading)
     assert reading.loras == STYLE
-
-
-def test_a_refiners_pass_is_named_and_no_hires() -> None:
-    graph = {**tools.COMFYUI_GRAPH, "8": tools.build_node("Reroute", **{"": ["7", 0]})}
-    reading = _read_settings({"prompt": json.dumps(graph)})
-    assert isinstance(reading, Reading)
-    assert ("hires" in reading.fields, reading.unused) == (False, {"KSampler": "on"})
 
 
 def test_swarmui_is_read_from_png_and_jpeg(tmp_path: Path) -> None:
@@ -376,8 +369,21 @@ INPUT_NAMES += [
     "pipe",
     "conditioning_1",
     "populated_text",
+    "script",
+    "upscale_by",
+    "start_at_step",
+    "step",
 ]
-KINDS = ["KSampler", "SamplerCustom", "ImageScale", "CLIPSetLastLayer", "LoRA Stack", "ConditioningCombine"]
+KINDS = [
+    "HighRes-Fix Script",
+    "SplitSigmas",
+    "KSampler",
+    "SamplerCustom",
+    "ImageScale",
+    "CLIPSetLastLayer",
+    "LoRA Stack",
+    "ConditioningCombine",
+]
 NODES = st.builds(
     lambda kind, inputs: {"class_type": kind, "inputs": inputs},
     st.sampled_from(KINDS),

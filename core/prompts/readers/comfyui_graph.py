@@ -143,3 +143,16 @@ def walk_models(nodes: Mapping[str, Node], node: Node | None) -> Iterator[Node]:
         yield node
         names = ("model", "model1", *PIPE_INPUTS, "guider", "lora_stack", "optional_lora_stack")
         waiting += [follow(nodes, node["inputs"].get(name)) for name in names]
+
+
+def walk_sigmas(nodes: Mapping[str, Node], link: Any) -> tuple[Node | None, int | float | None]:
+    """Return the node that a pass's noise levels come from, and how many of the first are split off."""
+    skipped = None
+    for _ in range(MAX_HOPS):
+        node = follow(nodes, link)
+        if node is None or "sigmas" not in node["inputs"]:
+            return node, skipped
+        if node["class_type"] == "SplitSigmas" and link[1] == 1:  # the second of its two outputs
+            skipped = find_number(nodes, node, "step")
+        link = node["inputs"]["sigmas"]
+    return None, skipped
