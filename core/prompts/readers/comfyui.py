@@ -44,7 +44,7 @@ def read(texts: Mapping[str, str]) -> SettingsText | None:
             "Size": size,
             **_read_other_nodes(nodes),
             **read_hires(nodes, path, passes, size, first),
-            **_list_unread(path, passes, first.model_path),
+            **_list_unread(nodes, path, passes, first.model_path),
         },
         tool="Civitai" if "extraMetadata" in table else "ComfyUI",
         loras=first.loras,
@@ -97,9 +97,14 @@ def _read_other_nodes(nodes: Mapping[str, Node]) -> dict[str, str]:
     return settings
 
 
-def _list_unread(path: list[Node], passes: list[int], model_path: Sequence[Node]) -> dict[str, str]:
+def _list_unread(
+    nodes: Mapping[str, Node], path: list[Node], passes: list[int], model_path: Sequence[Node]
+) -> dict[str, str]:
     """Return the nodes that changed the picture and are not read, by their names."""
     more = [path[place] for place in passes[:-2]]
     details = [node for node in path if "detailer" in node["class_type"].lower()]
     changes = [node for node in model_path[1:] if not PLAIN_NODES.search(node["class_type"])]
-    return {node["class_type"][:100]: "on" for node in [*more, *details, *changes][:50]}
+    guides = [node for node in nodes.values() if "ControlNetApply" in node["class_type"]]
+    pictures = [node for node in path[-1:] if node["class_type"].startswith("LoadImage")]
+    unread = [*more, *details, *changes, *guides, *pictures]
+    return {node["class_type"][:100]: "on" for node in unread[:50]}

@@ -11,6 +11,7 @@ from core.prompts.grammar import extract_lora_tags
 from core.prompts.readers.comfyui_graph import (
     PIPE_INPUTS,
     Node,
+    find_name,
     find_number,
     find_prompt,
     follow,
@@ -20,7 +21,7 @@ from core.prompts.readers.comfyui_graph import (
 from core.prompts.readers.json_text import get_table
 
 CHECKPOINT_INPUTS = ("ckpt_name", "base_ckpt_name", "unet_name", "ckpt", "checkpoint", "model_name")
-LORA_INPUT = re.compile(r"lora(?:_name)?(_?\d{1,2})?")
+LORA_INPUT = re.compile(r"lora(?:_name)?(_?\d{1,2})?|lora_(\d{1,2})_name")
 STRENGTH_INPUTS = (
     "strength_model",
     "model_weight",
@@ -81,22 +82,24 @@ def _read_sampling(nodes: Mapping[str, Node], node: Node) -> dict[str, str]:
     return {
         "Steps": format_number(steps),
         "Sampler": _name_part(
-            inputs.get("sampler_name"), follow(nodes, inputs.get("sampler")), SAMPLER_NODES
+            nodes, node, "sampler_name", follow(nodes, inputs.get("sampler")), SAMPLER_NODES
         ),
-        "Schedule type": _name_part(inputs.get("scheduler"), sigmas, SCHEDULE_NODES),
+        "Schedule type": _name_part(nodes, node, "scheduler", sigmas, SCHEDULE_NODES),
         "CFG scale": format_number(find_number(nodes, guider or node, "cfg")),
         "Seed": format_number(find_number(nodes, noise or node, "noise_seed", "seed")),
         "Denoise": "" if denoise in (None, 1) else format_number(denoise),
     }
 
 
-def _name_part(said: Any, node: Node | None, names: Mapping[str, str]) -> str:
-    """Return the sampler or schedule that a pass names, or that a node of its own stands for."""
-    if node is None:
-        return said if isinstance(said, str) else ""
-    own = node["inputs"].get("sampler_name") or node["inputs"].get("scheduler")
-    plain = re.sub(r"^Sampler|Scheduler$", "", node["class_type"]).lower()
-    return own if isinstance(own, str) else names.get(plain, plain)
+def _name_part(
+    nodes: Mapping[str, Node], node: Node, field: str, part: Node | None, names: Mapping[str, str]
+) -> str:
+    """Return the sampler or schedule that a pass names in `field`, or that the node `part` stands for."""
+    if part is None:
+        return find_name(nodes, node["inputs"].get(field), field)
+    own = find_name(nodes, part["inputs"].get(field), field)
+    plain = re.sub(r"^Sampler|Scheduler$", "", part["class_type"]).lower()
+    return own or names.get(plain, plain)
 
 
 def format_number(value: float | None) -> str:
@@ -117,13 +120,18 @@ def _find_checkpoint(nodes: Mapping[str, Node], model_path: Sequence[Node]) -> s
     """Return the weights that the model's way begins with; else, of a pipe, the first that are loaded."""
     on_path = ((node, name) for node in model_path for name in CHECKPOINT_INPUTS)
     anywhere = ((node, name) for node in nodes.values() for name in CHECKPOINT_INPUTS[:3])
-    found = (node["inputs"].get(name) for node, name in chain(on_path, anywhere))
-    return next((name for name in found if isinstance(name, str) and name), "")
+    found = (
+        find_name(nodes, node["inputs"].get(name), *CHECKPOINT_INPUTS)
+        for node, name in chain(on_path, anywhere)
+    )
+    return next(filter(None, found), "")
 
 
 def _read_loras(nodes: Mapping[str, Node], node: Node) -> list[dict[str, Any]]:
     """Return the LoRAs that a node loads: by one name, numbered names, tables or tags."""
     inputs, found = node["inputs"], []
+    if inputs.get("toggle") is False:
+        return []
     for name, value in inputs.items():
         entries = value if isinstance(value, list) else get_table(inputs, name).get("__value__")
         for entry in [value, *(entries if isinstance(entries, list) else [])][: MAX_LORAS + 1]:
@@ -132,15 +140,8 @@ def _read_loras(nodes: Mapping[str, Node], node: Node) -> list[dict[str, Any]]:
                 if isinstance(label, str) and label not in ("", "None"):
                     text = entry.get("strengthTwo", entry.get("clipStrength"))
                     found.append(make_lora(label, entry.get("strength"), text))
-        match = LORA_INPUT.fullmatch(name)
-        if match and isinstance(value, str) and value not in ("", "None"):
-            end = match[1] or ""
-            if inputs.get(f"switch{end}", "On") == "On":
-                strength, text = (
-                    find_number(nodes, node, *(f"{each}{end}" for each in each_kind))
-                    for each_kind in (STRENGTH_INPUTS, TEXT_STRENGTH_INPUTS)
-                )
-                found.append(make_lora(value, strength, text))
+        if match := LORA_INPUT.fullmatch(name):
+            found += _read_named_lora(nodes, node, name, match[1] or "", match[2])
     if "lora" in node["class_type"].lower() and isinstance(tags := inputs.get("text"), str):
         found += [
             make_lora(tag.name, tag.strength, tag.text_strength)
@@ -148,3 +149,28 @@ def _read_loras(nodes: Mapping[str, Node], node: Node) -> list[dict[str, Any]]:
         ]
     unique = {repr(lora): lora for lora in found}  # a list of tags and a table of one node say the same
     return [lora for lora in unique.values() if lora["strength"] or lora.get("text_strength")]
+
+
+def _read_named_lora(
+    nodes: Mapping[str, Node], node: Node, name: str, end: str, number: str | None
+) -> list[dict[str, Any]]:
+    """Return the LoRA of an input, if it is on, with the strengths of the inputs that belong to it.
+
+    They have the same `end`, such as `_2`; or, with the `number` inside, they are `lora_2_strength` and
+    the like. A stack in its simple mode has one strength for both, and ignores what is beyond its count.
+    """
+    inputs, value = node["inputs"], node["inputs"][name]
+    label = value.get("content") if isinstance(value, dict) else value
+    if not isinstance(label, str) or label in ("", "None") or inputs.get(f"switch{end}", "On") != "On":
+        return []
+    count = find_number(nodes, node, "lora_count", "num_loras")
+    place = (number or end).strip("_")
+    if count is not None and place and int(place) > count:
+        return []
+    both = [f"{each}{end}" for each in STRENGTH_INPUTS], [f"{each}{end}" for each in TEXT_STRENGTH_INPUTS]
+    if number:
+        both = [f"lora_{number}_model_strength"], [f"lora_{number}_clip_strength"]
+    if "simple" in (inputs.get("input_mode"), inputs.get("mode")):
+        both = [f"lora_wt{end}", f"lora_{number}_strength"], []
+    strength, text = (find_number(nodes, node, *names) for names in both)
+    return [make_lora(label, strength, text)]
