@@ -83,6 +83,8 @@ OUTPUT_NAMES = (
     "open",
 )
 
+BROUGHT_NAMES = ("lora_file", "shelf", "preset", "model", "model_note", "prompts", "seeds", "status")
+"""What an image of the Generate tab fills in."""
 FILLED_NAMES = ("strengths", "prompts")
 """The texts that the choice of a LoRA and of a preset fills in."""
 PROMPTS_INFO = "one per line; four or more for a verdict, and other prompts tell more than other seeds"
@@ -96,14 +98,14 @@ PROMPTS_KEPT = "; your prompts were kept: to use the preset's, clear them and ch
 def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHandoff, ReportHandoff]:
     """Lay out the tab and connect it.
 
-    `generate_handoff` puts a picture's settings into the Generate tab of `tabs`.
+    `generate_handoff` puts a picture's settings into the Generate tab of `tabs`, and brings its images here.
     """
     with gr.Row():
         with gr.Column(scale=4, min_width=320):
             c = _build_controls()
         with gr.Column(scale=7, min_width=320):
             c |= _build_results()
-    _wire_controls(c)
+    _wire_controls(c, generate_handoff, tabs)
     _wire_study(c)
     _wire_files(c)
     _wire_cells(c, generate_handoff, tabs)
@@ -112,27 +114,24 @@ def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHa
     )
 
 
-def _wire_controls(c: dict[str, Any]) -> None:
-    """Connect what chooses a LoRA and a preset."""
-    gr.on(
-        [c["lora_file"].change, c["shelf"].input],
-        _describe_lora,
-        [c["lora_file"], c["shelf"]],
-        c["lora_facts"],
-        **QUIET_OPTIONS,
-    )
+def _wire_controls(c: dict[str, Any], generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> None:
+    """Connect what chooses a LoRA and a preset: a person here, or an image of the Generate tab."""
+    brought = [
+        picture.sweep_button.click(
+            inputs=[*picture.inputs, c["preset"]],
+            **answer_by_name(picture.read, {"tabs": tabs, **{name: c[name] for name in BROUGHT_NAMES}}),
+            **READ_OPTIONS,
+        ).success
+        for picture in generate_handoff.pictures
+    ]
+    chosen = [c["lora_file"].change, c["shelf"].input, *brought]
+    for event in chosen:
+        event(_describe_lora, [c["lora_file"], c["shelf"]], c["lora_facts"], **QUIET_OPTIONS)
     refresh_choices(c["model"].focus, c["model"], list_optional_models)
     matched = c["model"].input(
         _match_preset, [c["model"], c["preset"]], [c["preset"], c["model_note"]], **QUIET_OPTIONS
     )
-    chosen = (
-        c["lora_file"].change,
-        c["shelf"].input,
-        c["preset"].input,
-        c["budget"].input,
-        matched.then,
-    )
-    for event in chosen:
+    for event in (*chosen, c["preset"].input, c["budget"].input, matched.then):
         event(
             inputs_kwargs={
                 name: c[name]
