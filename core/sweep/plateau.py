@@ -41,6 +41,8 @@ class PointVerdict:
     """Of the gain. The intervals of all points hold together in 95 % of the draws; `None` for one prompt."""
     lost: tuple[str, ...]
     """What surely does not hold, such as `prompt falls`."""
+    holds: float
+    """Share of the draws in which everything holds."""
     chance: float
     """Share of the draws in which the point is on the plateau."""
 
@@ -65,6 +67,7 @@ class _Draws:
 
     gain: np.ndarray
     lost: Mapping[str, np.ndarray]
+    holds: np.ndarray
     is_in: np.ndarray
 
 
@@ -102,6 +105,7 @@ def find_plateau(curves: Mapping[str, Curve], noise_floors: np.ndarray, wanted: 
             gain=float(gain[i]) if is_known else None,
             interval=(float(low[i]), float(high[i])) if is_known and prompts > 1 else None,
             lost=tuple(name for name, out in drawn.lost.items() if out[:, i].mean() >= LEVEL),
+            holds=float(drawn.holds[:, i].mean()),
             chance=float(drawn.is_in[:, i].mean()),
         )
         for i in range(points)
@@ -149,14 +153,14 @@ def _place_points(means: Mapping[str, np.ndarray], floors: np.ndarray, wanted: s
         holds &= ~out
     holds[:, 0] = True  # the others are measured against the reference
     if wanted is None:
-        return _Draws(gain=np.zeros(holds.shape), lost=lost, is_in=holds)
+        return _Draws(gain=np.zeros(holds.shape), lost=lost, holds=holds, is_in=holds)
     gain = means[wanted] - means[wanted][:, :1]
     best = np.where(holds, gain, -np.inf).max(1, keepdims=True)
     unseen = LEAST_GAINS[wanted]
     is_in = holds & (gain >= best - np.maximum(unseen, (1 - SWEET_SPOT_SHARE) * best))
     if wanted == "effect":
         is_in &= gain > floors
-    return _Draws(gain=gain, lost=lost, is_in=is_in)
+    return _Draws(gain=gain, lost=lost, holds=holds, is_in=is_in)
 
 
 def _bound_together(deviations: np.ndarray) -> np.ndarray:
