@@ -27,7 +27,8 @@ from core.schema.errors import UserError
 from core.system import call_log, shutdown
 from core.system.device import detect_machine, is_space
 from core.train import runs
-from tabs import publish, sweep
+from tabs import axes, publish, sweep
+from tabs.api import axes as axes_api
 from tabs.api import generate as generate_api
 from tabs.api import lora as lora_api
 from tabs.api import publish as publish_api
@@ -83,13 +84,14 @@ def build_page() -> gr.Blocks:
                 opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
                 swept, curves = sweep.build_tab(opened, tabs)
+                axes.build_panel(swept)
             with gr.Tab("Train", id="train"):
                 trained = train_tab.build_tab(page, swept, tabs)
             with gr.Tab("Transfer", id="transfer") as here:
                 crossed = transfer_tab.build_tab(trained, here)
             with gr.Tab("Publish", id="publish") as here:
                 publish.build_tab(trained, (curves, crossed), tabs, here)
-        for each in (generate_api, lora_api, sweep_api, train_api, transfer_api, publish_api):
+        for each in (generate_api, lora_api, sweep_api, axes_api, train_api, transfer_api, publish_api):
             each.register_endpoints()
         gr.Markdown(detect_machine().describe(), elem_id="machine")
         gr.Markdown(found.describe(), elem_id="lacks")
