@@ -34,7 +34,8 @@ from core.system import call_log, shutdown
 from core.system.device import detect_machine, is_space
 from core.system.markdown import escape_markdown
 from core.train import runs
-from tabs import field_check, publish, sweep
+from tabs import axes, field_check, publish, sweep
+from tabs.api import axes as axes_api
 from tabs.api import generate as generate_api
 from tabs.api import lora as lora_api
 from tabs.api import publish as publish_api
@@ -90,6 +91,7 @@ def build_page() -> gr.Blocks:
                 opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
                 swept, curves = sweep.build_tab(opened, tabs)
+                axes.build_panel(swept)
                 field_check.build_panel(curves.result)
             with gr.Tab("Train", id="train"):
                 trained = train_tab.build_tab(page, swept, tabs)
@@ -97,7 +99,7 @@ def build_page() -> gr.Blocks:
                 crossed = transfer_tab.build_tab(trained, here)
             with gr.Tab("Publish", id="publish") as here:
                 publish.build_tab(trained, (curves, crossed), tabs, here)
-        for each in (generate_api, lora_api, sweep_api, train_api, transfer_api, publish_api):
+        for each in (generate_api, lora_api, sweep_api, axes_api, train_api, transfer_api, publish_api):
             each.register_endpoints()
         gr.Markdown(detect_machine().describe(), elem_id="machine")
         gr.Markdown(found.describe(), elem_id="lacks")

@@ -109,9 +109,9 @@ def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHa
     _wire_study(c)
     _wire_files(c)
     _wire_cells(c, generate_handoff, tabs)
-    return SweepHandoff(c["lora_file"], c["prompts"], c["references"]), ReportHandoff(
-        c["publish"], c["result"]
-    )
+    inputs = {name: c[name] for name in INPUT_NAMES}
+    swept = SweepHandoff(c["lora_file"], c["prompts"], c["references"], inputs)
+    return swept, ReportHandoff(c["publish"], c["result"])
 
 
 def _wire_controls(c: dict[str, Any], generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> None:
