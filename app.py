@@ -34,7 +34,7 @@ from core.system import call_log, shutdown
 from core.system.device import detect_machine, is_space
 from core.system.markdown import escape_markdown
 from core.train import runs
-from tabs import axes, field_check, publish, sweep
+from tabs import publish
 from tabs.api import axes as axes_api
 from tabs.api import generate as generate_api
 from tabs.api import lora as lora_api
@@ -49,6 +49,8 @@ from tabs.server.origin_guard import OriginGuard
 from tabs.server.page_files import FILES_FOLDER, keep_files
 from tabs.server.request_bodies import RequestGuard, handle_validation_error
 from tabs.server.sessions import drop_call_sessions
+from tabs.sweep import axes, field_check
+from tabs.sweep import tab as sweep_tab
 from tabs.train import tab as train_tab
 from tabs.transfer import tab as transfer_tab
 
@@ -90,7 +92,7 @@ def build_page() -> gr.Blocks:
             with gr.Tab("Generate", id="generate"):
                 opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
-                swept, curves = sweep.build_tab(opened, tabs)
+                swept, curves = sweep_tab.build_tab(opened, tabs)
                 axes.build_panel(swept)
                 field_check.build_panel(curves.result)
             with gr.Tab("Train", id="train"):
