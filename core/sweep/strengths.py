@@ -1,9 +1,9 @@
 """Place the strengths of a sweep: by how much single calls of the model change, and beyond those tried.
 
 Over eight LoRAs of nano, pictures began to change visibly where single calls of the U-Net changed by 3 to
-7 %, and broke where they changed by 19 to 79 %; one that changes the last layer only began at 22 %. The norms
-of the weights' changes would have placed them no nearer than a factor of 17. Strengths are in equal ratio, since
-LoRAs differ by factors.
+7 %, and broke where they changed by 19 to 79 %; one that changes the last layer only began at 22 %. The
+norms of the weights' changes would have placed them no nearer than a factor of 17. Strengths are in equal
+ratio, since LoRAs differ by factors.
 """
 
 import math
