@@ -53,17 +53,19 @@ class TransferPlan:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     strengths: tuple[float, ...]
-    """In rising order, including 0."""
+    """Those that every pair begins with, in rising order, including 0."""
+    added_models: tuple[str, ...] = ()
+    """Those of `models` that nobody chose: the home models of the LoRAs."""
     feature_extractor: str = "VAE"
 
 
-DEFAULT_STRENGTHS = "0.65, 1"
-"""The strengths at which 'A Certain Theory for LoRA Transfer' shows its pictures."""
+DEFAULT_STRENGTHS = "0.5, 1"
+"""Strengths that a pair begins with; it goes on as far as its verdict needs."""
 SWEET_SPOT_STRENGTHS = "0-3.5 (+0.5)"
 """Strengths over which each pair's own sweet spot is found."""
-DEFAULT_SEEDS = "1-3"
-MAX_NEUTRAL_PROMPTS = 3
-"""How many of the preset's neutral prompts a study uses when none are given."""
+DEFAULT_SEEDS = "1, 2"
+MAX_NEUTRAL_PROMPTS = 8
+"""How many of the preset's neutral prompts a study uses when none are given: enough for a verdict."""
 
 
 @record
@@ -138,6 +140,14 @@ def plan_transfer(form: TransferForm) -> TransferPlan:
         raise UserError(
             "strengths", "they are found for one LoRA on one model, in Sweep; use a list such as '0.65, 1'."
         )
+    chosen = tuple(names)
+    names += [home for home in dict.fromkeys(row.home_model for row in rows) if home and home not in names]
+    if len(names) > limits.TRANSFER_MODELS:
+        raise UserError(
+            "models",
+            f"{len(names)} with the home models of the LoRAs are too many; "
+            f"the limit is {limits.TRANSFER_MODELS}.",
+        )
     strengths = len(common.strengths) - 1  # 0 is made once for all LoRAs
     pictures = len(common.prompts) * len(common.seeds) * len(names) * (1 + len(rows) * strengths)
     if pictures > limits.TRANSFER_CELLS:
@@ -155,6 +165,7 @@ def plan_transfer(form: TransferForm) -> TransferPlan:
         prompts=common.prompts,
         seeds=common.seeds,
         strengths=common.strengths,
+        added_models=tuple(names[len(chosen) :]),
         feature_extractor=common.feature_extractor,
     )
 
