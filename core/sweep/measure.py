@@ -78,7 +78,7 @@ def build_yardstick(base: Mapping[Item, Features]) -> Yardstick:
         [look.latents.astype(np.float32).reshape(4, -1) for look in looks if look.latents is not None], axis=1
     )
     low, high = np.quantile(latents, [TAIL_SHARE, 1 - TAIL_SHARE], axis=1)
-    floors = {item: _rms(*(echo / (style, layout))) for item, echo in echoes.items()}
+    floors = {item: _rms(echo[0] / style, echo[1] / layout) for item, echo in echoes.items()}
     return Yardstick(scales, float(style), float(layout), floors, low[:, None, None], high[:, None, None])
 
 
