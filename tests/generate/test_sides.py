@@ -82,6 +82,7 @@ def test_a_picture_has_the_sides_that_were_chosen(
         generator=torch.Generator().manual_seed(7),
         output_type="latent",
     ).images
+    assert isinstance(theirs, torch.Tensor)
     assert (first.latents - theirs).abs().max() <= 1e-4
 
     larger = output_size(request)
