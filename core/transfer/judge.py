@@ -12,8 +12,8 @@ import numpy as np
 from core.schema import limits
 from core.sweep.decide import LEVEL, find_sure_loss, is_settled
 from core.sweep.knees import LEAST_GAINS, SWEET_SPOT_SHARE, choose_gain
-from core.sweep.strengths import STRENGTH_DECIMALS, extend_strengths
 from core.sweep.resample import Curve, average_curve, count_prompts, draw_deviations
+from core.sweep.strengths import STRENGTH_DECIMALS, extend_strengths
 from core.sweep.verdict import Interval, Range, Verdict
 
 FULL_SHARE, PARTIAL_SHARE = 0.8, 0.33
