@@ -71,15 +71,16 @@ def build_yardstick(base: Mapping[Item, Features]) -> Yardstick:
         for item, look in base.items()
         if look.vae_roundtrip
     }
-    style, layout = np.median(seeds, axis=0) + 1e-9
+    units = np.median(seeds, axis=0) + 1e-9
     if echoes:
-        style, layout = np.maximum((style, layout), np.median(list(echoes.values()), axis=0))
+        units = np.maximum(units, np.median(list(echoes.values()), axis=0))
+    style, layout = map(float, units)
     latents = np.concatenate(
         [look.latents.astype(np.float32).reshape(4, -1) for look in looks if look.latents is not None], axis=1
     )
     low, high = np.quantile(latents, [TAIL_SHARE, 1 - TAIL_SHARE], axis=1)
     floors = {item: _rms(echo[0] / style, echo[1] / layout) for item, echo in echoes.items()}
-    return Yardstick(scales, float(style), float(layout), floors, low[:, None, None], high[:, None, None])
+    return Yardstick(scales, style, layout, floors, low[:, None, None], high[:, None, None])
 
 
 def spread(level: LevelStatistics, weights: np.ndarray | None = None) -> LevelStatistics:

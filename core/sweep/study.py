@@ -131,8 +131,8 @@ class SweepStudy:
             if self.verdict:
                 self._record_strength()
 
-    def extend(self, make: Make, strengths: Sequence[float]) -> Generator[Event, None, None]:
-        """Go on with more strengths after `run`, which yields and raises the same."""
+    def go_on(self, make: Make, strengths: Sequence[float]) -> Generator[Event, None, None]:
+        """Add strengths after `run`, which yields and raises the same."""
         with self._account():
             yield from self._add_strengths(make, strengths)
             if self.verdict:
@@ -147,7 +147,7 @@ class SweepStudy:
     def _account(self) -> Iterator[None]:
         """Count the seconds of the work, and say what it means when there is no disk for it."""
         disk.check_free_disk(cell_cache.FOLDER)
-        begin = time.monotonic()
+        begin, before = time.monotonic(), len(self.pictures) - self.cells_found
         try:
             yield
         except FileNotFoundError as error:
@@ -159,7 +159,8 @@ class SweepStudy:
             self.seconds += spent
             asked = self.plan.settings
             pixel_steps = asked.width * asked.height * asked.steps
-            record_pace(asked.model, pixel_steps, len(self.pictures) - self.cells_found, spent)
+            made = len(self.pictures) - self.cells_found - before
+            record_pace(asked.model, pixel_steps, made, spent)
 
     def _find_further(self) -> list[float]:
         """Return strengths to try beyond the last one; none where no more are allowed."""

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.schema import limits
-from core.sweep.decide import LEVEL, find_sure_loss
+from core.sweep.decide import LEVEL, find_sure_loss, is_settled
 from core.sweep.knees import LEAST_GAINS, SWEET_SPOT_SHARE, choose_gain
 from core.sweep.resample import Curve, average_curve, count_prompts, draw_deviations
+from core.sweep.strengths import STRENGTH_DECIMALS, extend_strengths
 from core.sweep.verdict import Interval, Range, Verdict
 
 FULL_SHARE, PARTIAL_SHARE = 0.8, 0.33
@@ -95,18 +96,30 @@ def find_home_strength(
 ) -> tuple[float | None, list[float]]:
     """Return the strength that a LoRA has at home, and the strengths to try for it.
 
-    `curves` and `verdict` are its sweep's. Where something is surely lost, it is the strength tried
-    nearest to the middle of those before that have most of the gain; elsewhere the one that the sweep
-    recommends. `None` where neither is found.
+    `curves` and `verdict` are its sweep's. It is the strength that the sweep recommends, or, where another
+    set of prompts might well give another and something is surely lost, the one tried nearest to the
+    middle of those before that have most of the gain. `None` where neither is found.
     """
     drawn = _draw(strengths, curves)
     first, last = drawn.tried[1], drawn.tried[-1]
+    is_sure = is_settled(verdict) or drawn.lost is None
     found = None
     if verdict.answer != "too little":
-        found = verdict.recommended if drawn.lost is None else _find_middle(drawn, choose_gain(curves))
+        found = verdict.recommended if is_sure else _find_middle(drawn, choose_gain(curves))
     is_weak = drawn.lost is None and (found is None or abs(found) == last)
     is_strong = len(drawn.tried) < 3 or drawn.lost == 1 or (found is not None and abs(found) == first)
     return found, _list_further(drawn, is_weak=is_weak, is_strong=is_strong)
+
+
+def judge_unmeasured(verdict: Verdict) -> Judgement:
+    """Judge a pair of which no picture was measured, by its sweep's verdict, which says why."""
+    is_null = verdict.answer == "no change"
+    return Judgement(
+        verdict="none" if is_null else None,
+        sweep=verdict,
+        why=verdict.why,
+        lacks=None if is_null else verdict.surer or verdict.why,
+    )
 
 
 def judge_pair(
@@ -236,13 +249,14 @@ def _find_middle(drawn: _Drawn, wanted: str) -> float | None:
 
 
 def _list_further(drawn: _Drawn, *, is_weak: bool, is_strong: bool) -> list[float]:
-    """Return the next strengths: half again and twice the last of a range too weak, half the first of one
-    too strong; none beyond what is allowed."""
-    first, last, limit = drawn.tried[1], drawn.tried[-1], limits.STRENGTH[1]
-    more = {min(1.5 * last, limit), min(2 * last, limit)} if is_weak and last < limit else set()
-    if is_strong and first / 2 >= MIN_STRENGTH:
-        more.add(first / 2)
-    return sorted(drawn.sign * round(strength, 3) for strength in more)
+    """Return the next strengths: beyond the last of a range too weak, half the first of one too strong.
+
+    None beyond what is allowed.
+    """
+    further = extend_strengths(drawn.tried, limits.STRENGTH[1]) if is_weak else []
+    if is_strong and drawn.tried[1] / 2 >= MIN_STRENGTH:
+        further.append(round(drawn.tried[1] / 2, STRENGTH_DECIMALS))
+    return sorted(drawn.sign * strength for strength in further)
 
 
 def _find_needed_strength(drawn: _Drawn, home: HomeBaseline) -> tuple[float | None, Interval | None, str]:

@@ -21,13 +21,20 @@ from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Features, ModelLoaded
 from core.sweep import cell_cache, measure, study
-from core.sweep.decide import MIN_PROMPTS, MIN_SEEDS
+from core.sweep.decide import MIN_PROMPTS
 from core.sweep.measure import Item
 from core.sweep.plan import SweepPlan
 from core.sweep.resample import Curve
+from core.sweep.strengths import FIRST_STRENGTHS
 from core.sweep.study import Make
 from core.system.concurrency import drain
-from core.transfer.judge import HomeBaseline, Judgement, find_home_strength, judge_pair
+from core.transfer.judge import (
+    HomeBaseline,
+    Judgement,
+    find_home_strength,
+    judge_pair,
+    judge_unmeasured,
+)
 from core.transfer.plan import TransferLora, TransferPlan
 
 PAIR_MEASURES = ("effect", "composition", "prompt", "detail", "saturation")
@@ -122,7 +129,9 @@ class TransferStudy:
             if (0.0, item) in pair.sweep.pictures
         }
         worn = sum(strength != 0 for pair in self.pairs.values() for strength, _ in pair.sweep.pictures)
-        columns = len(self.plan.models) + sum(len(pair.sweep.strengths) - 1 for pair in self.pairs.values())
+        columns = len(self.plan.models) + sum(
+            len(pair.sweep.strengths or range(FIRST_STRENGTHS)) - 1 for pair in self.pairs.values()
+        )
         return len(zero) + worn, len(self.items) * columns
 
     def get_own_strength(self, row: TransferLora) -> float | None:
@@ -140,6 +149,7 @@ class TransferStudy:
             settings=settings,
             feature_extractor=self.plan.feature_extractor,
             references=row.references,
+            limit=self.plan.limit,
             **axes,
         )
 
@@ -162,8 +172,6 @@ class TransferStudy:
         pair.failure = self._missing_models.get(pair.model) or self.gpu_unavailable or None
         if pair.failure:  # do not ask again
             return
-        if own := self.get_own_strength(pair.row):
-            pair.sweep.strengths = sorted({*pair.sweep.strengths, own})
         shared = (pair.model, pair.row.references)
         pair.sweep.reference_features = self._reference_features.get(shared, [])
         with _record_failure(pair):
@@ -176,7 +184,7 @@ class TransferStudy:
                 if not (more := self._judge(pair)):
                     self._reference_features[shared] = pair.sweep.reference_features
                     break
-                steps = pair.sweep.extend(make, more)
+                steps = pair.sweep.go_on(make, more)
         if pair.failure and pair.failure.startswith("model:"):
             self._missing_models[pair.model] = pair.failure
 
@@ -199,7 +207,10 @@ class TransferStudy:
         """Measure and judge what is made of a pair; return the strengths that it needs next."""
         sweep = pair.sweep
         self.unmeasured |= {name: why for name, why in sweep.unmeasured.items() if name in PAIR_MEASURES}
-        if len(self.plan.seeds) < MIN_SEEDS or sweep.verdict is None:  # nothing is measured
+        if sweep.verdict is None:
+            return []
+        if not sweep.measurements:  # of one seed, or because a probe found no strength worth a picture
+            pair.judgement = judge_unmeasured(sweep.verdict)
             return []
         pair.strengths = list(sweep.strengths)
         pair.curves = {name: sweep.build_curve(name, pair.strengths) for name in PAIR_MEASURES}
@@ -213,7 +224,9 @@ class TransferStudy:
         pair.curves["style"] = self._measure_style(pair, home)
         baseline = _build_baseline(home) if home else self._explain_no_home(pair.row)
         pair.judgement = judge_pair(pair.strengths, pair.curves, sweep.verdict, baseline)
-        return self._fit_limit(pair, sorted({*further, *pair.judgement.further}))
+        own = self.get_own_strength(pair.row)
+        wanted = {*further, *pair.judgement.further, *([own] if own is not None else [])}
+        return self._fit_limit(pair, sorted(wanted - set(pair.strengths)))
 
     def _fit_limit(self, pair: TransferPair, strengths: list[float]) -> list[float]:
         """Return as many of the strengths as a study may have; a pair that misses some says so."""
