@@ -105,7 +105,7 @@ def test_the_example_is_described_where_it_is_used(study: SweepStudy) -> None:
     character = report["character"]
     assert character["strength"] in study.strengths
     assert abs(character["strength"] - report["recommended"]) <= 0.25
-    assert 0.1 < character["action"] < 3
+    assert 1 < character["action"] < 10, "it changes more than another seed does"
     assert 0.2 < character["consistency"] < 1, "it paints in one manner, whatever it paints"
     assert kept
     assert (kept.action, kept.consistency) == (character["action"], character["consistency"])
