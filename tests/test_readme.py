@@ -183,7 +183,7 @@ def nodes_of(file: str) -> list[ast.AST]:
         ),
         ("the gain is at least 60% of the greatest one", "core/sweep/knees.py", {0.6}),
         (
-            "the second half of the range surely adds less than 25% of the gain",
+            "second half of the range surely adds less than 25% of the gain",
             "core/sweep/decide.py",
             {0.25},
         ),
