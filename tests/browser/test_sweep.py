@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from core.lora import edit
 from core.lora import file as lora_file
 from tests.browser.parts import open_part
 
@@ -100,6 +101,19 @@ def test_stop_keeps_what_is_finished_and_sweep_goes_on(page) -> None:
     said = page.locator("#sweep-status").get_by_text(re.compile(r"\d+ images in [\d.]+ s \(\d+ reused\)"))
     said.wait_for(timeout=120_000)
     assert int(re.search(r"(\d+) reused", said.inner_text())[1]) >= 8  # type: ignore[index]
+
+
+def test_a_lora_that_shows_nothing_is_told_so_before_an_image(page, tmp_path: Path) -> None:
+    assert page.locator("#strengths textarea, #strengths input").get_attribute("placeholder") == "automatic"
+    weak = edit.rewrite_lora(lora_file.read_lora_file(EXAMPLE), tmp_path, multiply=0.05)
+    page.locator("#sweep-lora input[type=file]").set_input_files(weak)
+    page.locator("#sweep-lora-line").get_by_text("rank 4 · for nano").wait_for()
+    page.locator("#prompts textarea").fill("1girl, blue hair")
+    page.get_by_role("button", name="Sweep", exact=True).click()
+    page.locator("#sweep-status").get_by_text("Finding the strengths").wait_for(timeout=60_000)
+    page.locator("#answer").get_by_text("No change: even at 5").wait_for(timeout=120_000)
+    page.locator("#files a").first.wait_for()
+    assert not page.locator("#sheet img").count()
 
 
 def test_it_is_readable_on_a_telephone(page, screenshots: Path) -> None:
