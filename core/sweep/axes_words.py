@@ -149,4 +149,4 @@ def _format_share(share: Share) -> str:
     middle, low, high = share
     if not math.isfinite(high - low):
         return "an unknown share"
-    return f"{100 * middle:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+    return f"{round(100 * middle)} % ({round(100 * low)} to {round(100 * high)})"

@@ -18,6 +18,7 @@ from core.sweep.axes_report import build_axes_report
 from core.sweep.axes_study import AxesForm, AxesStudy, plan_axes
 from core.sweep.plateau import choose_best, find_plateau
 from core.sweep.study import SweepStudy
+from tabs.axes import _vary
 from tests.sweep.conftest import EXAMPLE, PICTURES, PROMPTS
 
 ALL_HOLD = {"composition": 0.8, "prompt": 1.0, "detail": 1.0, "saturation": 0.01}
@@ -181,3 +182,14 @@ def test_sweep_axes_refuses_before_any_work(client: Client, asked: dict[str, Any
     with pytest.raises((AppError, ValidationError, ValueError)) as refused:
         client.predict(**asked, api_name="/sweep_axes")
     assert why in str(refused.value)
+
+
+def test_the_panel_shows_chart_and_answer() -> None:
+    shared = {"preset": "nano", "model": "", "budget": "Quick", "prompts": "1girl, beach", "seeds": "1, 2"}
+    *_, last = _vary(
+        **shared, lora_file=None, shelf=None, shelf2=None, strength=None, strength2=None, references=None,
+        feature_extractor="VAE", axis="steps", values="1, 2", axis2="", values2="",
+    )  # fmt: skip
+    assert last["answer"].startswith("### Provisional: 1 prompt is too few")
+    assert last["chart"]["visible"]
+    assert last["status"].startswith("6 images")

@@ -16,14 +16,14 @@ from core.sweep.axes_report import build_pair_report
 from core.sweep.axes_study import AxesStudy, PairForm, plan_pair
 from core.sweep.interaction import find_interaction
 from core.sweep.plateau import PointVerdict
-from tests.sweep.conftest import EXAMPLE, PROMPTS
+from tests.sweep.conftest import EXAMPLE
 
 HOLDS = PointVerdict(lost=(), holds=1.0, chance=1.0)
 
 
-def compare(first: Path, second: Path, strength: float, **values: Any) -> dict[str, Any]:
-    """Compare two files at one strength over the six prompts, and return the report."""
-    asked = {"preset": "nano", "prompts": PROMPTS, "strength": strength, "strength2": strength, **values}
+def compare(first: Path, second: Path, strength: float) -> dict[str, Any]:
+    """Compare two files at one strength over eight neutral prompts, and return the report."""
+    asked = {"preset": "nano", "strength": strength, "strength2": strength}
     form = read_form(PairForm, {"lora": str(first), "lora2": str(second), **asked})
     study = AxesStudy(plan_pair(form))
     assert not [event for event in study.run(gpu.generate_on_gpu) if isinstance(event, Failed)]
@@ -98,7 +98,8 @@ def test_halves_of_a_lora_show_no_interaction(tmp_path: Path) -> None:
         for name, own in (("first", True), ("second", False))
     ]
     report = compare(halves[0], halves[1], 1.0)
-    assert report["interaction"]["beyond_sum"][2] < 0.3, report["why"]
+    _, low, high = report["interaction"]["beyond_sum"]
+    assert low <= 0 <= high, report["why"]
     assert report["answer"] == "get along", report["why"]
 
 
