@@ -186,7 +186,7 @@ def nodes_of(file: str) -> list[ast.AST]:
         ("a 95% bootstrap interval (400 resamples)", "core/sweep/decide.py", {2.5, 97.5, 400}),
         ("fewer than 4 images", "core/sweep/decide.py", {4}),
         (
-            "adds at least 80% of the style it adds at home, **partial** from 33%",
+            "the whole interval is between 33% and 80%",
             "core/transfer/judge.py",
             {0.8, 0.33},
         ),
