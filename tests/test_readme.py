@@ -193,7 +193,7 @@ def nodes_of(file: str) -> list[ast.AST]:
         ("| least prompts and seeds | 4, 2 |", "core/sweep/decide.py", {4, 2}),
         ("400 such sets are drawn", "core/sweep/resample.py", {400}),
         (
-            "adds at least 80% of the style it adds at home, **partial** from 33%",
+            "the whole interval is between 33% and 80%",
             "core/transfer/judge.py",
             {0.8, 0.33},
         ),

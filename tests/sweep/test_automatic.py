@@ -124,9 +124,9 @@ def test_as_many_images_as_a_first_pass_may_take_are_counted() -> None:
         plan(prompts=prompts, seeds="1-16")
 
 
-def test_transfer_asks_for_numbers() -> None:
-    with pytest.raises(UserError, match=r"^strengths: they are found for one LoRA on one model"):
-        plan_transfer(read_form(TransferForm, build_values(strengths="auto")))
+def test_transfer_finds_the_strengths_of_each_pair_where_it_is_told_none() -> None:
+    found = plan_transfer(read_form(TransferForm, build_values(strengths="-auto")))
+    assert (found.strengths, found.limit) == ((), -5)
 
 
 def test_sweep_says_that_nothing_changes(client: Client, multiply: Multiply) -> None:
