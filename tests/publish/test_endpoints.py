@@ -31,7 +31,7 @@ def test_a_dry_run_shows_everything_and_sends_nothing(client: Client, hub_server
         each["file"] for each in told["files"]
     }
     assert ModelCard(told["card"]).data.library_name == "diffusers"
-    assert "| nano | 2 (1.5 to 2.5) | 2.75 |" in told["card"]
+    assert "| nano | works | 2 (1.5 to 2.5) | 2.75 |" in told["card"]
     assert not [
         one for one in hub_server.requests if one.method in ("POST", "PUT") or "authorization" in one.headers
     ]

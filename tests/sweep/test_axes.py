@@ -18,7 +18,7 @@ from core.sweep.axes_report import build_axes_report
 from core.sweep.axes_study import AxesForm, AxesStudy, plan_axes
 from core.sweep.plateau import choose_best, find_plateau
 from core.sweep.study import SweepStudy
-from tabs.axes import _vary
+from tabs.sweep.axes import _vary
 from tests.sweep.conftest import EXAMPLE, PICTURES, PROMPTS
 
 ALL_HOLD = {"composition": 0.8, "prompt": 1.0, "detail": 1.0, "saturation": 0.01}

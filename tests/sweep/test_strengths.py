@@ -65,7 +65,7 @@ def test_what_shows_nothing_and_what_breaks_all_is_said_with_its_figure() -> Non
 @pytest.mark.parametrize(
     ("strengths", "limit", "expected"),
     [
-        ([0, 0.5, 0.7, 1], 5, [1.414, 2]),
+        ([0, 0.5, 0.7, 1], 5, [1.4, 2]),
         ([0, 1, 2, 4], 5, [5]),
         ([0, 2, 5], 5, []),
         ([0, 0.98, 1], 5, [1.1, 1.2, 1.3, 1.5, 1.6, 1.8, 2]),

@@ -84,6 +84,7 @@ def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
         "shelf": "a",
         "preset": "sdxl-base",
         "model": "",
+        "budget": "Standard",
         "filled": filled,
     }
     found = fill_in_choice(**choice, **filled)

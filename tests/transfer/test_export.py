@@ -75,6 +75,6 @@ def test_a_style_block_and_a_content_block_become_one_file(tmp_path: Path) -> No
         block: {module.scale for module in made.modules if find_block(module.name) == block}
         for block in map(str, {find_block(m.name) for m in made.modules})
     }
-    assert scales == {"OUT01": {0.5}, "OUT00": {1.0}}, "each block is as strong as it was"
+    assert scales == {"OUT01": {1.0}, "OUT00": {2.0}}, "each block is as strong as it was"
     ours, theirs = made.load_tensors(), lora_file.read_lora_file(EXAMPLE).load_tensors()
     assert all((value == theirs[key]).all() for key, value in ours.items()), "a matrix was changed"

@@ -62,7 +62,7 @@ def test_half_as_strong_needs_twice_the_strength() -> None:
 def test_a_range_that_ends_too_early_goes_on_instead_of_saying_none() -> None:
     found = judge(make_measurements(make_curve(0, 0.1, 0.2, 0.3, 0.4)), NO_STYLE)
     assert (found.verdict, found.share) == (None, pytest.approx(0.2))
-    assert found.further == (3.0, 4.0)
+    assert found.further == (2.8, 4.0)
     assert "the images change 20 % of what they change at home, up to 2" in found.why
     assert "try more strength" in (found.lacks or "")
     end = judge(make_measurements(make_curve(0, 0.4, 0.8)), NO_STYLE, [0.0, 2.5, 5.0])
@@ -92,7 +92,7 @@ def test_an_interval_that_holds_two_words_is_unclear_and_says_what_it_lacks() ->
 def test_what_changes_nothing_is_none_once_every_strength_was_tried() -> None:
     curves = make_measurements(make_curve(0, 0.01, 0.02, 0.03, 0.04))
     found = judge(curves)
-    assert (found.verdict, found.further) == (None, (3.0, 4.0))
+    assert (found.verdict, found.further) == (None, (2.8, 4.0))
     found = judge(curves, "It has no home.", [0.0, 1.0, 2.0, 4.0, 5.0])
     assert (found.verdict, found.share) == ("none", None)
     assert found.why == "Nothing changes up to 5 (noise floor 0.10 seed units)."
@@ -119,7 +119,7 @@ def test_negative_strengths_are_judged_like_positive_ones() -> None:
     assert (found.verdict, found.strength) == ("full", -2.0)
     assert found.needs_times == pytest.approx(2.0, abs=0.01)
     weak = {name: curve[::-1] for name, curve in make_measurements(make_curve(0, 0.2, 0.3, 0.4, 0.5)).items()}
-    assert judge(weak, home, [-2.0, -1.5, -1.0, -0.5, 0.0]).further == (-4.0, -3.0)
+    assert judge(weak, home, [-2.0, -1.5, -1.0, -0.5, 0.0]).further == (-4.0, -2.8)
 
 
 def test_without_a_home_nothing_is_claimed() -> None:
@@ -144,12 +144,12 @@ def find_home(*effect: float, prompt: float = 1.0) -> tuple[float | None, list[f
 
 
 def test_a_home_that_still_rises_is_measured_further() -> None:
-    assert find_home(0, 1, 2, 3, 4) == (None, [3.0, 4.0])
-    assert find_home(0, 1) == (None, [0.25, 0.75, 1.0]), "a single strength is no curve"
+    assert find_home(0, 1, 2, 3, 4) == (None, [2.8, 4.0])
+    assert find_home(0, 1) == (None, [0.25, 1.0]), "a single strength is no curve"
 
 
 def test_a_home_that_breaks_has_its_strength_before() -> None:
-    assert find_home(0, 1, 2, 3, 4, prompt=0.5) == (1.0, [])
+    assert find_home(0, 1, 2, 3, 4, prompt=0.5) == (1.5, [])
     strength, further = find_home(0, 3, 4, prompt=0.5)
     assert (strength, further) == (0.5, [0.25]), "the first strength tried may be more than it needs"
 
