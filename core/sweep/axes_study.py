@@ -19,7 +19,7 @@ from core.models import embedding_library, lora_library
 from core.models.lora_facts import read_lora_facts
 from core.prompts.embeddings import select_embeddings
 from core.schema import limits
-from core.schema.bounds import OneOf, Real
+from core.schema.bounds import OneOf, Real, format_value
 from core.schema.errors import UserError
 from core.schema.events import Event
 from core.schema.records import record
@@ -100,6 +100,10 @@ def plan_axes(form: AxesForm) -> AxesPlan:
     axes = tuple(AXES[name] for name in (form.axis, form.axis2) if name is not None)
     if form.axis2 == form.axis:
         raise UserError("axis2", f"{form.axis2!r} is the first axis, too; choose another one, or none.")
+    if form.axis2 is None and form.values2 not in (None, ""):
+        raise UserError(
+            "values2", f"{format_value(form.values2)} has no second axis; choose one, or leave it out."
+        )
     values = tuple(
         parse_values(axis, text, field)
         for axis, text, field in zip(axes, (form.values, form.values2), ("values", "values2"), strict=False)

@@ -167,9 +167,7 @@ def test_a_check_by_eye_is_on_the_card_as_its_answers_say_it(tmp_path: Path) -> 
 
 def test_what_the_lora_is_stands_on_the_card_in_plain_text() -> None:
     text = render_card(plan_example(sweep={**REPORT, "character": CHARACTER}, home="nano"), {})
-    assert (
-        "- nano: what it is: At 2.75 it changes how an image is painted 1.4 \\(1.2 to 1.7\\) times" in text
-    )
+    assert "- nano: what it is: At 2.75 it changes how an image is painted 1.4 \\(1.2 to 1.7\\) times" in text
     assert "Consistency 0.61 \\(0.5 to 0.7\\)" in text
     assert "towards \\<b\\>soft\\</b\\> \\+0.62" in text
     assert "what it is" not in render_card(plan_example(sweep=REPORT, home="nano"), {}), "an older report"

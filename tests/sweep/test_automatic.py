@@ -19,7 +19,7 @@ from core.sweep.report import build_sweep_report, export_sweep
 from core.sweep.strengths import place_strengths
 from core.sweep.study import SweepStudy
 from core.transfer.plan import TransferForm, plan_transfer
-from tabs.sweep import _format_answer
+from tabs.sweep.results import format_answer
 from tests.sweep.conftest import EXAMPLE
 from tests.transfer.conftest import build_values
 
@@ -81,7 +81,7 @@ def test_the_report_says_what_placed_the_strengths_and_a_second_sweep_has_the_sa
     report = build_sweep_report(study)
     assert len(report["cells"]) == len(report["strengths"]) == FIRST_STRENGTHS
     assert place_strengths({row["strength"]: row["change"] for row in report["probe"]}) == study.strengths
-    assert f"Strengths found: 0, {study.strengths[1]:g}, " in _format_answer(report)
+    assert f"Strengths found: 0, {study.strengths[1]:g}, " in format_answer(report)
     again = plan(prompts="1girl", seeds="3")
     assert not list(again.run(lambda *_, **__: pytest.fail("something is made again")))
     assert again.strengths == study.strengths

@@ -128,7 +128,7 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(
         {"lora": str(tmp_path / "lacking.safetensors"), "home": "nano"},
     ]
     study = run_transfer(
-        loras=rows, models=["nano", "gone", "far", "large", "nan", "overflow"], strengths="1"
+        loras=rows, models=["nano", "gone", "far", "large", "nan", "overflow"], strengths="0.5, 1"
     )
     found = list_pairs(study)
     why = {(lora, model): pair["why"] for (lora, model), pair in found.items()}
