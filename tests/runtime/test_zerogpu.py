@@ -43,7 +43,7 @@ LORA_REQUEST = replace(
     PLAIN_REQUEST,
     width=128,
     height=128,
-    loras=(LoraUse(path=str(EXAMPLE), strength=3.0),),
+    loras=(LoraUse(path=str(EXAMPLE), strength=1.5),),
     hires=Hires(upscaler="Latent", factor=1.25, steps=2),
     detail=Detail(detector="nano face", confidence=0.05, largest=1, steps=4),
 )
@@ -129,7 +129,7 @@ def test_case_15_a_job_that_ends_anywhere_leaves_nothing_to_the_next(
     assert first
     for stage in ("LoRA loaded", "base", "decode", "hires", "detail", "between pictures"):
         for how in ("memory", "mistake", "dies", "stops"):
-            second = replace(LORA_REQUEST, seed=8, loras=(replace(LORA_REQUEST.loras[0], strength=2.0),))
+            second = replace(LORA_REQUEST, seed=8, loras=(replace(LORA_REQUEST.loras[0], strength=1.0),))
             job_of_a = make_cells(LORA_REQUEST, *[second][: stage == "between pictures"])
             before = dict(zero_gpu.workers)
             if how == "stops":
