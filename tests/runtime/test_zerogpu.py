@@ -19,11 +19,12 @@ import pytest
 import torch
 
 from core.generate import pipeline as generation
+from core.generate.probe import Probe
 from core.generate.stages import denoise
 from core.lora import apply as lora
 from core.models import bases
 from core.runtime import gpu
-from core.schema.events import Event, Failed, Picture, Step
+from core.schema.events import Event, Failed, ModelChange, Picture, Step
 from core.schema.records import read_form
 from core.schema.types import Cell, Detail, Hires, LoraUse, Request
 from core.sweep.plan import SweepForm, plan_sweep
@@ -279,6 +280,17 @@ def test_case_21_a_sweep_goes_on_from_there(
     assert not [event for event in events if isinstance(event, Failed)]
     assert sum(isinstance(event, Picture) for event in events) == 2
     assert (again.cells_found, again.verdict is not None) == (2, True)
+
+
+def test_case_21_a_probe_is_one_call_or_one_sentence(zero_gpu: zero.ZeroScheduler) -> None:
+    probe = Probe(requests=(replace(LORA_REQUEST, hires=None, detail=None),), changes=(0.03,))
+    zero_gpu.has_free_gpu = False
+    said = get_failure_message(list(gpu.generate_on_gpu([], probe=probe)))
+    assert said.endswith("try again later. Press the button again.")
+    zero_gpu.reset_limits()
+    events = list(gpu.generate_on_gpu([], probe=probe))
+    assert isinstance(events[-1], ModelChange)
+    assert len(zero_gpu.requested_seconds) == 2
 
 
 def test_case_21_a_study_asks_once_for_a_gpu_that_is_not_lent(zero_gpu: zero.ZeroScheduler) -> None:

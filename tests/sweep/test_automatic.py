@@ -49,7 +49,7 @@ def multiply(tmp_path: Path) -> Multiply:
 
 @pytest.mark.usefixtures("few_steps")
 def test_a_lora_of_any_norm_meets_its_range(multiply: Multiply) -> None:
-    studies = [plan(), plan(lora=str(multiply(20)))]
+    studies = [plan(lora=str(file), prompts="1girl") for file in (EXAMPLE, multiply(20))]
     for study in studies:
         list(study.run(probe_only))
     plain, strong = (study.strengths for study in studies)
