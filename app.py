@@ -83,8 +83,8 @@ def build_page() -> gr.Blocks:
             with gr.Tab("Generate", id="generate"):
                 opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
-                swept, curves = sweep.build_tab(opened, tabs)
-                axes.build_panel(swept)
+                swept, curves, controls = sweep.build_tab(opened, tabs)
+                axes.build_panel(controls)
             with gr.Tab("Train", id="train"):
                 trained = train_tab.build_tab(page, swept, tabs)
             with gr.Tab("Transfer", id="transfer") as here:

@@ -88,8 +88,10 @@ BUDGET_INFO = (
 PROMPTS_KEPT = "; your prompts were kept: to use the preset's, clear them and choose the preset again"
 
 
-def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHandoff, ReportHandoff]:
-    """Lay out the tab and connect it.
+def build_tab(
+    generate_handoff: GenerateHandoff, tabs: gr.Tabs
+) -> tuple[SweepHandoff, ReportHandoff, dict[str, Any]]:
+    """Lay out the tab and connect it; the last that is returned are its controls by name.
 
     `generate_handoff` puts a picture's settings into the Generate tab of `tabs`.
     """
@@ -102,9 +104,8 @@ def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHa
     _wire_study(c)
     _wire_files(c)
     _wire_cells(c, generate_handoff, tabs)
-    inputs = {name: c[name] for name in INPUT_NAMES}
-    swept = SweepHandoff(c["lora_file"], c["prompts"], c["references"], inputs)
-    return swept, ReportHandoff(c["publish"], c["result"])
+    swept = SweepHandoff(c["lora_file"], c["prompts"], c["references"])
+    return swept, ReportHandoff(c["publish"], c["result"]), {name: c[name] for name in INPUT_NAMES}
 
 
 def _wire_controls(c: dict[str, Any]) -> None:

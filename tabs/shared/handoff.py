@@ -21,8 +21,6 @@ class SweepHandoff(NamedTuple):
     lora_file: Any
     prompts: Any
     references: Any
-    inputs: dict[str, Any]
-    """All controls of a sweep, by name: what a panel below the tab shares with it."""
 
 
 MAX_REMEMBERED_RUNS = 50  # runs that a browser remembers
