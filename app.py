@@ -92,8 +92,8 @@ def build_page() -> gr.Blocks:
             with gr.Tab("Generate", id="generate"):
                 opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
-                swept, curves = sweep_tab.build_tab(opened, tabs)
-                axes.build_panel(swept)
+                swept, curves, controls = sweep_tab.build_tab(opened, tabs)
+                axes.build_panel(controls)
                 field_check.build_panel(curves.result)
             with gr.Tab("Train", id="train"):
                 trained = train_tab.build_tab(page, swept, tabs)
