@@ -152,7 +152,7 @@ def make_app_kwargs(page: gr.Blocks) -> dict[str, Any]:
 def main() -> None:
     """Do what the command line asks for; exits with status 1 and one sentence if that is impossible."""
     parser = argparse.ArgumentParser(prog="python app.py", description="Without a command, start the studio.")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="")
+    commands = parser.add_subparsers(title="commands", dest="command")
     about = "judge a finished sweep by eye, and write how far that agrees into its report"
     check = commands.add_parser("fieldcheck", help=about, description=about)
     check.add_argument("archive", type=Path, metavar="REPORT.zip", help="the zip of a sweep")

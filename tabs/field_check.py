@@ -152,6 +152,8 @@ def _show_screen(check: _Check) -> dict[str, Any]:
     place = (screen.prompt, screen.seed)
     names = [check.sweep.pictures[(strength, *place)] for strength in (0.0, *screen.strengths)]
     letters = ["base", *ascii_uppercase[: len(screen.strengths)]]
+    for old in check.folder.iterdir():  # a sweep's images are large, and no screen is shown twice
+        old.unlink()
     files = []
     for letter, picture in zip(letters, load_pictures(check.archive, names), strict=True):
         # A copy without the name and the metadata, which tell the strength.
