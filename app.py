@@ -34,7 +34,8 @@ from core.system import call_log, shutdown
 from core.system.device import detect_machine, is_space
 from core.system.markdown import escape_markdown
 from core.train import runs
-from tabs import field_check, publish, sweep
+from tabs import publish
+from tabs.api import axes as axes_api
 from tabs.api import generate as generate_api
 from tabs.api import lora as lora_api
 from tabs.api import publish as publish_api
@@ -48,6 +49,8 @@ from tabs.server.origin_guard import OriginGuard
 from tabs.server.page_files import FILES_FOLDER, keep_files
 from tabs.server.request_bodies import RequestGuard, handle_validation_error
 from tabs.server.sessions import drop_call_sessions
+from tabs.sweep import axes, field_check
+from tabs.sweep import tab as sweep_tab
 from tabs.train import tab as train_tab
 from tabs.transfer import tab as transfer_tab
 
@@ -89,7 +92,8 @@ def build_page() -> gr.Blocks:
             with gr.Tab("Generate", id="generate"):
                 opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
-                swept, curves = sweep.build_tab(opened, tabs)
+                swept, curves = sweep_tab.build_tab(opened, tabs)
+                axes.build_panel(swept)
                 field_check.build_panel(curves.result)
             with gr.Tab("Train", id="train"):
                 trained = train_tab.build_tab(page, swept, tabs)
@@ -97,7 +101,7 @@ def build_page() -> gr.Blocks:
                 crossed = transfer_tab.build_tab(trained, here)
             with gr.Tab("Publish", id="publish") as here:
                 publish.build_tab(trained, (curves, crossed), tabs, here)
-        for each in (generate_api, lora_api, sweep_api, train_api, transfer_api, publish_api):
+        for each in (generate_api, lora_api, sweep_api, axes_api, train_api, transfer_api, publish_api):
             each.register_endpoints()
         gr.Markdown(detect_machine().describe(), elem_id="machine")
         gr.Markdown(found.describe(), elem_id="lacks")

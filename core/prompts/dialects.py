@@ -14,6 +14,11 @@ DEFAULT_UPSCALER = "Latent"
 """A1111's, where a text says only by how much the picture was enlarged."""
 WEIGHT_SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".gguf")
 
+SAME_NAMES = ("Use same", "Default")
+"""How the names begin that A1111 and SD.Next write where a second pass has none of its own."""
+PLAIN_RESIZE = "Lanczos"
+"""How A1111 enlarges with the upscaler `None`."""
+
 # Lower-case key of SD.Next, ComfyUI's savers and Fooocus -> A1111's.
 KEYS = {
     "cfg scale": "CFG scale",
@@ -99,7 +104,7 @@ def translate_names(sampler: str, schedule: str = "") -> tuple[str, str]:
     """
     plain = _normalise_name(sampler)
     schedule = SCHEDULE_NAMES.get(schedule.lower().replace("_", " "), schedule)
-    if plain in ("undefined", "none", "unknown"):
+    if plain in ("undefined", "none", "unknown", "default"):
         return "", ""
     if plain in SAMPLER_NAMES:
         return SAMPLER_NAMES[plain], schedule
@@ -113,7 +118,7 @@ def _normalise_name(name: str) -> str:
     """Return the name of a sampler in lower case, spelled as A1111 spells it."""
     plain = re.sub(r"[\s_]+", " ", name.lower()).strip()
     plain = plain.replace("dpmpp", "dpm++").replace(" pp", "++").removeprefix("sample ").removeprefix("k ")
-    plain = plain.replace("ancestral", "a").removesuffix(" gpu").removesuffix(" v3")
+    plain = re.sub(r" gpu\b", "", plain.replace("ancestral", "a")).removesuffix(" v3")
     plain = re.sub(r" k$", " karras", plain)  # InvokeAI's ending
     plain = re.sub(r"^k?dpm 2\b", "dpm2", plain).replace("uni pc", "unipc").replace("unipc bh2", "unipc")
     return re.sub(r"^dpm\+\+ 2s(?= karras|$)", "dpm++ 2s a", plain)  # there is no other
@@ -122,7 +127,7 @@ def _normalise_name(name: str) -> str:
 def _translate_hires_sampler(settings: dict[str, str]) -> None:
     """Write the second pass's sampler and schedule in A1111's words, unless they are the first's."""
     keys = "Hires sampler", "Hires schedule type"
-    named = ["" if (text := settings.pop(key, "")).startswith("Use same") else text for key in keys]
+    named = ["" if (text := settings.pop(key, "")).startswith(SAME_NAMES) else text for key in keys]
     sampler, schedule = translate_names(*named)
     schedule = "Normal" if schedule == "Uniform" else schedule  # two names of one in A1111
     settings |= {key: name for key, name in zip(keys, (sampler, schedule), strict=True) if name}
@@ -216,6 +221,8 @@ def _complete_hires(settings: dict[str, str]) -> None:
         del settings["Hires resize"]
     if "Hires upscale" in settings:
         settings.setdefault("Hires upscaler", DEFAULT_UPSCALER)
+    if settings.get("Hires upscaler") == "None":
+        settings["Hires upscaler"] = PLAIN_RESIZE
     if settings.get("Hires steps") == "0":
         del settings["Hires steps"]
     if settings.get("Hires upscaler", "").startswith("Latent ("):  # other ways to enlarge latents

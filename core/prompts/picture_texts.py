@@ -1,4 +1,4 @@
-"""The texts inside a picture's file: PNG's text chunks, EXIF, and the lowest bits of alpha."""
+"""The texts inside a picture's file: PNG's text chunks, EXIF, and the lowest bits of its pixels."""
 
 import zlib
 from collections.abc import Iterator
@@ -13,10 +13,11 @@ MAX_TEXT = 4_000_000
 """Bytes of one text, unpacked."""
 MAX_TEXTS = 64
 """Texts of one file."""
-MAX_ALPHA_PIXELS = 16_000_000
-"""Larger pictures are not decoded to look for a text in their alpha."""
-# The mark at the start of alpha's lowest bits -> whether the text is packed with gzip.
+MAX_HIDDEN_PIXELS = 16_000_000
+"""Larger pictures are not decoded to look for a text in their lowest bits."""
+# The mark at the start of the lowest bits -> whether the text is packed with gzip.
 ALPHA_MARKS = {b"stealth_pnginfo": False, b"stealth_pngcomp": True}
+COLOUR_MARKS = {b"stealth_rgbinfo": False, b"stealth_rgbcomp": True}
 
 
 def read_texts(image: Image.Image, file: Path) -> dict[str, str]:
@@ -102,16 +103,22 @@ def decode_comment(comment: bytes | str) -> str:
     return text.decode("utf-16-be" if big_endian else "utf-16-le", "replace").strip("\0\ufeff")
 
 
-def read_alpha_text(image: Image.Image) -> str:
-    """Return the text in the lowest bits of an open picture's alpha, by columns; empty if there is none.
+def read_hidden_text(image: Image.Image) -> str:
+    """Return the text in the lowest bits of an open picture's alpha or colours; empty if there is none.
 
-    Known as stealth PNG: a mark of 15 bytes, the text's length in bits as 4 bytes, the text. Raises
-    `ValueError` or `OSError` for a text or a picture that is torn.
+    Known as stealth PNG: by columns, a mark of 15 bytes, the text's length in bits as 4 bytes, the text.
+    Raises `ValueError` or `OSError` for a text or a picture that is torn.
     """
-    if image.mode != "RGBA" or image.width * image.height > MAX_ALPHA_PIXELS:
+    if image.mode not in ("RGB", "RGBA") or image.width * image.height > MAX_HIDDEN_PIXELS:
         return ""
-    bits = (np.asarray(image.getchannel("A")) & 1).T.reshape(-1)
-    packed = ALPHA_MARKS.get(np.packbits(bits[:120]).tobytes())
+    bits = (np.asarray(image) & 1).transpose(1, 0, 2)
+    hidden = _unpack_bits(bits[..., 3].reshape(-1), ALPHA_MARKS) if image.mode == "RGBA" else ""
+    return hidden or _unpack_bits(bits[..., :3].reshape(-1), COLOUR_MARKS)
+
+
+def _unpack_bits(bits: np.ndarray, marks: dict[bytes, bool]) -> str:
+    """Return the text after one of the `marks`; empty without one."""
+    packed = marks.get(np.packbits(bits[:120]).tobytes())
     length = int.from_bytes(np.packbits(bits[120:152]).tobytes(), "big")
     if packed is None:
         return ""

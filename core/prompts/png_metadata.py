@@ -9,7 +9,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from core.prompts.dialects import translate_settings
 from core.prompts.infotext import Reading, convert_settings
-from core.prompts.picture_texts import read_alpha_text, read_texts
+from core.prompts.picture_texts import read_hidden_text, read_texts
 from core.prompts.readers import a1111, comfyui, fooocus, invokeai, novelai, swarmui
 from core.prompts.readers.json_text import parse_table
 from core.schema.errors import UserError
@@ -93,7 +93,7 @@ def _read_open_picture(image: Image.Image, file: Path) -> Reading:
     found = _read_settings(texts)
     if isinstance(found, Reading):
         return found
-    if image.format == "PNG" and (text := read_alpha_text(image)):
+    if image.format == "PNG" and (text := read_hidden_text(image)):
         hidden = _read_settings(_list_texts(text))
         if isinstance(hidden, Reading):
             return hidden

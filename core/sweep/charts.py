@@ -1,6 +1,6 @@
 """Draw sweeps, transfers and trainings: contact sheets, curves and heat maps, as pictures."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image, ImageDraw, ImageFont
 
 from core.schema import limits
@@ -151,7 +152,7 @@ def draw_curves(report: Mapping[str, Any]) -> Image.Image:
         if axes.get_legend_handles_labels()[1]:
             axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.01, 0.5), frameon=False)
     above.set_title(f"{report['lora']} on {report['model']}"[:120], fontsize=11, loc="left")
-    return _render_figure(figure)
+    return render_figure(figure)
 
 
 def draw_heat_maps(
@@ -160,11 +161,12 @@ def draw_heat_maps(
     columns: Sequence[str],
     panels: Mapping[str, np.ndarray],
     cell_labels: Mapping[tuple[int, int], str],
+    outlined: Collection[tuple[int, int]] = (),
 ) -> Image.Image:
     """Draw heat maps above each other, one for each measure in `panels`.
 
     Each panel is (rows, columns), NaN where there is no value; `cell_labels` are words for the
-    cells of the first panel.
+    cells of the first panel. The `outlined` cells, (row, column), have a frame in each.
     """
     heights = [1.0 if place == 0 else 0.7 for place in range(len(panels))]
     size = (2.2 + 1.15 * len(columns), 1.2 + sum(0.35 + 0.5 * height * len(rows) for height in heights))
@@ -188,8 +190,13 @@ def draw_heat_maps(
                 fontsize=9,
                 color="white" if values[r, c] > 0.7 * greatest else "black",
             )
+        for r, c in outlined:
+            frame = Rectangle(
+                (c - 0.47, r - 0.47), 0.94, 0.94, fill=False, edgecolor=MARK_COLOUR, linewidth=3
+            )
+            axes.add_patch(frame)
     figure.suptitle(title, fontsize=11, x=0.01, ha="left")
-    return _render_figure(figure)
+    return render_figure(figure)
 
 
 def draw_losses(
@@ -233,7 +240,7 @@ def draw_losses(
     for axes in (above, below):
         axes.grid(alpha=0.2)
     above.legend(fontsize=8, loc="upper right", frameon=False)
-    return _render_figure(figure)
+    return render_figure(figure)
 
 
 def smooth_curve(values: Sequence[float], window: int = 20) -> np.ndarray:
@@ -244,7 +251,8 @@ def smooth_curve(values: Sequence[float], window: int = 20) -> np.ndarray:
     return (total[ends] - total[starts]) / (ends - starts)
 
 
-def _render_figure(figure: Figure) -> Image.Image:
+def render_figure(figure: Figure) -> Image.Image:
+    """Return a figure as a picture."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")

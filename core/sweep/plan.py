@@ -5,7 +5,7 @@ Whatever is not allowed becomes a `UserError` with one sentence.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from core.schema import limits, presets
 from core.schema.bounds import OneOf, Switch, format_value, is_number
 from core.schema.errors import UserError
 from core.schema.records import record
-from core.schema.types import EmbeddingUse, LoraUse, Request
+from core.schema.types import EmbeddingUse, LoraUse, Model, PromptPreset, Request
 from core.sweep.strengths import FIRST_STRENGTHS, STRENGTH_DECIMALS
 
 _NUMBER = r"-?[0-9]{1,20}(?:\.[0-9]{1,6})?"
@@ -58,6 +58,8 @@ class SweepPlan:
     """After how many prompts to ask for the verdict, and to end where it stands; empty: after all."""
 
 
+NO_LORA = LoraUse(path="", strength=0.0)
+"""The LoRA of a plan whose pictures have none (`core.sweep.axes`)."""
 AUTOMATIC_STRENGTHS = {"": limits.STRENGTH[1], "auto": limits.STRENGTH[1], "-auto": limits.STRENGTH[0]}
 """What stands for strengths that a probe finds -> the greatest of them that is allowed."""
 DEFAULT_SEEDS = "1, 2"
@@ -115,38 +117,52 @@ def suggest_strengths(known: float | None) -> str:
 
 def plan_sweep(form: SweepForm) -> SweepPlan:
     """Plan the sweep that a form asks for. Raises `UserError` for whatever is not allowed."""
-    base = catalogue.find_model(form.model) if form.model else None
-    fitting = preset_match.match_preset(base).preset if base else "nano"
-    preset = presets.get_prompt_preset(form.preset or fitting)
-    base = base or catalogue.find_model(preset.model)
     if not form.lora:
         raise UserError("lora", "choose a LoRA to sweep.")
-    use = LoraUse(path=str(form.lora))
-    family = lora.get_lora_file(use.path).family
-    if not base.fits(family):
-        raise UserError(
-            "lora",
-            f"{Path(use.path).name} is made for {family}, but {base.title} is not of that family; "
-            "choose another preset or model.",
-        )
-    trigger = lora.get_lora_file(use.path).trigger or ""
-    budget = form.budget or DEFAULT_BUDGET
-    neutral = compose_neutral_prompts(preset)[: BUDGETS[budget]]
-    prompts = _parse_prompts(form.prompts) or tuple(insert_trigger(prompt, trigger) for prompt in neutral)
-    looks = [many for many in LOOKS if many < len(prompts)]
+    plan = plan_pictures(form, (LoraUse(path=str(form.lora)),))
+    looks = [many for many in LOOKS if many < len(plan.prompts)]
     asks_early = form.budget is not None or form.prompts in (None, "")
-    seeds = parse_seeds(read_numbers(form.seeds, DEFAULT_SEEDS))
     wanted = read_numbers(form.strengths, "")
     limit = AUTOMATIC_STRENGTHS.get(wanted.strip()) if isinstance(wanted, str) else None
     strengths = parse_strengths(wanted) if limit is None else []
-    columns = len(strengths) or FIRST_STRENGTHS
-    cells = len(prompts) * len(seeds) * columns
-    if cells > limits.SWEEP_CELLS:
-        raise UserError(
-            "strengths",
-            f"{columns} strengths x {len(prompts)} prompts x {len(seeds)} seeds are {cells} images; "
-            f"the limit is {limits.SWEEP_CELLS}.",
-        )
+    check_cell_count(plan, len(strengths) or FIRST_STRENGTHS, "strengths")
+    return replace(
+        plan,
+        strengths=tuple(strengths),
+        limit=limit or (limits.STRENGTH[1] if max(strengths) > 0 else limits.STRENGTH[0]),
+        refine=form.refine,
+        looks=(*looks, len(plan.prompts)) if asks_early else (),
+    )
+
+
+def choose_base(form: SweepForm) -> tuple[PromptPreset, Model]:
+    """Return the preset and the base model of a form. Raises `UserError` for one that is unknown."""
+    base = catalogue.find_model(form.model) if form.model else None
+    fitting = preset_match.match_preset(base).preset if base else "nano"
+    preset = presets.get_prompt_preset(form.preset or fitting)
+    return preset, base or catalogue.find_model(preset.model)
+
+
+def plan_pictures(form: SweepForm, loras: Sequence[LoraUse]) -> SweepPlan:
+    """Plan what all pictures of a form share, without strengths; of its LoRAs, `loras` are the files.
+
+    Raises `UserError` for whatever is not allowed.
+    """
+    preset, base = choose_base(form)
+    triggers = []
+    for use in loras:
+        file = lora.get_lora_file(use.path)
+        triggers.append(file.trigger or "")
+        if not base.fits(file.family):
+            raise UserError(
+                "lora",
+                f"{Path(use.path).name} is made for {file.family}, but {base.title} is not of that family; "
+                "choose another preset or model.",
+            )
+    trigger = ", ".join(dict.fromkeys(filter(None, triggers)))
+    neutral = compose_neutral_prompts(preset)[: BUDGETS[form.budget or DEFAULT_BUDGET]]
+    prompts = _parse_prompts(form.prompts) or tuple(insert_trigger(prompt, trigger) for prompt in neutral)
+    seeds = parse_seeds(read_numbers(form.seeds, DEFAULT_SEEDS))
     taken = ("negative", "width", "height", "steps", "cfg", "cfg_rescale", "sampler", "schedule")
     shared = {name: getattr(preset, name) for name in taken}
     settings = [{**shared, "model": base.name, "prompt": prompt, "seed": seeds[0]} for prompt in prompts]
@@ -154,7 +170,7 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
     for values in settings:
         try:
             texts = {field: values[field] for field in ("prompt", "negative")}
-            found = embedding_library.find_embeddings(texts, [use], base)
+            found = embedding_library.find_embeddings(texts, loras, base)
             bases.check_prompt_length(Request(**values, embeddings=found))
             named |= dict.fromkeys(each for each in found if not each.key_prefix)
         except UserError as error:
@@ -166,17 +182,25 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
             f"Use one of: {', '.join(list_feature_extractors())}.",
         )
     return SweepPlan(
-        lora=use,
+        lora=next(iter(loras), NO_LORA),
         settings=Request(**settings[0], embeddings=tuple(named)),
         feature_extractor=form.feature_extractor,
         references=tuple(check_reference(Path(str(file))) for file in _list_references(form.references)),
-        refine=form.refine,
-        looks=(*looks, len(prompts)) if asks_early else (),
         prompts=prompts,
         seeds=tuple(seeds),
-        strengths=tuple(strengths),
-        limit=limit or (limits.STRENGTH[1] if max(strengths) > 0 else limits.STRENGTH[0]),
+        strengths=(),
     )
+
+
+def check_cell_count(plan: SweepPlan, columns: int, field: str) -> None:
+    """Raise `UserError` if so many columns, of the form's `field`, are more pictures than are allowed."""
+    cells = len(plan.prompts) * len(plan.seeds) * columns
+    if cells > limits.SWEEP_CELLS:
+        raise UserError(
+            field,
+            f"{columns} {field} x {len(plan.prompts)} prompts x {len(plan.seeds)} seeds are {cells} images; "
+            f"the limit is {limits.SWEEP_CELLS}.",
+        )
 
 
 def list_feature_extractors() -> list[str]:

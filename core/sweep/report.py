@@ -111,8 +111,8 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         else None,
         "measured": {
             "strengths": measured,
-            "values": {name: _list_values(study.build_curve(name, measured)) for name in MEASURES},
-            "noise_floors": _list_values(study.noise_floors) if measured else [],
+            "values": {name: list_values(study.build_curve(name, measured)) for name in MEASURES},
+            "noise_floors": list_values(study.noise_floors) if measured else [],
         },
         "thresholds": {
             "most": SWEET_SPOT_SHARE,
@@ -148,10 +148,10 @@ def format_curve_csv(study: SweepStudy) -> str:
     return out.getvalue()
 
 
-def _list_values(values: np.ndarray) -> Any:
+def list_values(values: np.ndarray) -> Any:
     """Return nested lists of an array's numbers, `None` for NaN, to six significant digits."""
     if values.ndim:
-        return [_list_values(each) for each in values]
+        return [list_values(each) for each in values]
     return None if np.isnan(values) else float(f"{values:.6g}")
 
 

@@ -34,7 +34,7 @@ from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict, is_settled
 from core.sweep.knees import HELD_RANGES, LEAST_GAINS
 from core.sweep.measure import Item
 from core.sweep.pace import record_pace
-from core.sweep.plan import SweepPlan
+from core.sweep.plan import NO_LORA, SweepPlan
 from core.sweep.resample import Curve
 from core.sweep.strengths import SEARCHED_CHANGES, explain_no_strengths, extend_strengths, place_strengths
 from core.sweep.verdict import Verdict
@@ -70,7 +70,7 @@ class SweepStudy:
 
     def __init__(self, plan: SweepPlan):
         self.plan = plan
-        self.sha256 = calculate_sha256(Path(plan.lora.path))
+        self.sha256 = calculate_sha256(Path(plan.lora.path)) if plan.lora != NO_LORA else ""
         """Hash of the LoRA's file, so that the measurements stay with it."""
         self._lora_name = lora_library.find_name(Path(plan.lora.path))  # the library is listed once
         self.prompts: tuple[str, ...] = plan.prompts

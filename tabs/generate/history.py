@@ -18,6 +18,7 @@ from core.schema import limits
 from core.schema.errors import UserError
 from core.system.device import is_space
 from core.system.markdown import escape_markdown
+from tabs.generate.send_buttons import build_send_buttons
 from tabs.server import page_files
 from tabs.shared.checks import QUIET_OPTIONS, READ_OPTIONS, WRITE_OPTIONS, translate_errors
 from tabs.shared.updates import answer_by_name
@@ -73,9 +74,7 @@ def build_panel() -> dict[str, Any]:
                 elem_id="history-settings",
             )
             with gr.Row():
-                c["history_use"] = gr.Button(
-                    "Use these settings", size="sm", min_width=140, elem_id="history-use"
-                )
+                c |= build_send_buttons("history")
                 c["history_delete"] = gr.Button("Delete", size="sm", min_width=100, elem_id="history-delete")
             with gr.Row(visible=False) as c["history_ask"]:
                 c["history_confirm"] = gr.Button(
@@ -89,12 +88,8 @@ def build_panel() -> dict[str, Any]:
     return c
 
 
-def wire(c: dict[str, Any], use_settings: dict[str, Any], making: Any) -> None:
-    """Connect the panel.
-
-    `use_settings` are the options of the event that loads the chosen file's settings; `making` is the
-    job after which an open history shows the new pictures.
-    """
+def wire(c: dict[str, Any], making: Any) -> None:
+    """Connect the panel; `making` is the job after which an open history shows the new pictures."""
     session, start = c["session_images"], c["history_start"]
     page = {name: c[name] for name in (*PAGE_NAMES, "history_shown", "history_open")}
     choice = {name: c[name] for name in (*CHOICE_NAMES, "history_chosen")}
@@ -119,7 +114,6 @@ def wire(c: dict[str, Any], use_settings: dict[str, Any], making: Any) -> None:
     c["history_grid"].select(
         inputs=[c["history_shown"]], **answer_by_name(_choose_picture, choice), **READ_OPTIONS
     ).success(None, None, None, js=SHOW_CHOICE_JS, **QUIET_OPTIONS)
-    c["history_use"].click(inputs=[c["history_chosen"], c["preset"]], **use_settings, **READ_OPTIONS)
     for button, is_asked in ((c["history_delete"], True), (c["history_keep"], False)):
         button.click(
             lambda is_asked=is_asked: (gr.update(visible=is_asked), gr.update(visible=not is_asked)),

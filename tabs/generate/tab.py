@@ -11,7 +11,6 @@ from core.generate import outputs, request
 from core.generate.notes import list_notes
 from core.generate.tag_expander import append_tags
 from core.models import catalogue
-from core.prompts.png_metadata import get_infotext, read_infotext
 from core.runtime import gpu, torch_thread
 from core.schema import limits, presets
 from core.schema.errors import UserError
@@ -20,7 +19,8 @@ from core.schema.records import read_form
 from core.schema.samplers import SAMPLERS, SCHEDULES
 from core.schema.types import PromptPreset
 from core.system.markdown import escape_markdown
-from tabs.generate import history, lora_panel, model, prompt, settings, stages
+from tabs.generate import gallery, history, lora_panel, model, prompt, settings, stages
+from tabs.generate.send_buttons import wire_send_buttons
 from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder, save_result
 from tabs.shared import hub_fetch
@@ -62,12 +62,8 @@ INPUT_NAMES = (
 """What a job is made from: the fields of `PictureForm`, a stage's settings in pieces."""
 MODEL_NAMES = ("model_note", *model.SETTING_NAMES)
 """The components that show what is known of the model and set for it."""
-OUTPUT_NAMES = ("gallery", "made", "chosen", "status", "last_seed", "added", "compare")
-"""The components that show a job.
-
-`made` holds the gallery's pictures without previews: what stays after a Stop or an error. `chosen`
-is the place of the one that a person chose in the gallery.
-"""
+OUTPUT_NAMES = ("gallery", "made", "chosen", "status", "last_seed", "added")
+"""The components that show a job."""
 # While a person types, the last state counts.
 LATEST_OPTIONS: dict[str, Any] = {**QUIET_OPTIONS, "trigger_mode": "always_last"}
 CLEAR_TAGS_JS = "() => [{__type__: 'update', choices: [], value: []}]"
@@ -87,13 +83,18 @@ def build_tab() -> GenerateHandoff:
     _wire_prompt(shown)
     _wire_picture_controls(shown)
     lora_panel.wire(shown)
-    history.wire(shown, load, _wire_jobs(shown))
-    _wire_gallery(shown)
+    history.wire(shown, _wire_jobs(shown))
+    gallery.wire(shown)
+    sent = [
+        wire_send_buttons(shown, place, shown[state], load, _load_settings)
+        for place, state in (("gallery", "picture"), ("history", "history_chosen"))
+    ]
     return GenerateHandoff(
         _load_settings,
         {name: shown[name] for name in (*filled, *MODEL_NAMES, "lora_file", "lora_strength")},
         shown["preset"],
         shown["settings_message"],
+        tuple(sent),
     )
 
 
@@ -185,15 +186,6 @@ def _wire_picture_controls(c: dict[str, Any]) -> None:
     )
     c["reuse_seed"].click(lambda used: used, c["last_seed"], c["seed"], **QUIET_OPTIONS)
     c["random_seed"].click(lambda: request.RANDOM_SEED, None, c["seed"], **QUIET_OPTIONS)
-
-
-def _wire_gallery(c: dict[str, Any]) -> None:
-    """Connect the gallery with the settings below it, which are those of the chosen picture."""
-    c["gallery"].select(
-        _choose_picture, c["made"], [c["chosen"], c["settings"], c["last_seed"]], **LATEST_OPTIONS
-    )
-    c["gallery"].preview_close(lambda: None, None, c["chosen"], **QUIET_OPTIONS)
-    c["made"].change(_show_infotext, [c["made"], c["chosen"]], c["settings"], **LATEST_OPTIONS)
 
 
 def _wire_jobs(c: dict[str, Any]) -> Any:
@@ -315,27 +307,7 @@ def _build_results() -> dict[str, Any]:
             c["add_tags"] = gr.Button("Suggest tags", size="sm", elem_id="add-tags")
             c["other_tags"] = gr.Button("Clear", size="sm")
     c["status"] = gr.Markdown("Ready.", elem_id="status")
-    look = {
-        "columns": 2,
-        "height": "max-content",
-        "object_fit": "contain",
-        "format": "png",  # webp would drop the settings
-    }
-    c["gallery"] = gr.Gallery(
-        label="Images", buttons=["download", "download_all", "fullscreen"], elem_id="gallery", **look
-    )
-    c["compare"] = gr.ImageSlider(label="Before / after", visible=False, interactive=False, elem_id="compare")
-    c["settings"] = gr.Textbox(
-        label="Settings of the image",
-        lines=3,
-        max_lines=8,
-        buttons=["copy"],
-        interactive=False,
-        elem_id="settings",
-    )
-    c["last_seed"] = gr.State(request.RANDOM_SEED)
-    c["made"], c["chosen"] = gr.State([]), gr.State(None)
-    return c | history.build_panel()
+    return c | gallery.build_panel() | history.build_panel()
 
 
 def _get_preset_values(preset: PromptPreset) -> dict[str, Any]:
@@ -427,17 +399,16 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
                     previews = {"gallery": [*done, *event.previews]} if event.previews else {}
                     yield {"status": said, **previews}
                 case Picture():
-                    file = save_result(event, folder)
-                    done.append(file)
-                    copy, refused = outputs.keep_picture(Path(file), event.cell.request, kept_in)
+                    file = Path(save_result(event, folder))
+                    gallery.keep_before(event, file)
+                    done.append(str(file))
+                    copy, refused = outputs.keep_picture(file, event.cell.request, kept_in)
                     notes += [note for note in (*event.notes, *refused) if note not in notes]
-                    pair = (event.before.resize(event.image.size), event.image) if event.before else None
                     yield {
                         "gallery": list(done),
                         "made": list(done),
                         "status": f"Image {len(done)} of {len(cells)} finished.",
                         "last_seed": cells[0].request.seed,
-                        "compare": gr.update(value=pair, visible=pair is not None),
                     }
                 case Failed():
                     yield {"status": show_refusal(UserError(None, event.message))}
@@ -446,29 +417,6 @@ def _generate_pictures(added: list[str], **values: Any) -> Iterator[dict[str, An
     images = f"{len(done)} image{'s' * (len(done) > 1)}"
     kept = f" Kept in {escape_markdown(str(copy.parent))}." if copy else ""
     yield {"status": f"Done: {images} in {time.monotonic() - begin:.1f} s.{kept} {hints}"}
-
-
-def _choose_picture(made: list[str], event: gr.SelectData) -> tuple[Any, Any, Any]:
-    """Return the place of the picture that was pressed in the gallery, its settings and its seed.
-
-    One that is still on its way has none, and counts as not chosen. The path that a client sends is
-    only compared.
-    """
-    try:
-        place = made.index(event.value["image"]["path"])
-    except (LookupError, TypeError, ValueError):
-        return None, gr.skip(), gr.skip()
-    with translate_errors():
-        return place, _show_infotext(made, place), read_infotext(Path(made[place])).fields["seed"]
-
-
-def _show_infotext(made: list[str], chosen: int | None) -> Any:
-    """Return the settings of the chosen picture, else of the last one, with a label that says which."""
-    if not made:
-        return gr.skip()
-    place = len(made) - 1 if chosen is None else min(chosen, len(made) - 1)
-    which = "the image" if len(made) == 1 else f"image {place + 1} of {len(made)}"
-    return gr.update(value=get_infotext(Path(made[place])), label=f"Settings of {which}")
 
 
 def _describe_preset(preset: PromptPreset) -> str:

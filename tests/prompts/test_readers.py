@@ -42,7 +42,7 @@ def test_comfyuis_graph_is_followed_to_prompts_lora_size_and_hires(tmp_path: Pat
     reading = read_infotext(tools.save_texts(tmp_path / "a.png", texts))
     hires = {"upscaler": "Latent", "factor": 1.5, "denoise": 0.5, "steps": 12}
     check_common(reading, hires=hires)
-    assert (reading.tool, reading.unused) == ("ComfyUI", {})
+    assert (reading.tool, reading.unused) == ("ComfyUI", {"Hires seed": "8"})
     assert reading.loras == ({"lora": "a style", "strength": 0.8, "text_strength": 0.5},)
 
 
@@ -58,7 +58,11 @@ def test_comfyuis_custom_sampler_is_followed_through_guider_noise_and_sigmas(tmp
         hires={"upscaler": "4x-UltraSharp", "factor": 2.0, "denoise": 0.0},
     )
     assert reading.loras == STYLE
-    assert reading.unused == {"VAE": "sdxl_vae.safetensors", "FaceDetailer": "on"}
+    assert reading.unused == {
+        "VAE": "sdxl_vae.safetensors",
+        "FaceDetailer": "on",
+        "ControlNetApplyAdvanced": "on",
+    }
 
 
 def test_comfyuis_webp_and_a_graph_in_exif_are_read(tmp_path: Path) -> None:
@@ -168,13 +172,6 @@ def test_a_pipe_of_an_efficient_loader_is_followed() -> None:
     assert reading.loras == STYLE
 
 
-def test_a_refiners_pass_is_named_and_no_hires() -> None:
-    graph = {**tools.COMFYUI_GRAPH, "8": tools.build_node("Reroute", **{"": ["7", 0]})}
-    reading = _read_settings({"prompt": json.dumps(graph)})
-    assert isinstance(reading, Reading)
-    assert ("hires" in reading.fields, reading.unused) == (False, {"KSampler": "on"})
-
-
 def test_swarmui_is_read_from_png_and_jpeg(tmp_path: Path) -> None:
     text = json.dumps(tools.SWARMUI, ensure_ascii=False)
     comment = b"UNICODE\0" + text.encode("utf-16-le")
@@ -263,6 +260,28 @@ def test_fooocus_json_is_read(tmp_path: Path, kind: str) -> None:
     assert (reading.tool, reading.loras, reading.unused["styles"]) == ("Fooocus", STYLE, "['Fooocus V2']")
 
 
+FOOOCUS_KIN = {
+    "before 2.2": {
+        **{"Prompt": "a cat 笑顔", "Negative Prompt": "a dog", "Resolution": "(832, 1216)", "Steps": 20},
+        **{"Guidance Scale": 5.0, "Base Model": "wai.safetensors", "Sampler": "euler_ancestral"},
+        **{"Scheduler": "karras", "Seed": 7, "LoRA 1": "a style.safetensors : 0.8", "Version": "v2.1.8"},
+    },
+    "RuinedFooocus": {
+        **{"Prompt": "a cat 笑顔", "Negative": "a dog", "steps": 20, "cfg": 5, "width": 832, "height": 1216},
+        **{"seed": 7, "sampler_name": "euler_ancestral", "scheduler": "karras", "denoise": None},
+        **{"base_model_name": "wai.safetensors", "loras": [["ab", "0.8 - a style.safetensors"]]},
+    },
+}
+
+
+@pytest.mark.parametrize("table", FOOOCUS_KIN.values(), ids=FOOOCUS_KIN)
+def test_fooocus_kin_is_read(table: dict[str, Any]) -> None:
+    reading = _read_settings({"parameters": json.dumps(table)})
+    assert isinstance(reading, Reading)
+    check_common(reading)
+    assert (reading.tool, reading.loras) == ("Fooocus", STYLE)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP", "AVIF"])
 @pytest.mark.parametrize(
     "comment",
@@ -291,9 +310,10 @@ def test_a_text_after_the_pixels_is_read(tmp_path: Path, kind: bytes) -> None:
     check_common(reading, prompt="a cat café", sampler="Euler a", schedule="Automatic")
 
 
-@pytest.mark.parametrize("packed", [False, True], ids=["stealth_pnginfo", "stealth_pngcomp"])
-def test_a_text_in_alpha_is_read(tmp_path: Path, packed: bool) -> None:
-    file = tools.save_alpha_text(tmp_path / "a.png", tools.INFOTEXT, packed)
+@pytest.mark.parametrize("packed", [False, True], ids=["info", "comp"])
+@pytest.mark.parametrize("save", [tools.save_alpha_text, tools.save_colour_text], ids=["alpha", "colours"])
+def test_a_text_in_the_lowest_bits_is_read(tmp_path: Path, save: Any, packed: bool) -> None:
+    file = save(tmp_path / "a.png", tools.INFOTEXT, packed)
     check_common(read_infotext(file), sampler="Euler a", schedule="Automatic")
 
 
@@ -320,9 +340,13 @@ REFUSED = {
         {"invokeai_metadata": "{}"},
         "InvokeAI wrote no steps, sampler, seed or size",
     ),
-    "NovelAI without settings": ({"Comment": '{"uc": "x"}'}, "NovelAI wrote no steps"),
+    "NovelAI without settings": ({"Comment": '{"uc": "x", "prompt": "a"}'}, "NovelAI wrote no steps"),
     "JSON that is too deep": ({"parameters": nest(100_000)}, "characters are too many"),
     "a graph that is too deep": ({"prompt": nest(100_000)}, "contains no settings"),
+    "JSON with NovelAI's negative alone": (
+        {"Comment": '{"c": "a cat", "uc": "x", "steps": 20, "seed": 7}'},
+        "the last line has none",
+    ),
     "JSON of nobody": ({"parameters": '{"prompt": "a, b: c, d: e, f: g"}'}, "the last line has none"),
     "a prompt alone": ({"parameters": "a cat, with: colons, and: more, here: too"}, "the last line has none"),
 }
@@ -376,8 +400,21 @@ INPUT_NAMES += [
     "pipe",
     "conditioning_1",
     "populated_text",
+    "script",
+    "upscale_by",
+    "start_at_step",
+    "step",
 ]
-KINDS = ["KSampler", "SamplerCustom", "ImageScale", "CLIPSetLastLayer", "LoRA Stack", "ConditioningCombine"]
+KINDS = [
+    "HighRes-Fix Script",
+    "SplitSigmas",
+    "KSampler",
+    "SamplerCustom",
+    "ImageScale",
+    "CLIPSetLastLayer",
+    "LoRA Stack",
+    "ConditioningCombine",
+]
 NODES = st.builds(
     lambda kind, inputs: {"class_type": kind, "inputs": inputs},
     st.sampled_from(KINDS),

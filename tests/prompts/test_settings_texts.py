@@ -69,6 +69,8 @@ def test_our_own_samplers_keep_their_names(name: str) -> None:
         ("DPM++ 2M SDE Karras", ""): ("DPM++ 2M SDE", "Karras"),
         ("DPM++ 2M Karras", "Exponential"): ("DPM++ 2M", "Exponential"),
         ("ddim_v3", ""): ("DDIM", ""),
+        ("dpmpp_2m_sde_gpu_karras", ""): ("DPM++ 2M SDE", "Karras"),
+        ("Default", ""): ("", ""),
         ("Undefined", ""): ("", ""),
         ("res_multistep", "karras"): ("res_multistep", "Karras"),
     }.items(),
@@ -114,6 +116,7 @@ def test_a_sampler_without_a_name_is_told() -> None:
         ("Hires sampler: Euler a, Hires schedule type: Karras", {"sampler": "Euler a", "schedule": "Karras"}),
         ("Hires sampler: DPM++ 2M Karras", {"sampler": "DPM++ 2M", "schedule": "Karras"}),
         ("Hires sampler: Use same sampler, Hires CFG Scale: 5.5", {"cfg": 5.5}),
+        ("Hires sampler: Default", {}),
         ("Hires schedule type: Uniform", {"schedule": "Normal"}),
         (
             r'Hires prompt: "a dog, <lora:x:1>\nred", Hires negative prompt: bad',
@@ -129,6 +132,14 @@ def test_a_second_pass_of_a1111_and_forge_keeps_what_is_its_own(written: str, ow
     )
     assert reading.fields["hires"] == {"factor": 2.0, "upscaler": "Latent", "denoise": 0.4, **own}
     assert not [key for key in reading.unused if key.startswith("Hires")]
+
+
+def test_no_upscaler_is_a_plain_enlargement() -> None:
+    """A1111 enlarges with Lanczos there; the preset's upscaler would give another picture."""
+    reading = parse_infotext(
+        "a\nSteps: 20, Sampler: Euler, Denoising strength: 0.4, Hires upscale: 2, Hires upscaler: None"
+    )
+    assert reading.fields["hires"] == {"factor": 2.0, "upscaler": "Lanczos", "denoise": 0.4}
 
 
 def test_sd_next_is_read_in_its_own_words() -> None:

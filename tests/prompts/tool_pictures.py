@@ -51,10 +51,7 @@ def save_text_after_pixels(file: Path, text: str, kind: bytes = b"tEXt") -> Path
 
 def save_alpha_text(file: Path, text: str, packed: bool, length: int | None = None) -> Path:
     """Save a stealth PNG: the text in the lowest bits of alpha, column by column."""
-    data = gzip.compress(text.encode()) if packed else text.encode()
-    mark = b"stealth_pngcomp" if packed else b"stealth_pnginfo"
-    whole = mark + struct.pack(">I", 8 * len(data) if length is None else length) + data
-    bits = np.unpackbits(np.frombuffer(whole, np.uint8))
+    bits = _hide_text(b"stealth_pngcomp" if packed else b"stealth_pnginfo", text, packed, length)
     width = bits.size // 64 + 1
     pixels = np.full((64, width, 4), 255, np.uint8)
     alpha = np.full(64 * width, 254, np.uint8)
@@ -62,6 +59,23 @@ def save_alpha_text(file: Path, text: str, packed: bool, length: int | None = No
     pixels[..., 3] = alpha.reshape(width, 64).T
     Image.fromarray(pixels).save(file, "PNG")
     return file
+
+
+def save_colour_text(file: Path, text: str, packed: bool) -> Path:
+    """Save a stealth PNG: the text in the lowest bits of red, green and blue, column by column."""
+    bits = _hide_text(b"stealth_rgbcomp" if packed else b"stealth_rgbinfo", text, packed)
+    width = bits.size // (3 * 64) + 1
+    colours = np.full(3 * 64 * width, 254, np.uint8)
+    colours[: bits.size] |= bits
+    Image.fromarray(colours.reshape(width, 64, 3).transpose(1, 0, 2).copy()).save(file, "PNG")
+    return file
+
+
+def _hide_text(mark: bytes, text: str, packed: bool, length: int | None = None) -> np.ndarray:
+    """Return the bits of a hidden text, which may claim another length."""
+    data = gzip.compress(text.encode()) if packed else text.encode()
+    whole = mark + struct.pack(">I", 8 * len(data) if length is None else length) + data
+    return np.unpackbits(np.frombuffer(whole, np.uint8))
 
 
 def build_node(kind: str, **inputs: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from core.transfer.plan import TransferEntry, TransferForm, split_by_block
 from core.transfer.plan import plan_transfer as transfer_plan
 from core.transfer.report import build_transfer_report
 from core.transfer.study import TransferStudy
-from tabs.sweep import _format_answer
+from tabs.sweep.results import format_answer
 from tests.train.parts import make_dataset, prepare_run
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
@@ -120,7 +120,7 @@ def test_what_was_measured_stands_in_the_table() -> None:
 def test_thresholds_from_nano_are_told_as_such_on_other_models(model: str, is_said: bool) -> None:
     text = render_card(plan_example(sweep={**REPORT, "model": model, "model_hash": None}, home="nano"), {})
     assert ("calibrated on the built-in model only" in text) == is_said
-    assert ("calibrated on the built-in model only" in _format_answer(answer_of(model))) == is_said
+    assert ("calibrated on the built-in model only" in format_answer(answer_of(model))) == is_said
 
 
 def answer_of(model: str) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from core.sweep.plan import SweepForm, plan_sweep
 from core.sweep.recompute import recompute_verdict
 from core.sweep.report import build_sweep_report
 from core.sweep.study import SweepStudy
-from tabs.sweep import _format_answer
+from tabs.sweep.results import format_answer
 from tests.sweep.conftest import EXAMPLE, PICTURES, PROMPTS, RunSweep
 
 SCRIPT = Path(__file__).parent.parent.parent / "docs" / "verdict_from_report.py"
@@ -163,7 +163,7 @@ def test_a_law_of_strength_that_is_not_linear_is_said(run_sweep: RunSweep, tmp_p
     report = build_sweep_report(study)
     (note,) = report["notes"]
     assert note.startswith("A BOFT's change is not in proportion to its strength")
-    assert "BOFT's change is not in proportion" in _format_answer(report)
+    assert "BOFT's change is not in proportion" in format_answer(report)
 
 
 def test_a_sweep_ends_where_its_verdict_stands(run_sweep: RunSweep, tmp_path: Path) -> None:

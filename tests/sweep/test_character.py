@@ -7,7 +7,7 @@ from core.models.measured_strengths import find_strength
 from core.sweep.character import describe_character, find_words, format_character
 from core.sweep.report import build_sweep_report
 from core.sweep.study import SweepStudy
-from tabs.sweep import _format_answer
+from tabs.sweep.results import format_answer
 from tests.sweep.conftest import EXAMPLE
 
 WIDTH = 100
@@ -109,7 +109,7 @@ def test_the_example_is_described_where_it_is_used(study: SweepStudy) -> None:
     assert 0.2 < character["consistency"] < 1, "it paints in one manner, whatever it paints"
     assert kept
     assert (kept.action, kept.consistency) == (character["action"], character["consistency"])
-    assert f"Consistency {character['consistency']:.2g}" in _format_answer(report)
+    assert f"Consistency {character['consistency']:.2g}" in format_answer(report)
     girl = study.tags.index("1girl")
     assert min(study.tag_scores[0.0, item][girl] for item in study.items) > 0.5, "names belong to scores"
 
@@ -119,7 +119,7 @@ def test_without_a_recommended_strength_nothing_is_said(study: SweepStudy) -> No
     report = build_sweep_report(unfinished)
     assert report["character"] is None
     assert report["unmeasured"]["character"].startswith("No strength is recommended")
-    assert "What it is" not in _format_answer(report)
+    assert "What it is" not in format_answer(report)
 
 
 def test_the_sentence_names_numbers_words_and_what_is_missing() -> None:

@@ -12,8 +12,7 @@ from PIL import Image
 from core.generate import outputs
 from core.generate.outputs import Outputs
 from core.prompts import png_metadata
-from tabs.generate import history
-from tabs.generate import tab as generate_tab
+from tabs.generate import gallery, history
 from tabs.server import page_files
 
 INFOTEXT = "1girl\nSteps: 5, Sampler: Euler a, CFG scale: 4, Seed: {seed}, Size: 64x64"
@@ -100,13 +99,14 @@ def test_the_gallery_opens_only_what_it_was_given(value: Any, tmp_path: Path) ->
     """A preview of the next job may stand where a picture of the last one stood: it has no settings yet."""
     made = [str(make_picture(tmp_path / f"{seed}.png", seed)) for seed in (1, 2)]
 
-    def choose_in_gallery(value: Any) -> tuple[Any, Any, Any]:
-        return generate_tab._choose_picture(made, SimpleNamespace(index=0, value=value))  # type: ignore[arg-type]
+    def choose_in_gallery(value: Any) -> dict[str, Any]:
+        return gallery._choose_picture(made, SimpleNamespace(index=0, value=value))  # type: ignore[arg-type]
 
-    place, shown, seed = choose_in_gallery({"image": {"path": made[1]}})
-    assert (place, shown["value"], seed) == (1, INFOTEXT.format(seed=2), 2)
+    chosen = choose_in_gallery({"image": {"path": made[1]}})
+    assert (chosen["chosen"], chosen["last_seed"]) == (1, 2)
+    assert (chosen["settings"]["value"], chosen["picture"]) == (INFOTEXT.format(seed=2), made[1])
     for other in (value, {"image": {"path": value}}, {"image": {"path": str(tmp_path / "preview.png")}}):
-        assert choose_in_gallery(other)[0] is None
+        assert choose_in_gallery(other) == {"chosen": None}
 
 
 def test_on_a_space_a_session_has_its_own_pictures(space: Path, tmp_path: Path) -> None:

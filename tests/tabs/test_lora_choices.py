@@ -14,7 +14,7 @@ from core.models.measured_strengths import MeasuredStrength, record_strength
 from core.sweep.plan import parse_strengths, suggest_strengths
 from tabs.generate.lora_panel import _bring_lora, _choose_lora
 from tabs.shared.lora_choices import describe_choice, list_lora_choices
-from tabs.sweep import _fill_in_choice, _format_neutral_prompts
+from tabs.sweep.controls import fill_in_choice, format_neutral_prompts
 from tests.models.library import write_lora
 
 
@@ -78,7 +78,7 @@ def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
     """Without its trigger, less of a LoRA would be measured than there is."""
     write_lora(shelf / "a.safetensors", {"modelspec.trigger_phrase": "arona"})
     (shelf / "a.json").write_text('{"preferred weight": 0.8}')
-    filled: dict[str, Any] = {"strengths": "", "prompts": _format_neutral_prompts("nano")}
+    filled: dict[str, Any] = {"strengths": "", "prompts": format_neutral_prompts("nano")}
     choice: dict[str, Any] = {
         "lora_file": None,
         "shelf": "a",
@@ -86,19 +86,19 @@ def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
         "model": "",
         "filled": filled,
     }
-    found = _fill_in_choice(**choice, **filled)
+    found = fill_in_choice(**choice, **filled)
     assert found["strengths"] == found["filled"]["strengths"] == "0-2 (+0.2)"
     assert found["prompts"]["value"] == found["filled"]["prompts"]
     assert all("arona" in prompt for prompt in found["prompts"]["value"].splitlines())
-    own = _fill_in_choice(**choice, strengths="0, 1", prompts="1girl, by hand")
+    own = fill_in_choice(**choice, strengths="0, 1", prompts="1girl, by hand")
     assert "strengths" not in own
     assert "value" not in own["prompts"]
     assert "your prompts were kept" in own["prompts"]["info"]
     assert own["filled"] == filled
-    again = _fill_in_choice(**{**choice, "filled": found["filled"], "shelf": None}, **found["filled"])
+    again = fill_in_choice(**{**choice, "filled": found["filled"], "shelf": None}, **found["filled"])
     assert again["filled"] == {
         "strengths": "",
-        "prompts": _format_neutral_prompts("sdxl-base"),
+        "prompts": format_neutral_prompts("sdxl-base"),
     }
 
 

@@ -21,15 +21,15 @@ from core.schema.types import Model
 from core.sweep import charts
 from core.system.concurrency import drain
 from core.train.trainer.settings import load_recipes, resolve_settings
-from tabs import sweep
 from tabs.generate.settings import load_settings
 from tabs.generate.tab import _get_preset_values
 from tabs.shared.train_form import parse_overrides
+from tabs.sweep import controls, edit_panel
 from tests.publish.test_card import EXAMPLE, REPORT
 from tests.trust.raw import RawClient
 
 EVIL = "![x](https://evil.example/p.png)<img src='https://evil.example/q.png'>"
-TABS = Path(sweep.__file__).parent
+TABS = Path(controls.__file__).parent.parent
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def test_a_files_words_are_text_in_the_studios_own(evil_lora: Path, tmp_path: Pa
     Image.new("RGB", (128, 128)).save(tmp_path / "evil.png", pnginfo=told)
     _, read = load_settings(str(tmp_path / "evil.png"), "nano", _get_preset_values)
     for said in (
-        sweep._describe_lora(str(evil_lora), None),
-        sweep._rewrite_lora(str(evil_lora), None, "all", "", 1.0)[1],
+        controls.describe_lora(str(evil_lora), None),
+        edit_panel._rewrite_lora(str(evil_lora), None, "all", "", 1.0)[1],
         read,
     ):
         assert_plain_text(said)

@@ -26,7 +26,8 @@ SIDE_INPUTS = re.compile(
 PIPE_INPUTS = ("pipe", "basic_pipe", "base_ctx", "ctx_01", "sdxl_tuple", "context")
 """Inputs that bring model, prompts and more by one link."""
 PROMPT_INPUTS = ("text_g", "text", "prompt", "clip_g", "t5xxl")
-TEXT_INPUTS = re.compile(r"(?:text|string|prompt|str|value|wildcard|input)(?:_?\w{1,8})?")
+TEXT_INPUTS = re.compile(r"(?:text|string|prompt|str|value|wildcard|input)(?:_?\w{1,8})?|positive|negative")
+SIDES = ("positive", "negative")
 
 Node = Mapping[str, Any]
 
@@ -82,6 +83,21 @@ def find_number(nodes: Mapping[str, Node], node: Node | None, *names: str) -> in
     return None
 
 
+def find_name(nodes: Mapping[str, Node], value: Any, *names: str) -> str:
+    """Return a name, such as a checkpoint's, or the one that a link leads to; empty if there is none."""
+    for _ in range(MAX_HOPS):
+        if isinstance(value, dict):  # a list with previews
+            value = value.get("content")
+        if isinstance(value, str):
+            return value
+        if (target := follow(nodes, value)) is None:
+            return ""
+        inputs = target["inputs"]
+        texts = (each for each in inputs.values() if isinstance(each, str) or follow(nodes, each))
+        value = next((inputs[name] for name in names if name in inputs), next(texts, None))
+    return ""
+
+
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not is_huge(value)
 
@@ -103,8 +119,12 @@ def find_text(nodes: Mapping[str, Node], value: Any, seen: set[int] | None = Non
     names = [name for name in inputs if TEXT_INPUTS.fullmatch(name)]
     if not names:  # a switch or a reroute
         names = [name for name in inputs if follow(nodes, inputs[name]) is not None][:1]
+    sided = [name for name in names if name.endswith(SIDES)]
+    if sided[1:] and value[1] in (0, 1):  # a styler, which gives out both
+        names = [name for name in sided if name.endswith(SIDES[value[1]])]
     parts = [find_text(nodes, inputs[name], seen, depth + 1) for name in names]
-    return glue.replace("\\n", "\n").join(part for part in parts if part.strip())
+    # Once each: a node that shows a text has it twice.
+    return glue.replace("\\n", "\n").join(part for part in dict.fromkeys(parts) if part.strip())
 
 
 def find_prompt(
@@ -143,3 +163,16 @@ def walk_models(nodes: Mapping[str, Node], node: Node | None) -> Iterator[Node]:
         yield node
         names = ("model", "model1", *PIPE_INPUTS, "guider", "lora_stack", "optional_lora_stack")
         waiting += [follow(nodes, node["inputs"].get(name)) for name in names]
+
+
+def walk_sigmas(nodes: Mapping[str, Node], link: Any) -> tuple[Node | None, int | float | None]:
+    """Return the node that a pass's noise levels come from, and how many of the first are split off."""
+    skipped = None
+    for _ in range(MAX_HOPS):
+        node = follow(nodes, link)
+        if node is None or "sigmas" not in node["inputs"]:
+            return node, skipped
+        if node["class_type"] == "SplitSigmas" and link[1] == 1:  # the second of its two outputs
+            skipped = find_number(nodes, node, "step")
+        link = node["inputs"]["sigmas"]
+    return None, skipped

@@ -26,7 +26,7 @@ MARKUP = re.compile(r"[{}\[\]]|-?\d{0,3}(?:\.\d{1,4})?::")
 def read(texts: Mapping[str, str]) -> SettingsText | None:
     """Return what NovelAI wrote; the prompts of its characters follow the scene's, each as a chunk."""
     table = parse_table(texts.get("Comment"))
-    if table is None or not ("uc" in table or "v4_prompt" in table):
+    if table is None or not (("uc" in table and "prompt" in table) or "v4_prompt" in table):
         return None
     settings = {ours: get_text(table, key) for key, ours in KEYS.items()}
     if settings["RescaleCFG"] in ("0", "0.0"):

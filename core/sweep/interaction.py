@@ -1,0 +1,120 @@
+"""Tell whether two LoRAs get along: what both together do beyond the sum of what each does alone.
+
+Of each prompt and seed there are four pictures: without a LoRA, with each, and with both. Styles are vectors
+(`core.sweep.measure.style_shift`), so that shifts can be added. What a picture's shift is by chance has no
+direction that others share: lengths are measured along the mean direction of the other prompts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from core.sweep.decide import LEVEL, MIN_PROMPTS
+from core.sweep.knees import SWEET_SPOT_SHARE
+from core.sweep.plateau import PointVerdict
+from core.sweep.resample import average_curve, draw_deviations
+
+LITTLE_INTERACTION = 0.5
+"""Interaction, relative to both shifts, up to which two LoRAs count as adding up."""
+
+PairAnswer = Literal["get along", "fight", "unclear", "provisional", "too little"]
+"""What the four pictures of each prompt and seed tell.
+
+- `get along`: surely each keeps most of its own style, both about add up, and everything holds;
+- `fight`: surely a LoRA loses most of its style, or both lose something that neither loses alone;
+- `unclear`: these pictures do not tell;
+- `provisional`: means of too few prompts for a verdict;
+- `too little`: nothing was measured.
+"""
+Share = tuple[float, float, float]
+"""A share, and the ends of its interval."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction:
+    """How two LoRAs get along; what was not measured is `None`."""
+
+    answer: PairAnswer
+    beyond_sum: Share | None = None
+    """Length of shift(A + B) - shift(A) - shift(B), relative to those of shift(A) and shift(B) together.
+
+    0 is the sum; 1 is as much as both. It is not relative to the length of the sum, which is 0 for two that
+    cancel.
+    """
+    kept: tuple[Share, Share] | None = None
+    """How much of each LoRA's own shift is in the pictures with both: 1 is all of it."""
+    alike: float | None = None
+    """Cosine between both shifts: 1 is the same style, -1 the opposite, 0 nothing in common."""
+    lost: tuple[str, ...] = ()
+    """What surely does not hold with both, and is not lost by one alone, such as `prompt falls`."""
+
+
+def find_interaction(shifts: np.ndarray, alone: Sequence[PointVerdict], both: PointVerdict) -> Interaction:
+    """Find how two LoRAs get along.
+
+    `shifts`, (3, prompts, seeds, width), are those of the first LoRA, of the second, and of both together;
+    `alone` and `both` say what holds there.
+    """
+    first, second, together = shifts
+    if shifts.shape[1] < 2:
+        return Interaction(answer="provisional")
+    beyond = together - first - second
+    lines = np.stack(
+        [
+            _project(first, first),
+            _project(second, second),
+            _project(together, first),
+            _project(together, second),
+            _project(beyond, beyond),
+        ]
+    )
+    mean = average_curve(lines)
+    drawn = mean + draw_deviations({"lengths": lines}, np.random.default_rng(0), stretch=True)["lengths"]
+    # A row for the means, then one for each draw.
+    a, b, a_in_both, b_in_both, rest = np.concatenate([mean[None], drawn]).T
+    beyond_sum = _bound_share(rest, a + b)
+    kept = _bound_share(a_in_both, a), _bound_share(b_in_both, b)
+    lost = tuple(word for word in both.lost if not any(word in each.lost for each in alone))
+    answer: PairAnswer
+    if shifts.shape[1] < MIN_PROMPTS:
+        answer = "provisional"
+    elif lost or any(high < SWEET_SPOT_SHARE for _, _, high in kept):
+        answer = "fight"
+    elif (
+        beyond_sum[2] < LITTLE_INTERACTION
+        and all(low >= SWEET_SPOT_SHARE for _, low, _ in kept)
+        and both.holds >= LEVEL
+    ):
+        answer = "get along"
+    else:
+        answer = "unclear"
+    one, other = first.mean((0, 1)), second.mean((0, 1))
+    alike = float(one @ other) / max(float(np.linalg.norm(one) * np.linalg.norm(other)), 1e-12)
+    return Interaction(answer=answer, beyond_sum=beyond_sum, kept=kept, alike=alike, lost=lost)
+
+
+def _project(shifts: np.ndarray, towards: np.ndarray) -> np.ndarray:
+    """Return how far each picture's shift goes along the mean shift of the other prompts, (prompts, seeds).
+
+    Both arguments are (prompts, seeds, width). Its own prompt is left out: its chance would count as length.
+    """
+    means = towards.mean(1)
+    others = (means.sum(0) - means) / (len(means) - 1)
+    directions = others / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
+    return np.einsum("psw,pw->ps", shifts, directions)
+
+
+def _bound_share(part: np.ndarray, whole: np.ndarray) -> Share:
+    """Return the share of one length in another, and its interval.
+
+    Both are (1 + draws,): of the means, then of each draw. A draw in which the whole has no length could be
+    any share.
+    """
+    known = whole > 1e-9
+    shares = part / np.where(known, whole, 1.0)
+    tail = (1 - LEVEL) / 2
+    low = np.quantile(np.where(known, shares, -np.inf)[1:], tail, method="lower")
+    high = np.quantile(np.where(known, shares, np.inf)[1:], 1 - tail, method="higher")
+    return (float(shares[0]) if known[0] else np.nan), float(low), float(high)
