@@ -10,7 +10,7 @@ import gradio as gr
 import pytest
 from PIL import Image
 
-from tabs import field_check
+from tabs.sweep import field_check
 from tests.sweep.finished_sweep import make_report, write_sweep
 
 
