@@ -43,12 +43,11 @@ def draw_contact_sheet(
     Strengths from `frame[0]` to `frame[1]` stand in a frame. `picture(row, column)` returns a file,
     or `None` for a picture that is not made yet.
     """
-    places = max(1, len(columns))  # a sweep that made no picture has a sheet, too
-    width, height = _fit_thumbnails(len(rows), places, picture)
+    width, height = _fit_thumbnails(len(rows), len(columns), picture)
     top = 2 * MARGIN + 2 * LINE_HEIGHT
     out = Image.new(
         "RGB",
-        (2 * MARGIN + places * (width + GAP), top + len(rows) * (height + GAP + LINE_HEIGHT) + MARGIN),
+        (2 * MARGIN + len(columns) * (width + GAP), top + len(rows) * (height + GAP + LINE_HEIGHT) + MARGIN),
         "white",
     )
     pen, font, small = ImageDraw.Draw(out), ImageFont.load_default(14), ImageFont.load_default(11)

@@ -138,7 +138,7 @@ def _decide(e: _Evidence) -> Verdict:
     """Return the verdict of enough prompts and seeds."""
     found, drawn, draws = e.found, e.drawn, e.draw_means()
     most = 1 - (1 - e.level) / 2
-    reasons = _find_lost_measures(e)
+    _, reasons = find_sure_loss(e.means, e.deviations, e.level)
     has_spot = np.mean(~np.isnan(drawn.low)) >= most and not np.isnan(found.low[0])
     is_broken = bool(reasons) and not np.isnan(found.breakdown[0])
     onset_is_sure = np.mean(~np.isnan(drawn.onset)) >= most and not np.isnan(found.onset[0])
@@ -224,30 +224,34 @@ def _describe_curves(e: _Evidence) -> Verdict:
     )
 
 
-def _find_lost_measures(e: _Evidence) -> str:
-    """Return what surely does not hold where it first breaks, as words; empty if nothing breaks.
+def find_sure_loss(
+    means: Mapping[str, np.ndarray], deviations: Mapping[str, np.ndarray], level: float
+) -> tuple[int | None, str]:
+    """Return where something surely does not hold first, as an index of the strengths, and what, as words.
+
+    `None` and no words if nothing breaks. `means` are (strengths,) and `deviations` (draws, strengths).
 
     A mean is surely out of its range if its bound is, simultaneously over the measures of a strength.
     One such strength after which all is well again is chance; the last one has no successor.
     """
-    held = [name for name in HELD_RANGES if name in e.means]
-    spread = {name: e.deviations[name].std(0) for name in held}
+    held = [name for name in HELD_RANGES if name in means]
+    spread = {name: deviations[name].std(0) for name in held}
     far = [
-        np.where(spread[name] > 1e-9, np.abs(e.deviations[name]) / np.maximum(spread[name], 1e-9), 0.0)
+        np.where(spread[name] > 1e-9, np.abs(deviations[name]) / np.maximum(spread[name], 1e-9), 0.0)
         for name in held
     ]
     if not far:
-        return ""
-    reach = np.quantile(np.max(far, axis=0), e.level, axis=0)
+        return None, ""
+    reach = np.quantile(np.max(far, axis=0), level, axis=0)
     lost = {}
     for name in held:
         least, most = HELD_RANGES[name]
-        falls = e.means[name] + reach * spread[name] < least
-        lost[f"{name} falls"], lost[f"{name} rises"] = falls, e.means[name] - reach * spread[name] > most
+        falls = means[name] + reach * spread[name] < least
+        lost[f"{name} falls"], lost[f"{name} rises"] = falls, means[name] - reach * spread[name] > most
     out = np.any(list(lost.values()), axis=0)
-    last = len(e.strengths) - 1
+    last = len(out) - 1
     first = next((i for i in range(1, last + 1) if out[i] and (i == last or out[i + 1])), None)
-    return "" if first is None else " and ".join(name for name, places in lost.items() if places[first])
+    return first, "" if first is None else " and ".join(name for name, at in lost.items() if at[first])
 
 
 def _calculate_rise(e: _Evidence, draws: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -34,7 +34,11 @@ class Yardstick:
     scales: tuple[np.ndarray, ...]
     """For each level, what its channels usually deviate by, (channels,)."""
     style_unit: float
-    """Median `style_distance` of two seeds of one prompt at strength 0."""
+    """Median `style_distance` of two seeds of one prompt at strength 0.
+
+    At least that of a VAE round trip, as for the layout: a model whose seeds are nearly alike would
+    otherwise count what nobody sees.
+    """
     layout_unit: float
     """Median `layout_distance` of two seeds of one prompt at strength 0."""
     noise_floors: Mapping[Item, float]
@@ -56,20 +60,26 @@ def build_yardstick(base: Mapping[Item, Features]) -> Yardstick:
         for levels in zip(*(look.levels for look in looks), strict=True)
     )
     pairs = [(base[a], base[b]) for a, b in combinations(base, 2) if a[0] == b[0]]
-    style = float(np.median([style_distance(a.levels, b.levels, scales) for a, b in pairs])) + 1e-9
-    layout = float(np.median([layout_distance(a.levels, b.levels) for a, b in pairs])) + 1e-9
-    latents = np.concatenate(
-        [look.latents.astype(np.float32).reshape(4, -1) for look in looks if look.latents is not None], axis=1
-    )
-    low, high = np.quantile(latents, [TAIL_SHARE, 1 - TAIL_SHARE], axis=1)
-    floors = {
-        item: _rms(
-            style_distance(look.vae_roundtrip, look.levels, scales) / style,
-            layout_distance(look.vae_roundtrip, look.levels) / layout,
+    seeds = [
+        (style_distance(a.levels, b.levels, scales), layout_distance(a.levels, b.levels)) for a, b in pairs
+    ]
+    echoes = {
+        item: (
+            style_distance(look.vae_roundtrip, look.levels, scales),
+            layout_distance(look.vae_roundtrip, look.levels),
         )
         for item, look in base.items()
         if look.vae_roundtrip
     }
+    units = np.median(seeds, axis=0) + 1e-9
+    if echoes:
+        units = np.maximum(units, np.median(list(echoes.values()), axis=0))
+    style, layout = map(float, units)
+    latents = np.concatenate(
+        [look.latents.astype(np.float32).reshape(4, -1) for look in looks if look.latents is not None], axis=1
+    )
+    low, high = np.quantile(latents, [TAIL_SHARE, 1 - TAIL_SHARE], axis=1)
+    floors = {item: _rms(echo[0] / style, echo[1] / layout) for item, echo in echoes.items()}
     return Yardstick(scales, style, layout, floors, low[:, None, None], high[:, None, None])
 
 

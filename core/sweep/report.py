@@ -218,7 +218,7 @@ def draw_sweep_sheet(study: SweepStudy):
         for prompt, seed in study.items
     ]
     title = f"{name} on {study.plan.settings.model}" + (f" · {verdict.why}" if verdict else "")
-    strengths = study.strengths
+    strengths = study.strengths or [0.0]  # a sweep without a picture has an empty column
     return charts.draw_contact_sheet(
         title,
         rows,

@@ -68,6 +68,7 @@ def explain_no_strengths(changes: Mapping[float, float]) -> str | None:
 
 
 def _divide_range(start: float, end: float, steps: int) -> list[float]:
-    """Return the strengths from `start` to `end`, both included, in so many steps of equal ratio."""
+    """Return the strengths from `start` to `end` in so many steps of equal ratio, to two digits."""
     ratio = end / start
-    return [round(start * ratio ** (step / steps), STRENGTH_DECIMALS) for step in range(steps + 1)]
+    placed = (start * ratio ** (step / steps) for step in range(steps + 1))
+    return list(dict.fromkeys(round(float(f"{at:.2g}"), STRENGTH_DECIMALS) for at in placed))

@@ -5,6 +5,7 @@ Cells are made or taken from the cache, measured as they come, and decided upon.
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -112,9 +113,7 @@ class SweepStudy:
         Raises `UserError` if the disk has no room, or had so little that cells were deleted
         meanwhile.
         """
-        disk.check_free_disk(cell_cache.FOLDER)
-        begin = time.monotonic()
-        try:
+        with self._account():
             if not self.strengths:
                 yield from self._find_strengths(make)
             if not self.strengths:
@@ -123,17 +122,34 @@ class SweepStudy:
                 self._take_prompts(many)
                 yield from self._run_columns(make, _order_coarse_first(self.strengths))
                 self.verdict = self._decide() if self._is_complete() else None
-                while self._goes_on() and (added := self.extend()):
-                    yield from self._run_columns(make, added)
-                    self.verdict = self._decide() if self._is_complete() else None
+                while self._goes_on() and (further := self._find_further()):
+                    yield from self._add_strengths(make, further)
                 if self.verdict is None or is_settled(self.verdict):
                     break
             if self.verdict and self.plan.refine and (between := self._find_midpoints()):
-                self.strengths = sorted({*self.strengths, *between})
-                yield from self._run_columns(make, between)
-                self.verdict = self._decide() if self._is_complete() else None
+                yield from self._add_strengths(make, between)
             if self.verdict:
                 self._record_strength()
+
+    def go_on(self, make: Make, strengths: Sequence[float]) -> Generator[Event, None, None]:
+        """Add strengths after `run`, which yields and raises the same."""
+        with self._account():
+            yield from self._add_strengths(make, strengths)
+            if self.verdict:
+                self._record_strength()
+
+    def _add_strengths(self, make: Make, strengths: Sequence[float]) -> Iterator[Event]:
+        self.strengths = sorted({*self.strengths, *strengths})
+        yield from self._run_columns(make, strengths)
+        self.verdict = self._decide() if self._is_complete() else None
+
+    @contextmanager
+    def _account(self) -> Iterator[None]:
+        """Count the seconds of the work, and say what it means when there is no disk for it."""
+        disk.check_free_disk(cell_cache.FOLDER)
+        begin, before = time.monotonic(), len(self.pictures) - self.cells_found
+        try:
+            yield
         except FileNotFoundError as error:
             if not Path(str(error.filename)).is_relative_to(cell_cache.FOLDER):
                 raise
@@ -143,14 +159,13 @@ class SweepStudy:
             self.seconds += spent
             asked = self.plan.settings
             pixel_steps = asked.width * asked.height * asked.steps
-            record_pace(asked.model, pixel_steps, len(self.pictures) - self.cells_found, spent)
+            made = len(self.pictures) - self.cells_found - before
+            record_pace(asked.model, pixel_steps, made, spent)
 
-    def extend(self) -> list[float]:
-        """Add strengths beyond the last one, and return them; none where no more are allowed."""
+    def _find_further(self) -> list[float]:
+        """Return strengths to try beyond the last one; none where no more are allowed."""
         room = max(0, limits.SWEEP_CELLS // len(self.items) - len(self.strengths))
-        added = extend_strengths(self.strengths, self.plan.limit)[:room]
-        self.strengths = sorted({*self.strengths, *added})
-        return added
+        return extend_strengths(self.strengths, self.plan.limit)[:room]
 
     def build_request(self, strength: float, item: Item) -> Request:
         """Return the request that makes a cell.
@@ -423,13 +438,12 @@ class SweepStudy:
         if len(self.plan.seeds) < 2:  # nothing is measured
             nothing = np.zeros((len(self.strengths), len(self.prompts), 1))
             return decide_verdict(self.strengths, {"effect": nothing}, nothing[0])
+        return decide_verdict(self.strengths, self.build_curves(), self.noise_floors, self.level)
+
+    def build_curves(self) -> dict[str, Curve]:
+        """Return the measures that count for the verdict, as far as there are values of them."""
         curves = {name: self.build_curve(name, self.strengths) for name in (*LEAST_GAINS, *HELD_RANGES)}
-        return decide_verdict(
-            self.strengths,
-            {name: curve for name, curve in curves.items() if not np.isnan(curve).all()},
-            self.noise_floors,
-            self.level,
-        )
+        return {name: curve for name, curve in curves.items() if not np.isnan(curve).all()}
 
     @property
     def level(self) -> float:

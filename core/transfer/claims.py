@@ -3,13 +3,16 @@
 The claims are tested on the pairs of a study.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from core.schema import presets
 from core.schema.types import Model
-from core.transfer.judge import Claim, evaluate_claim
+from core.sweep.resample import average_curve, draw_deviations
+from core.sweep.verdict import Range
+from core.transfer.judge import TAIL
 from core.transfer.study import TransferPair, TransferStudy
 
 ModelTable = Mapping[str, Model]
@@ -75,6 +78,61 @@ STYLE_FOLLOWS_BASE = "Training on an ancestor lets the style follow the base"
 STYLE_STAYS_NEAR = "Training near a model keeps the trained style on it"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A claim about LoRAs, and what these pictures say about it."""
+
+    says: str
+    difference: float | None
+    interval: Range | None
+    why: str
+    """The answer with its figures, one sentence."""
+
+
+def evaluate_claim(
+    says: str, measure: str, ones: Sequence[np.ndarray], others: Sequence[np.ndarray], labels: tuple[str, str]
+) -> Claim:
+    """Test the claim that `ones` are greater than `others`, pairs of LoRAs on the same base.
+
+    `ones[i]` and `others[i]` are a measure of the same pictures, (prompts, seeds). `labels` name the
+    two sides.
+    """
+    if not ones:
+        return Claim(
+            says=says,
+            difference=None,
+            interval=None,
+            why=f"{says}: not tested; the table has no two LoRAs of the same training images whose strength "
+            "at home is known.",
+        )
+    mine, its = np.stack(ones), np.stack(others)  # (comparisons, prompts, seeds)
+    if np.isnan(mine).any() or np.isnan(its).any():
+        return Claim(
+            says=says, difference=None, interval=None, why=f"{says}: not measured, because {measure} was not."
+        )
+    apart = {"difference": (mine - its).mean(0)[None]}
+    difference = float(average_curve(apart["difference"])[0])
+    drawn = difference + draw_deviations(apart, np.random.default_rng(0), stretch=True)["difference"]
+    low, high = (float(end) for end in np.quantile(drawn, [TAIL, 1 - TAIL]))
+    answer = (
+        "these images agree"
+        if low > 0
+        else "these images show the opposite"
+        if high < 0
+        else "these images are inconclusive"
+    )
+    figures = (
+        f"{measure} {mine.mean():.2f} {labels[0]} against {its.mean():.2f} {labels[1]}, "
+        f"{len(ones)} comparisons"
+    )
+    return Claim(
+        says=says,
+        difference=difference,
+        interval=(low, high),
+        why=f"{says}: {answer} ({figures}; difference {difference:+.3f}, {low:+.3f} to {high:+.3f}).",
+    )
+
+
 def evaluate_claims(study: TransferStudy) -> list[Claim]:
     """Test both claims on a study.
 
@@ -84,17 +142,15 @@ def evaluate_claims(study: TransferStudy) -> list[Claim]:
     table = presets.get_models()
     follows, keeps = [], []
     for one, other in _list_comparable_pairs(study):
-        mine, its = _get_home_model(one), _get_home_model(other)
+        mine, its = one.row.home_model or "", other.row.home_model or ""
         if (
             find_relation(mine, one.model, table) == "ancestor"
             and find_relation(its, one.model, table) != "ancestor"
         ):
-            follows.append(
-                (_measure_at_home(study, one, "own_style"), _measure_at_home(study, other, "own_style"))
-            )
+            follows.append([_measure_at_home(study, pair, "own_style") for pair in (one, other)])
         near, far = lineage_distance(mine, one.model, table), lineage_distance(its, one.model, table)
         if near is not None and (far is None or near < far):
-            keeps.append((_measure_at_home(study, one, "style"), _measure_at_home(study, other, "style")))
+            keeps.append([_measure_at_home(study, pair, "style") for pair in (one, other)])
     return [
         evaluate_claim(
             STYLE_FOLLOWS_BASE,
@@ -115,7 +171,7 @@ def evaluate_claims(study: TransferStudy) -> list[Claim]:
 
 def _list_comparable_pairs(study: TransferStudy) -> Iterator[tuple[TransferPair, TransferPair]]:
     """Yield ordered pairs of rows on one base, trained on the same pictures on different bases."""
-    whole = [pair for pair in study.pairs.values() if pair.curves and pair.row.home_model]
+    whole = [pair for pair in study.pairs.values() if study.get_own_strength(pair.row) in pair.strengths]
     for one in whole:
         for other in whole:
             if (
@@ -127,13 +183,8 @@ def _list_comparable_pairs(study: TransferStudy) -> Iterator[tuple[TransferPair,
                 yield one, other
 
 
-def _get_home_model(pair: TransferPair) -> str:
-    assert pair.row.home_model is not None
-    return pair.row.home_model
-
-
 def _measure_at_home(study: TransferStudy, pair: TransferPair, measure: str) -> np.ndarray:
-    """Return a measure at the strength that the row has at home, (items,)."""
-    home = study.pairs.get((pair.row.name, _get_home_model(pair)))
-    strength = study.find_home_strength(home if home is not None and home.curves else pair)
-    return pair.curves[measure][study.strengths.index(strength)]
+    """Return a measure at the strength that the row has at home, (prompts, seeds)."""
+    strength = study.get_own_strength(pair.row)
+    assert strength is not None, "the pair is among the comparable ones"
+    return pair.curves[measure][pair.strengths.index(strength)]

@@ -24,6 +24,7 @@ from core.transfer.report import build_transfer_report, format_cells_csv
 from core.transfer.study import TransferStudy
 
 THUMBNAIL_SIDE = 224  # pixels
+SHEET_PROMPTS = 3  # of the contact sheet: with eight, no picture could be made out
 CELL_MEASURES = ("effect", "style_kept", "base_style_kept", "composition", "prompt")
 PAGE_CSS = (
     "body { font: 14px/1.45 system-ui, sans-serif; margin: 2rem; color: #222 } "
@@ -90,15 +91,21 @@ def export_transfer(study: TransferStudy, folder: Path) -> TransferFiles:
 def draw_transfer_heat_map(study: TransferStudy, report: dict[str, Any]) -> Image.Image:
     """Draw effect, trained style and the base's own style by LoRA and base.
 
-    All are at the greatest strength up to 1; the first panel also has the verdicts.
+    Each pair is shown at the strength at which it adds what it adds at home, or most; one without a
+    verdict of that at its greatest. The first panel also has the verdicts.
     """
     plan = study.plan
-    at = max((strength for strength in study.strengths if 0 < strength <= 1), default=max(study.strengths))
-    found = {(cell["lora"], cell["model"]): cell for cell in report["cells"] if cell["strength"] == at}
+    cells = {(cell["lora"], cell["model"], cell["strength"]): cell for cell in report["cells"]}
+    shown = {
+        (pair["lora"], pair["model"]): cells.get(
+            (pair["lora"], pair["model"], _find_shown_strength(study, pair))
+        )
+        for pair in report["per_pair"]
+    }
     values = {
         title: np.array(
             [
-                [_number_or_nan(found.get((row.name, model)), name) for model in plan.models]
+                [_number_or_nan(shown.get((row.name, model)), name) for model in plan.models]
                 for row in plan.loras
             ],
             float,
@@ -113,7 +120,7 @@ def draw_transfer_heat_map(study: TransferStudy, report: dict[str, Any]) -> Imag
         for pair in report["per_pair"]
     }
     return charts.draw_heat_maps(
-        f"At strength {at:g}",
+        "Each pair at the strength that comes nearest to home",
         [_format_row_label(row.name, row.home_model) for row in plan.loras],
         list(plan.models),
         values,
@@ -132,14 +139,28 @@ def _format_judgement(pair: dict[str, Any]) -> str:
     return f"{mark}{pair['verdict'] or '?'}{times}"
 
 
+def _find_shown_strength(study: TransferStudy, pair: dict[str, Any]) -> float:
+    tried = study.pairs[pair["lora"], pair["model"]].sweep.strengths
+    return pair["strength"] or max(tried, key=abs)
+
+
 def draw_transfer_sheet(study: TransferStudy) -> Image.Image:
-    """Draw a row for each LoRA and strength, a column for each prompt and base; the first seed."""
+    """Draw a row for each LoRA and strength, a column for each prompt and base.
+
+    Of the first few prompts and of the first seed.
+    """
     plan = study.plan
     rows = [
         (plan.loras[0].name, 0.0),
-        *((row.name, strength) for strength in study.strengths if strength for row in plan.loras),
+        *(
+            (row.name, strength)
+            for strength in study.strengths
+            for row in plan.loras
+            if strength
+            and any(strength in study.pairs[row.name, model].sweep.strengths for model in plan.models)
+        ),
     ]
-    columns = [(prompt, model) for prompt in plan.prompts for model in plan.models]
+    columns = [(prompt, model) for prompt in plan.prompts[:SHEET_PROMPTS] for model in plan.models]
 
     def picture(r: int, c: int) -> Path | None:
         (lora, strength), (prompt, model) = rows[r], columns[c]
@@ -152,7 +173,7 @@ def draw_transfer_sheet(study: TransferStudy) -> Image.Image:
 
 
 def _number_or_nan(cell: Mapping[str, Any] | None, name: str) -> float:
-    """Return a cell's number; NaN if it was not measured, or the study has no strength but 0."""
+    """Return a cell's number; NaN if it was not measured."""
     return np.nan if cell is None or cell[name] is None else cell[name]
 
 

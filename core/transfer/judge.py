@@ -1,7 +1,7 @@
 """Judge a LoRA on a base model against its result at home: full, partial or none.
 
-Also the strength that it needs there, and two claims. All thresholds stand here or in
-`core.sweep.decide`. Every figure comes with the interval of a bootstrap over pictures.
+The pair and its home are drawn together (`core.sweep.resample`): other prompts, and in each other seeds.
+A word is said where the whole interval agrees with it, and of a range that would have shown better.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,38 +9,33 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from core.sweep.decide import (
-    HELD_RANGES,
-    INTERVAL_PERCENTILES,
-    MIN_PICTURES,
-    MIN_STYLE_GAIN,
-    RESAMPLES,
-    Range,
-    Verdict,
-    decide_verdict,
-)
+from core.schema import limits
+from core.sweep.decide import LEVEL, find_sure_loss, is_settled
+from core.sweep.knees import LEAST_GAINS, SWEET_SPOT_SHARE, choose_gain
+from core.sweep.resample import Curve, average_curve, count_prompts, draw_deviations
+from core.sweep.strengths import STRENGTH_DECIMALS, extend_strengths
+from core.sweep.verdict import Interval, Range, Verdict
 
 FULL_SHARE, PARTIAL_SHARE = 0.8, 0.33
-"""Least shares, for full and for partial, of what a LoRA adds at home.
-
-The share is of the style, or of the effect where no style is known, at a strength where the picture
-holds.
-"""
+"""Least shares, for full and for partial, of what a LoRA adds at home."""
 REACH_TOLERANCE = 1e-3
 """Share of a change that may be missing when it counts as reached.
 
 The same pictures are not equal to the last digit.
 """
+TAIL = (1 - LEVEL) / 2
+"""Share of the draws beyond each end of an interval."""
+MIN_STRENGTH = 0.05
+"""Least strength that a range is extended to."""
 VERDICT_RULE = (
-    "full: at a strength where prompt, composition, detail and colours hold, "
-    f"it adds at least {100 * FULL_SHARE:.0f} % of the style that it adds at home "
-    "(of the effect, where no style is known); "
-    f"partial: at least {100 * PARTIAL_SHARE:.0f} %; "
-    "none: less, or no significant change of the images."
+    "Counted is how much of the style that it adds at home (of the effect, where no style is known) it adds "
+    "before prompt, composition, detail or colours are surely lost. "
+    f"full: surely at least {100 * FULL_SHARE:.0f} %; "
+    f"partial: surely at least {100 * PARTIAL_SHARE:.0f} % and less than {100 * FULL_SHARE:.0f} %; "
+    f"none: surely less than {100 * PARTIAL_SHARE:.0f} %, or no change at any strength. "
+    "partial and none are said where something breaks or the images change as much as at home. "
+    "Anything else is unclear."
 )
-
-Curves = Mapping[str, np.ndarray]
-"""Measure -> (strengths, items); NaN where there is no value."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -49,9 +44,9 @@ class HomeBaseline:
 
     strength: float
     effect: np.ndarray
-    """The effect at that strength, (items,)."""
+    """The effect at that strength, (prompts, seeds)."""
     gain: np.ndarray
-    """The gain in style at that strength, (items,); NaN where no style is known."""
+    """The gain in style at that strength, (prompts, seeds); NaN where no style is known."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,107 +54,232 @@ class Judgement:
     """The judgement of a LoRA on a base model."""
 
     verdict: str | None
-    """`full`, `partial` or `none`; `None` where the LoRA's home is not known."""
+    """`full`, `partial` or `none`; `None` where that is unclear."""
     share: float | None = None
-    """Share of what the LoRA adds at home."""
+    """Share of what the LoRA adds at home that it adds before something is surely lost, at most 1."""
     share_interval: Range | None = None
+    strength: float | None = None
+    """The strength tried at which it does: the least of them, or where it adds most."""
     needs_times: float | None = None
     """The strength that changes as much as at home, divided by the strength at home."""
-    needs_interval: Range | None = None
+    needs_interval: Interval | None = None
+    """`None` ends are beyond the strengths tried."""
     sweep: Verdict
     why: str
     """The reason for the verdict, one sentence."""
+    lacks: str | None = None
+    """What is missing for a verdict, one sentence."""
+    further: tuple[float, ...] = ()
+    """Strengths that would tell more."""
 
 
-def judge_pair(
-    strengths: Sequence[float], curves: Curves, noise_floor: float, seed_count: int, home: HomeBaseline | None
-) -> Judgement:
-    """Judge a pair; `strengths` rise and contain 0."""
-    zero = list(strengths).index(0.0)
-    tried, curves = list(strengths[zero:]), {name: curve[zero:] for name, curve in curves.items()}
-    items = curves["effect"].shape[1]
-    used = {
-        name: curve
-        for name, curve in curves.items()
-        if name in ("effect", *HELD_RANGES) and not np.isnan(curve).all()
-    }
-    sweep = decide_verdict(tried, used, noise_floor, seed_count)
-    if items < MIN_PICTURES or seed_count < 2:
-        return Judgement(verdict=None, sweep=sweep, why=sweep.why)
-    picks = np.random.default_rng(0).integers(items, size=(RESAMPLES, items))
-    effect = curves["effect"]
-    sure = np.percentile(effect[:, picks].mean(-1), INTERVAL_PERCENTILES[0], axis=1) > noise_floor
-    sure[0] = False
-    usable = np.flatnonzero(sure & _check_held(used))
-    if home is None:
-        why = "Its home model is not known or not in the table, so there is nothing to compare with."
-        return Judgement(verdict=None, sweep=sweep, why=why)
-    times, times_interval, needs = _find_needed_strength(tried, effect, home, picks)
-    if not sure.any():
-        why = (
-            f"No strength up to {tried[-1]:g} changes the images significantly "
-            f"(noise floor {noise_floor:.2f} seed units)."
-        )
-        return Judgement(verdict="none", sweep=sweep, why=why)
-    if not len(usable):
-        first = tried[int(np.argmax(sure))]
-        why = (
-            f"From {first:g} on it changes the images significantly, "
-            "but prompt, composition, detail or colours do not hold there."
-        )
-        return Judgement(
-            verdict="none", needs_times=times, needs_interval=times_interval, sweep=sweep, why=why
-        )
-    what, added, at_home = "style", curves["style"] - curves["style"][:1], home.gain
-    if np.isnan(at_home).any() or float(at_home.mean()) < MIN_STYLE_GAIN or np.isnan(added).any():
-        what, added, at_home = "effect", effect, home.effect
-    best = int(usable[np.argmax(added[usable].mean(1))])
-    share = float(added[best].mean() / at_home.mean())
-    each = added[best][picks].mean(1) / np.maximum(at_home[picks].mean(1), 1e-9)
-    low, high = (float(end) for end in np.percentile(each, INTERVAL_PERCENTILES))
-    verdict = "full" if share >= FULL_SHARE else "partial" if share >= PARTIAL_SHARE else "none"
-    adds = f"At {tried[best]:g} it adds {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
-    why = f"{adds} of the {what} that it adds at home at {home.strength:g}; {needs}."
+@dataclass(frozen=True, eq=False)
+class _Drawn:
+    """Means over strengths that rise from 0, draws of them, and where something is surely lost."""
+
+    tried: list[float]
+    sign: float
+    """-1 where the strengths are below 0 and stand here without their sign."""
+    means: Mapping[str, np.ndarray]  # (strengths,)
+    draws: Mapping[str, np.ndarray]  # (draws, strengths)
+    lost: int | None
+    """Index of the first strength at which something is surely lost."""
+    lost_words: str
+
+    @property
+    def usable(self) -> slice:
+        return slice(0, self.lost)
+
+
+def find_home_strength(
+    strengths: Sequence[float], curves: Mapping[str, Curve], verdict: Verdict
+) -> tuple[float | None, list[float]]:
+    """Return the strength that a LoRA has at home, and the strengths to try for it.
+
+    `curves` and `verdict` are its sweep's. It is the strength that the sweep recommends, or, where another
+    set of prompts might well give another and something is surely lost, the one tried nearest to the
+    middle of those before that have most of the gain. `None` where neither is found.
+    """
+    drawn = _draw(strengths, curves)
+    first, last = drawn.tried[1], drawn.tried[-1]
+    is_sure = is_settled(verdict) or drawn.lost is None
+    found = None
+    if verdict.answer != "too little":
+        found = verdict.recommended if is_sure else _find_middle(drawn, choose_gain(curves))
+    is_weak = drawn.lost is None and (found is None or abs(found) == last)
+    is_strong = len(drawn.tried) < 3 or drawn.lost == 1 or (found is not None and abs(found) == first)
+    return found, _list_further(drawn, is_weak=is_weak, is_strong=is_strong)
+
+
+def judge_unmeasured(verdict: Verdict) -> Judgement:
+    """Judge a pair of which no picture was measured, by its sweep's verdict, which says why."""
+    is_null = verdict.answer == "no change"
     return Judgement(
-        verdict=verdict,
-        share=share,
-        share_interval=(low, high),
-        needs_times=times,
-        needs_interval=times_interval,
-        sweep=sweep,
-        why=why,
+        verdict="none" if is_null else None,
+        sweep=verdict,
+        why=verdict.why,
+        lacks=None if is_null else verdict.surer or verdict.why,
     )
 
 
-def _check_held(curves: Curves) -> np.ndarray:
-    """Return for each strength whether all measures of `HELD_RANGES` that were taken hold there."""
-    holds = np.ones(len(curves["effect"]), bool)
-    for name, (least, most) in HELD_RANGES.items():
-        if name in curves:
-            mean = np.nanmean(curves[name], axis=1)
-            holds &= (least <= mean) & (mean <= most)
-    return holds
+def judge_pair(
+    strengths: Sequence[float],
+    curves: Mapping[str, Curve],
+    verdict: Verdict,
+    home: HomeBaseline | str,
+) -> Judgement:
+    """Judge a pair over the strengths from 0 upwards (downwards if all are at or below 0).
+
+    `curves` has `effect`, `style` where one is known, and the measures that must hold, each (strengths,
+    prompts, seeds); `verdict` is the pair's own. `home` is what the pair is compared with, or why there
+    is nothing, one sentence.
+    """
+    if verdict.answer in ("provisional", "too little"):
+        few = verdict.surer or f"Try the strengths {verdict.next}."
+        return Judgement(verdict=None, sweep=verdict, why=verdict.why, lacks=few)
+    at_home = {"home effect": home.effect, "home style": home.gain} if isinstance(home, HomeBaseline) else {}
+    drawn = _draw(strengths, {**curves, **{name: values[None] for name, values in at_home.items()}})
+    if verdict.answer == "no change":
+        further = _list_further(drawn, is_weak=True, is_strong=False)
+        return Judgement(
+            verdict=None if further else "none",
+            sweep=verdict,
+            why=verdict.why,
+            lacks=verdict.surer if further else None,
+            further=tuple(further),
+        )
+    if isinstance(home, str):
+        return Judgement(verdict=None, sweep=verdict, why=home, lacks=home)
+    return _compare(drawn, verdict, home)
 
 
-def _find_needed_strength(
-    strengths: Sequence[float], effect: np.ndarray, home: HomeBaseline, picks: np.ndarray
-) -> tuple[float | None, Range | None, str]:
+def _compare(drawn: _Drawn, verdict: Verdict, home: HomeBaseline) -> Judgement:
+    """Judge a pair that changes the images by the share that it adds of what it adds at home."""
+    style = drawn.draws.get("home style", np.zeros(1)) if "style" in drawn.means else np.zeros(1)
+    what = "style" if np.quantile(style, TAIL) >= LEAST_GAINS["style"] else "effect"
+    target, target_draws = (each[f"home {what}"][..., 0] for each in (drawn.means, drawn.draws))
+    gain, gain_draws = (each[what] - each[what][..., :1] for each in (drawn.means, drawn.draws))
+    reach, reach_draws = (each[..., drawn.usable].max(-1) for each in (gain, gain_draws))
+    share = float(min(1.0, reach / max(target, 1e-9)))
+    shares = np.clip(reach_draws / np.maximum(target_draws, 1e-9), 0, 1)
+    low, high = (float(end) for end in np.quantile(shares, [TAIL, 1 - TAIL]))
+    enough = np.flatnonzero(gain[drawn.usable] >= target * (1 - REACH_TOLERANCE))
+    best = int(enough[0]) if len(enough) else int(gain[drawn.usable].argmax())
+    times, times_interval, needs = _find_needed_strength(drawn, home)
+    is_far_enough = drawn.lost is not None or times is not None
+    word = _choose_word(low, high, is_far_enough)
+    further = _list_further(
+        drawn,
+        is_weak=drawn.lost is None and (word is None or times is None),
+        is_strong=drawn.lost == 1 or drawn.means["effect"][1] > drawn.means["home effect"][0],
+    )
+    until = (
+        f"Up to {drawn.sign * drawn.tried[-1]:g}"
+        if drawn.lost is None
+        else f"Before {drawn.sign * drawn.tried[drawn.lost]:g}, where {drawn.lost_words},"
+    )
+    return Judgement(
+        verdict=word,
+        share=share,
+        share_interval=(low, high),
+        strength=drawn.sign * drawn.tried[best] if best else None,
+        needs_times=times,
+        needs_interval=times_interval,
+        sweep=verdict,
+        why=f"{until} it adds {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f}) of the {what} "
+        f"that it adds at home at {home.strength:g}; {needs}.",
+        lacks=None if word else _describe_lack(low, high, is_far_enough, home),
+        further=tuple(further),
+    )
+
+
+def _choose_word(low: float, high: float, is_far_enough: bool) -> str | None:
+    if low >= FULL_SHARE:
+        return "full"
+    if is_far_enough and high < PARTIAL_SHARE:
+        return "none"
+    return "partial" if is_far_enough and low >= PARTIAL_SHARE and high < FULL_SHARE else None
+
+
+def _describe_lack(low: float, high: float, is_far_enough: bool, home: HomeBaseline) -> str:
+    """Return what is missing for a word, one sentence."""
+    if not is_far_enough:
+        return (
+            "Nothing breaks, and the images do not change as much as at home: try more strength, "
+            "or multiply the file's alpha."
+        )
+    if low >= PARTIAL_SHARE:
+        open_between = "It surely works in part; more prompts would tell whether fully"
+    elif high < FULL_SHARE:
+        open_between = "It surely does not work fully; more prompts would tell whether in part"
+    else:
+        open_between = "More prompts would narrow it"
+    return f"{open_between} ({home.effect.shape[0]} were used)."
+
+
+def _draw(strengths: Sequence[float], curves: Mapping[str, Curve]) -> _Drawn:
+    """Average the curves, and draw what other prompts and seeds could have given.
+
+    Those of a single strength stand beside the others: what was measured at home.
+    """
+    sign = -1.0 if max(strengths) <= 0 else 1.0
+    order = sorted((i for i, s in enumerate(strengths) if s * sign >= 0), key=lambda i: abs(strengths[i]))
+    used = {
+        name: curve[order] if len(curve) == len(strengths) else curve
+        for name, curve in curves.items()
+        if count_prompts(curve) > 1
+    }
+    means = {name: average_curve(curve) for name, curve in used.items()}
+    deviations = draw_deviations(used, np.random.default_rng(0), stretch=True)
+    lost, words = find_sure_loss(means, deviations, LEVEL)
+    draws = {name: means[name] + deviations[name] for name in means}
+    return _Drawn([abs(strengths[i]) for i in order], sign, means, draws, lost, words)
+
+
+def _find_middle(drawn: _Drawn, wanted: str) -> float | None:
+    """Return the strength tried nearest to the middle of those that have most of the gain."""
+    gain = (drawn.means[wanted] - drawn.means[wanted][0])[drawn.usable]
+    if gain.max() <= LEAST_GAINS[wanted]:
+        return None
+    inside = [
+        s for s, value in zip(drawn.tried, gain, strict=False) if value >= SWEET_SPOT_SHARE * gain.max()
+    ]
+    middle = (inside[0] + inside[-1]) / 2
+    return drawn.sign * min(inside, key=lambda strength: abs(strength - middle))
+
+
+def _list_further(drawn: _Drawn, *, is_weak: bool, is_strong: bool) -> list[float]:
+    """Return the next strengths: beyond the last of a range too weak, half the first of one too strong.
+
+    None beyond what is allowed.
+    """
+    further = extend_strengths(drawn.tried, limits.STRENGTH[1]) if is_weak else []
+    if is_strong and drawn.tried[1] / 2 >= MIN_STRENGTH:
+        further.append(round(drawn.tried[1] / 2, STRENGTH_DECIMALS))
+    return sorted(drawn.sign * strength for strength in further)
+
+
+def _find_needed_strength(drawn: _Drawn, home: HomeBaseline) -> tuple[float | None, Interval | None, str]:
     """Return the strength that makes the home's change, divided by the home's.
 
     Also returns its interval, and both as words.
     """
-    found = find_crossing(strengths, effect.mean(1), float(home.effect.mean()))
-    if found is None:
-        return None, None, f"the same amount of change as at home is not reached up to {strengths[-1]:g}"
+    unit = abs(home.strength)
+    end = f"{drawn.sign * drawn.tried[-1]:g}"
+    found = find_crossing(drawn.tried, drawn.means["effect"], float(drawn.means["home effect"][0]))
     each = [
-        find_crossing(strengths, effect[:, pick].mean(1), float(home.effect[pick].mean())) for pick in picks
+        find_crossing(drawn.tried, effect, float(target))
+        for effect, target in zip(drawn.draws["effect"], drawn.draws["home effect"][:, 0], strict=True)
     ]
-    reached = [one / home.strength for one in each if one is not None]
-    times = found / home.strength
-    if 2 * len(reached) < len(each):
-        return times, None, f"it needs about x{times:.2g} that strength"
-    low, high = (float(end) for end in np.percentile(reached, INTERVAL_PERCENTILES))
-    return times, (low, high), f"it needs x{times:.2g} ({low:.2g} to {high:.2g}) that strength"
+    reached = np.array([np.inf if one is None else one / unit for one in each])
+    low, high = (
+        None if np.isinf(q) else float(q) for q in np.quantile(reached, [TAIL, 1 - TAIL], method="nearest")
+    )
+    if found is None:
+        short = 100 * float(drawn.means["effect"].max() / drawn.means["home effect"][0])
+        return None, None, f"the images change {short:.0f} % of what they change at home, up to {end}"
+    interval = f"{low:.2g} to {high:.2g}" if high is not None else f"at least {low:.2g}"
+    return found / unit, (low, high), f"it needs x{found / unit:.2g} ({interval}) that strength"
 
 
 def find_crossing(strengths: Sequence[float], values: np.ndarray, target: float) -> float | None:
@@ -173,56 +293,3 @@ def find_crossing(strengths: Sequence[float], values: np.ndarray, target: float)
             share = 1.0 if rise <= 0 else (target - values[i - 1]) / rise
             return float(strengths[i - 1] + min(max(share, 0.0), 1.0) * (strengths[i] - strengths[i - 1]))
     return None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Claim:
-    """A claim about LoRAs, and what these pictures say about it."""
-
-    says: str
-    difference: float | None
-    interval: Range | None
-    why: str
-    """The answer with its figures, one sentence."""
-
-
-def evaluate_claim(
-    says: str, measure: str, ones: Sequence[np.ndarray], others: Sequence[np.ndarray], labels: tuple[str, str]
-) -> Claim:
-    """Test the claim that `ones` are greater than `others`, pairs of LoRAs on the same base.
-
-    `ones[i]` and `others[i]` are a measure of the same items, (items,). `labels` name the two
-    sides.
-    """
-    if not ones:
-        return Claim(
-            says=says,
-            difference=None,
-            interval=None,
-            why=f"{says}: not tested; the table has no two LoRAs of the same training images.",
-        )
-    mine, its = np.stack(ones), np.stack(others)  # (comparisons, items)
-    if np.isnan(mine).any() or np.isnan(its).any():
-        return Claim(
-            says=says, difference=None, interval=None, why=f"{says}: not measured, because {measure} was not."
-        )
-    picks = np.random.default_rng(0).integers(mine.shape[1], size=(RESAMPLES, mine.shape[1]))
-    apart = (mine - its).mean(0)
-    low, high = (float(end) for end in np.percentile(apart[picks].mean(1), INTERVAL_PERCENTILES))
-    answer = (
-        "these images agree"
-        if low > 0
-        else "these images show the opposite"
-        if high < 0
-        else "these images are inconclusive"
-    )
-    figures = (
-        f"{measure} {mine.mean():.2f} {labels[0]} against {its.mean():.2f} {labels[1]}, "
-        f"{len(ones)} comparisons"
-    )
-    return Claim(
-        says=says,
-        difference=float(apart.mean()),
-        interval=(low, high),
-        why=f"{says}: {answer} ({figures}; difference {apart.mean():+.3f}, {low:+.3f} to {high:+.3f}).",
-    )

@@ -23,6 +23,7 @@ from core.schema.errors import UserError
 from core.schema.records import record
 from core.schema.types import LoraUse, Request
 from core.sweep.plan import SweepForm, plan_sweep, read_numbers
+from core.sweep.strengths import FIRST_STRENGTHS
 from core.train.trainer import run_record
 from core.train.trainer.run_folder import RunFolder
 
@@ -53,17 +54,22 @@ class TransferPlan:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     strengths: tuple[float, ...]
-    """In rising order, including 0."""
+    """Those that every pair begins with, in rising order, including 0; empty where a probe finds each
+    pair's own."""
+    limit: float
+    """The greatest strength, of either sign, to which a pair may go."""
+    added_models: tuple[str, ...] = ()
+    """Those of `models` that nobody chose: the home models of the LoRAs."""
     feature_extractor: str = "VAE"
 
 
-DEFAULT_STRENGTHS = "0.65, 1"
-"""The strengths at which 'A Certain Theory for LoRA Transfer' shows its pictures."""
-SWEET_SPOT_STRENGTHS = "0-3.5 (+0.5)"
-"""Strengths over which each pair's own sweet spot is found."""
-DEFAULT_SEEDS = "1-3"
-MAX_NEUTRAL_PROMPTS = 3
-"""How many of the preset's neutral prompts a study uses when none are given."""
+DEFAULT_STRENGTHS = "0.5, 0.7, 1"
+"""Strengths that a pair begins with; it goes on as far as its verdict needs."""
+SWEET_SPOT_STRENGTHS = "auto"
+"""Strengths over which each pair's own sweet spot is found: by a probe."""
+DEFAULT_SEEDS = "1, 2"
+MAX_NEUTRAL_PROMPTS = 8
+"""How many of the preset's neutral prompts a study uses when none are given: enough for a verdict."""
 
 
 @record
@@ -134,11 +140,15 @@ def plan_transfer(form: TransferForm) -> TransferPlan:
             name = f"{row.name} ({sum(other.name.startswith(row.name) for other in rows) + 1})"
         rows.append(replace(row, name=name, references=common.references or row.references))
     assert common is not None
-    if not common.strengths:
+    chosen = tuple(names)
+    names += [home for home in dict.fromkeys(row.home_model for row in rows) if home and home not in names]
+    if len(names) > limits.TRANSFER_MODELS:
         raise UserError(
-            "strengths", "they are found for one LoRA on one model, in Sweep; use a list such as '0.65, 1'."
+            "models",
+            f"{len(names)} with the home models of the LoRAs are too many; "
+            f"the limit is {limits.TRANSFER_MODELS}.",
         )
-    strengths = len(common.strengths) - 1  # 0 is made once for all LoRAs
+    strengths = (len(common.strengths) or FIRST_STRENGTHS) - 1  # 0 is made once for all LoRAs
     pictures = len(common.prompts) * len(common.seeds) * len(names) * (1 + len(rows) * strengths)
     if pictures > limits.TRANSFER_CELLS:
         raise UserError(
@@ -155,6 +165,8 @@ def plan_transfer(form: TransferForm) -> TransferPlan:
         prompts=common.prompts,
         seeds=common.seeds,
         strengths=common.strengths,
+        limit=common.limit,
+        added_models=tuple(names[len(chosen) :]),
         feature_extractor=common.feature_extractor,
     )
 

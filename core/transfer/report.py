@@ -8,11 +8,11 @@ import numpy as np
 
 from core.models import bases
 from core.schema import presets
-from core.sweep.decide import INTERVAL_PERCENTILES, RESAMPLES
+from core.sweep.resample import Curve, average_curve, draw_deviations
 from core.transfer.blocks import describe_blocks
 from core.transfer.claims import evaluate_claims, find_relation, format_tree
-from core.transfer.judge import VERDICT_RULE
-from core.transfer.study import TransferPair, TransferStudy
+from core.transfer.judge import TAIL, VERDICT_RULE
+from core.transfer.study import PAIR_MEASURES, TransferPair, TransferStudy
 
 CELL_FIELDS = (
     "model",
@@ -41,6 +41,7 @@ def build_transfer_report(study: TransferStudy) -> dict[str, Any]:
     whole = all(pair.curves or pair.failure for pair in study.pairs.values())
     return {
         "models": list(plan.models),
+        "added_models": list(plan.added_models),
         "model_hashes": {model: bases.hash_weights(model) for model in plan.models},
         "loras": [row.name for row in plan.loras],
         "sha256": {row.name: study.pairs[row.name, plan.models[0]].sweep.sha256 for row in plan.loras},
@@ -55,7 +56,7 @@ def build_transfer_report(study: TransferStudy) -> dict[str, Any]:
             cell
             for row in plan.loras
             for model in plan.models
-            for cell in _build_cell_rows(study, study.pairs[row.name, model])
+            for cell in _build_cell_rows(study.pairs[row.name, model])
         ],
         "per_pair": [
             _build_pair_row(study.pairs[row.name, model]) for row in plan.loras for model in plan.models
@@ -78,7 +79,7 @@ def build_transfer_report(study: TransferStudy) -> dict[str, Any]:
 
 
 def summarise_study(study: TransferStudy) -> str:
-    """Return one line that says for each LoRA where it works."""
+    """Return one line that says for each LoRA where it works, and which models were added."""
     done, total = study.count_done()
     if not any(pair.judgement for pair in study.pairs.values()):
         return f"{done} of {total} images are finished."
@@ -88,10 +89,10 @@ def summarise_study(study: TransferStudy) -> str:
         for model in study.plan.models:
             pair = study.pairs[row.name, model]
             by.setdefault(
-                "not generated"
-                if pair.failure
-                else (pair.judgement.verdict or "not known")
+                pair.judgement.verdict or "unclear"
                 if pair.judgement
+                else "not generated"
+                if pair.failure
                 else "not measured",
                 [],
             ).append(model)
@@ -101,10 +102,11 @@ def summarise_study(study: TransferStudy) -> str:
                 f"{verdict} on {' and '.join(by[verdict])}" for verdict in VERDICT_ORDER if verdict in by
             )
         )
-    return "; ".join(lines) + "."
+    added = [f"{model} was added as a home model" for model in study.plan.added_models]
+    return "; ".join([*lines, *added]) + "."
 
 
-VERDICT_ORDER = ("full", "partial", "none", "not known", "not measured", "not generated")
+VERDICT_ORDER = ("full", "partial", "none", "unclear", "not measured", "not generated")
 
 
 def format_cells_csv(study: TransferStudy) -> str:
@@ -116,33 +118,42 @@ def format_cells_csv(study: TransferStudy) -> str:
     return out.getvalue()
 
 
-def _build_cell_rows(study: TransferStudy, pair: TransferPair) -> list[dict[str, Any]]:
+def _build_cell_rows(pair: TransferPair) -> list[dict[str, Any]]:
     """Return a row for each strength but 0."""
     rows = []
-    items = len(study.items)
-    picks = np.random.default_rng(0).integers(items, size=(RESAMPLES, items))
-    for i, strength in enumerate(study.strengths):
+    made = pair.strengths if pair.curves else pair.sweep.strengths
+    ends = _bound_means(pair.curves["effect"]) if pair.curves else []
+    for i, strength in enumerate(made):
         if strength == 0:
             continue
         row: dict[str, Any] = dict.fromkeys(CELL_FIELDS) | {
             "model": pair.model,
             "lora": pair.row.name,
             "strength": strength,
+            "why": pair.judgement.why if pair.judgement else pair.failure or "Not generated yet.",
         }
-        row["why"] = pair.failure or (pair.judgement.why if pair.judgement else "Not generated yet.")
         if pair.curves:
-            means = {
-                name: _mean_or_none(pair.curves.get(name), i)
-                for name in ("effect", "composition", "prompt", "detail", "saturation")
-            }
-            means |= {
+            row |= {
                 "style_kept": _mean_or_none(pair.curves.get("style"), i),
                 "base_style_kept": _mean_or_none(pair.curves.get("own_style"), i),
+                **{name: _mean_or_none(pair.curves[name], i) for name in PAIR_MEASURES},
+                "effect_low": round(float(ends[0][i]), 4),
+                "effect_high": round(float(ends[1][i]), 4),
             }
-            low, high = np.percentile(pair.curves["effect"][i][picks].mean(1), INTERVAL_PERCENTILES)
-            row |= means | {"effect_low": round(float(low), 4), "effect_high": round(float(high), 4)}
         rows.append(row)
     return rows
+
+
+def _bound_means(curve: Curve) -> np.ndarray:
+    """Return the interval of each strength's mean over prompts and seeds, (2, strengths).
+
+    It is the mean itself for one prompt, which does not tell how much prompts differ.
+    """
+    means = average_curve(curve)
+    if curve.shape[1] < 2:
+        return np.stack([means, means])
+    drawn = draw_deviations({"it": curve}, np.random.default_rng(0), stretch=True)["it"]
+    return means + np.quantile(drawn, [TAIL, 1 - TAIL], axis=0)
 
 
 def _build_pair_row(pair: TransferPair) -> dict[str, Any]:
@@ -155,22 +166,27 @@ def _build_pair_row(pair: TransferPair) -> dict[str, Any]:
         empty = (
             "sweet_spot",
             "recommended",
+            "strength",
             "needs_times",
             "needs_interval",
             "share",
             "share_interval",
             "verdict",
         )
-        return row | dict.fromkeys(empty) | {"why": pair.failure or "Not generated yet."}
+        why = pair.failure or "Not generated yet."
+        return row | dict.fromkeys(empty) | {"why": why, "lacks": why}
     return row | {
         "sweet_spot": list(found.sweep.sweet_spot) if found.sweep.sweet_spot else None,
         "recommended": found.sweep.recommended,
+        "strength": found.strength,
         "needs_times": found.needs_times and round(found.needs_times, 4),
-        "needs_interval": found.needs_interval and [round(end, 4) for end in found.needs_interval],
-        "share": found.share and round(found.share, 4),
+        "needs_interval": found.needs_interval
+        and [None if end is None else round(end, 4) for end in found.needs_interval],
+        "share": None if found.share is None else round(found.share, 4),
         "share_interval": found.share_interval and [round(end, 4) for end in found.share_interval],
         "verdict": found.verdict,
         "why": found.why,
+        "lacks": pair.failure or found.lacks,
     }
 
 
@@ -194,4 +210,8 @@ def _list_pictures(study: TransferStudy) -> list[dict[str, Any]]:
 
 
 def _mean_or_none(curve: np.ndarray | None, i: int) -> float | None:
-    return None if curve is None or np.isnan(curve[i]).all() else round(float(np.nanmean(curve[i])), 4)
+    return (
+        None
+        if curve is None or np.isnan(curve[i]).all()
+        else round(float(average_curve(curve[i : i + 1])[0]), 4)
+    )

@@ -60,7 +60,7 @@ INPUT_NAMES = (
     "blocks",
 )
 OUTPUT_NAMES = ("status", "answer", "heat_map", "matrix", "sheet", "downloads", "result", "pair_images")
-DEPTH_STRENGTHS = {"Quick (0.65, 1)": DEFAULT_STRENGTHS, "Full sweep per model": SWEET_SPOT_STRENGTHS}
+DEPTH_STRENGTHS = {"Quick": DEFAULT_STRENGTHS, "Full sweep per model": SWEET_SPOT_STRENGTHS}
 # Seconds between two drawings of a table that fills, and between two status lines: each costs the
 # model a share of a step.
 DRAW_SECONDS, STATUS_SECONDS = 3.0, 0.7
@@ -174,7 +174,7 @@ def _build_choices() -> dict[str, Any]:
         list_home_choices(),
         value=HOME_FROM_FILE,
         label="Home model",
-        info="trained on it; results are compared with it",
+        info="trained on it; results are compared with it, so it is added to the base models",
     )
     c["models"] = gr.CheckboxGroup(
         list_model_choices(),
@@ -190,11 +190,15 @@ def _build_plan_controls() -> dict[str, Any]:
     """Build strengths, seeds and prompts: components by name."""
     c: dict[str, Any] = {}
     c["depth"] = gr.Radio(
-        list(DEPTH_STRENGTHS), value="Quick (0.65, 1)", label="Strengths to test", elem_id="depth"
+        list(DEPTH_STRENGTHS), value="Quick", label="Strengths to begin with", elem_id="depth"
     )
     with gr.Row():
         c["strengths"] = gr.Textbox(
-            DEFAULT_STRENGTHS, label="Strengths", min_width=140, elem_id="transfer-strengths"
+            DEFAULT_STRENGTHS,
+            label="Strengths",
+            info="a pair goes on as far as its verdict needs",
+            min_width=140,
+            elem_id="transfer-strengths",
         )
         c["seeds"] = gr.Textbox(
             DEFAULT_SEEDS,
@@ -206,7 +210,7 @@ def _build_plan_controls() -> dict[str, Any]:
     c["prompts"] = gr.Textbox(
         "",
         label="Prompts",
-        info="one per line; empty uses the preset's first three",
+        info="one per line; a verdict needs four; empty uses the preset's first eight",
         lines=3,
         max_lines=16,
         elem_id="transfer-prompts",
@@ -362,7 +366,7 @@ def _run_study(**values: Any) -> Iterator[dict[str, Any]]:
                 yield {"status": place}
             if (
                 time.monotonic() - drawn > DRAW_SECONDS
-                and (made := sum(pair.is_complete for pair in study.pairs.values())) > pairs
+                and (made := sum(pair.is_finished for pair in study.pairs.values())) > pairs
             ):
                 drawn, pairs = time.monotonic(), made
                 yield {
@@ -392,7 +396,8 @@ def _run_study(**values: Any) -> Iterator[dict[str, Any]]:
 def _format_answer(report: dict[str, Any]) -> str:
     """Return the answer as Markdown.
 
-    It says where each LoRA works, what holds of the claims, what could not be made, and the rule.
+    It says where each LoRA works, what holds of the claims, what a pair without a verdict lacks, and the
+    rule.
     """
     lines = [
         f"### {escape_markdown(report['why'])}",
@@ -403,13 +408,14 @@ def _format_answer(report: dict[str, Any]) -> str:
         ),
     ]
     lines += [f"- {escape_markdown(line)}" for line in report["blocks"]]
-    failed = {
+    unclear = {
         f"- {format_warning('{lora} on {model}: {why}'.format_map(pair))}"
+        + ("" if pair["lacks"] in (None, pair["why"]) else f" {escape_markdown(pair['lacks'])}")
         for pair in report["per_pair"]
         if pair["verdict"] is None
     }
     lines += [
-        *sorted(failed),
+        *sorted(unclear),
         *(f"- {escape_markdown(why)}" for why in report["unmeasured"].values()),
         "",
         f"*{report['rule']}*",

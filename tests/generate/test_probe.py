@@ -35,7 +35,7 @@ def multiply_alpha(source: Path, file: Path, times: float) -> Path:
     return file
 
 
-@pytest.mark.parametrize("slope", [0.02, 0.5, 20.0, 400.0])
+@pytest.mark.parametrize("slope", [0.02, 0.5, 20.0])
 @pytest.mark.parametrize("limit", [5.0, -5.0])
 def test_both_ends_are_enclosed_to_a_tenth(slope: float, limit: float) -> None:
     """Otherwise a sweep would begin or end where the LoRA does nothing or all is lost."""
@@ -72,7 +72,7 @@ def test_a_strength_that_scales_with_the_file_changes_as_much(tmp_path: Path) ->
 def test_text_encoders_change_the_calls_too(tmp_path: Path) -> None:
     """A LoRA of the text encoders alone would be told that it changes nothing."""
     torch.manual_seed(0)
-    layer = bases.load_model("nano").text_encoder.text_model.encoder.layers[0].mlp.fc1
+    layer = bases.load_model("nano").text_encoder.encoder.layers[0].mlp.fc1
     stem = "lora_te1_text_model_encoder_layers_0_mlp_fc1"
     down, up = torch.randn(4, layer.in_features), torch.randn(layer.out_features, 4)
     file = tmp_path / "words.safetensors"

@@ -2,7 +2,8 @@
 
 It writes presets/loras/nano-airbrush.safetensors, a style LoRA by plain PEFT: 15 airbrushed
 drawings, soft gradients without a line, whose captions do not name the style; attention of nano's
-U-Net only, rank 4, alpha 2, 300 steps of 4 at 5e-4. In kohya's layout, as most LoRAs are.
+U-Net only, rank 4, alpha 2, 300 steps of 4 at 5e-4. In kohya's layout, as most LoRAs are, with twice
+the alpha, so that it works near 1, as most LoRAs do.
 """
 
 import json
@@ -23,6 +24,7 @@ NANO = ROOT / "core" / "nano" / "weights" / "nano"
 EXAMPLE_FILE = ROOT / "presets" / "loras" / "nano-airbrush.safetensors"
 ATTENTION = ["to_q", "to_k", "to_v", "to_out.0"]
 STYLE_CONFIG = LoraConfig(r=4, lora_alpha=2, target_modules=ATTENTION)
+FILE_ALPHA = 4
 STEPS, LEARNING_RATE = 300, 5e-4
 
 
@@ -72,12 +74,12 @@ def save_lora(
         module, part, _ = key.rsplit(".", 2)
         flat = f"lora_unet_{to_sai(module.replace('.', '_'))}"
         tensors[f"{flat}.{'lora_down' if part == 'lora_A' else 'lora_up'}.weight"] = value.half().contiguous()
-        tensors[f"{flat}.alpha"] = torch.tensor(float(config.lora_alpha))
+        tensors[f"{flat}.alpha"] = torch.tensor(float(FILE_ALPHA))
     counts = Counter(tag for _, caption in samples for tag in caption.split(", "))
     told = {
         "ss_network_module": "networks.lora",
         "ss_network_dim": config.r,
-        "ss_network_alpha": config.lora_alpha,
+        "ss_network_alpha": FILE_ALPHA,
         "ss_base_model_version": "nano",
         "ss_sd_model_name": "nano",
         "ss_resolution": "(128, 128)",

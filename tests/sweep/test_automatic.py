@@ -92,13 +92,13 @@ def test_the_report_says_what_placed_the_strengths_and_a_second_sweep_has_the_sa
 
 def test_a_study_goes_on_beyond_its_last_strength_within_the_limit() -> None:
     study = plan(strengths="0, 1, 2")
-    assert study.extend() == [4]
-    assert study.strengths == [0, 1, 2, 4]
-    assert (study.extend(), study.extend()) == ([5], [])
+    assert study._find_further() == [4]
+    study.strengths = [0, 1, 2, 5]
+    assert study._find_further() == []
     below = plan(strengths="-2, -1")
-    assert below.extend() == [-4]
+    assert below._find_further() == [-4]
     full = plan(strengths="0-1 [32]", prompts="a\nb", seeds="1-16")
-    assert not full.extend(), "more images than a sweep may have"
+    assert not full._find_further(), "more images than a sweep may have"
 
 
 def test_a_job_that_fails_leaves_no_strengths_behind() -> None:
