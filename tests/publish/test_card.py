@@ -107,7 +107,8 @@ def test_case_10_an_evil_trigger_changes_nothing() -> None:
 def test_what_was_measured_stands_in_the_table() -> None:
     text = render_card(plan_example(sweep=REPORT, home="nano"), {})
     assert (
-        "| nano | 2 (1.5 to 2.5) | 2.75 | 3.5 | 1 (0.5 to 1) | 4.5 | 94 % | prompts: 1, seeds: 1, 2 |" in text
+        "| nano | works | 2 (1.5 to 2.5) | 2.75 | 3.5 | 1 (0.5 to 1) | 4.5 | 94 % | prompts: 1, seeds: 1, 2 |"
+        in text
     )
     assert "Strength **2.75** (measured)" in text
     assert "Not measured" not in text
@@ -133,6 +134,7 @@ def answer_of(model: str) -> dict[str, Any]:
         "surer": None,
         "next": None,
         "probe": None,
+        "character": None,
     }
 
 
@@ -165,12 +167,10 @@ def test_a_check_by_eye_is_on_the_card_as_its_answers_say_it(tmp_path: Path) -> 
 
 def test_what_the_lora_is_stands_on_the_card_in_plain_text() -> None:
     text = render_card(plan_example(sweep={**REPORT, "character": CHARACTER}, home="nano"), {})
-    assert (
-        "- What it is on nano: At 2.75 it changes how an image is painted 1.4 \\(1.2 to 1.7\\) times" in text
-    )
+    assert "- nano: what it is: At 2.75 it changes how an image is painted 1.4 \\(1.2 to 1.7\\) times" in text
     assert "Consistency 0.61 \\(0.5 to 0.7\\)" in text
     assert "towards \\<b\\>soft\\</b\\> \\+0.62" in text
-    assert "What it is" not in render_card(plan_example(sweep=REPORT, home="nano"), {}), "an older report"
+    assert "what it is" not in render_card(plan_example(sweep=REPORT, home="nano"), {}), "an older report"
 
 
 @pytest.mark.parametrize(("measured", "which"), [(None, "unknown"), ("0123456789", "other")])
