@@ -178,15 +178,22 @@ def nodes_of(file: str) -> list[ast.AST]:
         (
             "prompt is at least 0.85, composition at least 0.35, detail between 0.4 and 2.5 and "
             "saturation at most 0.1",
-            "core/sweep/decide.py",
+            "core/sweep/knees.py",
             {0.85, 0.35, 0.4, 2.5, 0.1},
         ),
-        ("reached at least 60% of its maximum", "core/sweep/decide.py", {0.6}),
-        ("the lowest strength with 90% of the effect", "core/sweep/decide.py", {0.9}),
-        ("a 95% bootstrap interval (400 resamples)", "core/sweep/decide.py", {2.5, 97.5, 400}),
-        ("fewer than 4 images", "core/sweep/decide.py", {4}),
+        ("the gain is at least 60% of the greatest one", "core/sweep/knees.py", {0.6}),
         (
-            "adds at least 80% of the style it adds at home, **partial** from 33%",
+            "second half of the range surely adds less than 25% of the gain",
+            "core/sweep/decide.py",
+            {0.25},
+        ),
+        ("adds more than 10%, and fewer than 20% of the draws break", "core/sweep/decide.py", {0.1, 0.2}),
+        ("An **interval** holds 95% of the draws", "core/sweep/decide.py", {0.95}),
+        ("| level of a claim, of each early look | 0.95, 0.984 |", "core/sweep/decide.py", {0.984}),
+        ("| least prompts and seeds | 4, 2 |", "core/sweep/decide.py", {4, 2}),
+        ("400 such sets are drawn", "core/sweep/resample.py", {400}),
+        (
+            "the whole interval is between 33% and 80%",
             "core/transfer/judge.py",
             {0.8, 0.33},
         ),

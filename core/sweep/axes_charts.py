@@ -30,9 +30,11 @@ def _sort_values(report: Mapping[str, Any], place: int) -> list[Any]:
 
 
 def _name_gain(report: Mapping[str, Any]) -> str:
-    """Return what the upper part shows: the gain, or the effect where nothing says what is wanted."""
+    """Return what the upper part shows: the gain, or the effect where nothing else says what is wanted."""
     wanted = report["wanted"]
-    return f"gain in {WANTED[wanted]}" if wanted else "effect (1 = as much as another seed)"
+    return (
+        "effect (1 = as much as another seed)" if wanted in (None, "effect") else f"gain in {WANTED[wanted]}"
+    )
 
 
 def _title(report: Mapping[str, Any]) -> str:

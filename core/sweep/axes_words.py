@@ -1,11 +1,13 @@
 """Say in words what a study of axes, or of two LoRAs, found."""
 
+import math
 from collections.abc import Sequence
 from itertools import groupby
 
 from core.sweep.axes import Axis, Value, format_point, format_value
 from core.sweep.axes_study import AxesStudy
 from core.sweep.interaction import Interaction, Share
+from core.sweep.knees import SWEET_SPOT_SHARE
 from core.sweep.plateau import Plateau
 
 WANTED = {
@@ -69,18 +71,23 @@ def explain_interaction(found: Interaction, names: Sequence[str]) -> str:
         case "too little":
             return "Needs at least 2 seeds to tell a change from chance."
         case "get along":
-            told = "Get along: each keeps its style, both about add up, and everything holds"
+            told = "Get along: each keeps its style, and everything holds"
         case "fight":
             faded = [
                 f"{name} keeps {_format_share(share)} of its style"
                 for name, share in zip(names, found.kept or (), strict=False)
-                if share[2] < 0.6
+                if share[2] < SWEET_SPOT_SHARE
             ]
             told = f"Fight: {' and '.join([*faded, *(f'{word} with both' for word in found.lost)])}"
         case "provisional":
             told = "Provisional: too few prompts for a verdict"
         case _:
             told = "Unclear: these prompts do not tell whether they get along"
+            weak = [
+                name for name, share in zip(names, found.kept or (), strict=False) if share[2] == math.inf
+            ]
+            if weak:
+                told = f"Unclear: {' and '.join(dict.fromkeys(weak))} alone changes too little to tell"
     if found.beyond_sum is None or found.kept is None:
         return f"{told}."
     kept = " and ".join(_format_share(share) for share in found.kept)
@@ -139,5 +146,7 @@ def _describe_losses(axes: Sequence[Axis], study: AxesStudy) -> str:
 
 def _format_share(share: Share) -> str:
     """Return a share and its interval in percent."""
-    middle, low, high = (f"{100 * end:.0f}" if abs(end) < 100 else "?" for end in share)
-    return f"{middle} % ({low} to {high})"
+    middle, low, high = share
+    if not math.isfinite(high - low):
+        return "an unknown share"
+    return f"{round(100 * middle)} % ({round(100 * low)} to {round(100 * high)})"

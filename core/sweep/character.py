@@ -108,6 +108,9 @@ def find_words(tags: Sequence[str], at_zero: np.ndarray, at_strength: np.ndarray
 
     Probabilities are (prompts, seeds, tags). Only tags that are read in some picture count. Their
     intervals hold for all of them together, or among thousands of tags some would rise by chance.
+
+    A tag's deviation is raised by the median of all (Tusher, Tibshirani & Chu 2001): among many tags,
+    some differ little over a few prompts by chance alone.
     """
     read = np.maximum(at_zero, at_strength).max((0, 1)) >= TAG_THRESHOLD
     if not read.any():
@@ -115,8 +118,9 @@ def find_words(tags: Sequence[str], at_zero: np.ndarray, at_strength: np.ndarray
     changes = (at_strength[..., read] - at_zero[..., read]).astype(float)
     names = [tag for tag, is_read in zip(tags, read, strict=True) if is_read]
     means, errors = changes.mean((0, 1)), _draw_errors(changes)
-    deviations = errors.std(0) + 1e-9
-    reach = np.percentile((np.abs(errors) / deviations).max(1), 95) * deviations
+    deviations = errors.std(0)
+    scales = deviations + np.median(deviations) + 1e-9
+    reach = np.percentile((np.abs(errors) / scales).max(1), 95) * scales
     found = [
         Word(
             tag=tag,

@@ -34,6 +34,8 @@ RISING_SHARE = 0.1
 """A curve still rises if its second half surely adds more than this share of its end..."""
 RARE_SHARE = 0.2
 """...and fewer than this share of the draws break."""
+OFTEN_SHARE = 0.5
+"""Where this share of the draws breaks, and it is not sure, nobody knows how far the gain goes."""
 EQUALLY_SURE = 0.02
 """In a sweet spot without an end, strengths whose confidence is this near to the greatest are as good."""
 MAX_STRENGTH = 5.0
@@ -146,10 +148,10 @@ def _decide(e: _Evidence) -> Verdict:
     breakdown = _round_up(e, found.breakdown[0]) if is_broken else None
     breaking = float(np.mean(~np.isnan(drawn.breakdown)))
     rise = _calculate_rise(e, draws)
-    intervals = _bound_knees(e)
+    intervals = _bound_knees(e, is_broken)
     spot = has_spot and (
         is_broken
-        or (np.mean(~drawn.is_open) >= most and not found.is_open[0] and breaking < 0.5)
+        or (np.mean(~drawn.is_open) >= most and not found.is_open[0] and breaking < OFTEN_SHARE)
         or (found.is_open[0] and np.quantile(rise, e.level) < LEVELLING_SHARE)
     )
     knees = {"onset": onset, "breakdown": breakdown, "intervals": intervals}
@@ -218,7 +220,7 @@ def _describe_curves(e: _Evidence) -> Verdict:
     low, high = found.low[0], e.strengths[-1] if found.is_open[0] else found.high[0]
     return Verdict(
         answer="provisional",
-        intervals=_bound_knees(e) if e.prompts > 1 else {},
+        intervals=_bound_knees(e, is_broken=False) if e.prompts > 1 else {},
         why=words.describe_means(e.prompts, [e.sign * place for place in (low, high, found.breakdown[0])]),
         surer=f"Use at least {MIN_PROMPTS} prompts and {MIN_SEEDS} seeds for a verdict; 8 or more narrow it.",
     )
@@ -284,9 +286,16 @@ def _calculate_confidence(e: _Evidence, inside: Sequence[float]) -> dict[float, 
     }
 
 
-def _bound_knees(e: _Evidence) -> dict[str, Interval]:
-    """Return the interval of each knee, outwards to strengths tried; not found is beyond the last one."""
+def _bound_knees(e: _Evidence, is_broken: bool) -> dict[str, Interval]:
+    """Return the interval of each knee, outwards to strengths tried; not found is beyond the last one.
+
+    Where breakdown is not sure, its interval has no end: of four measures that stay just inside what
+    holds, one is outside in most draws. Nor has that of the sweet spot's end if it is where draws break.
+    """
     share = (1 - e.level) / 2
+    unsure = set() if is_broken else {"breakdown"}
+    if not is_broken and np.mean(~np.isnan(e.drawn.breakdown)) >= OFTEN_SHARE:
+        unsure.add("sweet_spot_high")
     high = np.where(e.drawn.is_open, np.nan, e.drawn.high)
     knees = {
         "onset": e.drawn.onset,
@@ -298,6 +307,7 @@ def _bound_knees(e: _Evidence) -> dict[str, Interval]:
     for name, places in knees.items():
         beyond = np.where(np.isnan(places), np.inf, places)
         first, last = np.quantile(beyond, [share, 1 - share], method="nearest")
+        last = np.inf if name in unsure else last
         near = e.sign * max(strength for strength in e.strengths if strength <= first + 1e-9)
         far = min(
             (e.sign * strength for strength in e.strengths if strength >= last - 1e-9), key=abs, default=None

@@ -1,8 +1,8 @@
 """Tell whether two LoRAs get along: what both together do beyond the sum of what each does alone.
 
 Of each prompt and seed there are four pictures: without a LoRA, with each, and with both. Styles are vectors
-(`core.sweep.measure.style_shift`), so that shifts can be added. What a picture's shift is by chance has no
-direction that others share: lengths are measured along the mean direction of the other prompts.
+(`core.sweep.measure.style_shift`), so that shifts can be added. What another seed's shift does not share is
+chance: the square of a length is the product of the shifts of two seeds of a prompt.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,14 @@ from core.sweep.knees import SWEET_SPOT_SHARE
 from core.sweep.plateau import PointVerdict
 from core.sweep.resample import average_curve, draw_deviations
 
-LITTLE_INTERACTION = 0.5
-"""Interaction, relative to both shifts, up to which two LoRAs count as adding up."""
+MUCH_INTERACTION = 0.5
+"""Two LoRAs do not get along if surely more than this share of what both do is beyond their sum."""
 
 PairAnswer = Literal["get along", "fight", "unclear", "provisional", "too little"]
 """What the four pictures of each prompt and seed tell.
 
-- `get along`: surely each keeps most of its own style, both about add up, and everything holds;
+- `get along`: surely each keeps most of its own style and everything holds, and nothing says that much is
+  beyond the sum;
 - `fight`: surely a LoRA loses most of its style, or both lose something that neither loses alone;
 - `unclear`: these pictures do not tell;
 - `provisional`: means of too few prompts for a verdict;
@@ -40,8 +41,8 @@ class Interaction:
     beyond_sum: Share | None = None
     """Length of shift(A + B) - shift(A) - shift(B), relative to those of shift(A) and shift(B) together.
 
-    0 is the sum; 1 is as much as both. It is not relative to the length of the sum, which is 0 for two that
-    cancel.
+    0 is the sum; 1 is as much as both; below 0 is chance. It is not relative to the length of the sum, which
+    is 0 for two that cancel.
     """
     kept: tuple[Share, Share] | None = None
     """How much of each LoRA's own shift is in the pictures with both: 1 is all of it."""
@@ -52,29 +53,31 @@ class Interaction:
 
 
 def find_interaction(shifts: np.ndarray, alone: Sequence[PointVerdict], both: PointVerdict) -> Interaction:
-    """Find how two LoRAs get along.
+    """Find how two LoRAs get along, over at least two seeds.
 
     `shifts`, (3, prompts, seeds, width), are those of the first LoRA, of the second, and of both together;
     `alone` and `both` say what holds there.
     """
-    first, second, together = shifts
     if shifts.shape[1] < 2:
         return Interaction(answer="provisional")
+    # Prompts count alike: a flat background answers ten times as much as a busy one.
+    lengths = np.linalg.norm(shifts[:2], axis=3).sum(0).mean(1)
+    first, second, together = shifts / np.maximum(lengths, 1e-9)[:, None, None]
     beyond = together - first - second
     lines = np.stack(
         [
-            _project(first, first),
-            _project(second, second),
-            _project(together, first),
-            _project(together, second),
-            _project(beyond, beyond),
+            _multiply(first, first),
+            _multiply(second, second),
+            _multiply(together, first),
+            _multiply(together, second),
+            _multiply(beyond, beyond),
         ]
     )
     mean = average_curve(lines)
     drawn = mean + draw_deviations({"lengths": lines}, np.random.default_rng(0), stretch=True)["lengths"]
     # A row for the means, then one for each draw.
     a, b, a_in_both, b_in_both, rest = np.concatenate([mean[None], drawn]).T
-    beyond_sum = _bound_share(rest, a + b)
+    beyond_sum = _bound_share(_root(rest), _root(a) + _root(b))
     kept = _bound_share(a_in_both, a), _bound_share(b_in_both, b)
     lost = tuple(word for word in both.lost if not any(word in each.lost for each in alone))
     answer: PairAnswer
@@ -83,9 +86,9 @@ def find_interaction(shifts: np.ndarray, alone: Sequence[PointVerdict], both: Po
     elif lost or any(high < SWEET_SPOT_SHARE for _, _, high in kept):
         answer = "fight"
     elif (
-        beyond_sum[2] < LITTLE_INTERACTION
-        and all(low >= SWEET_SPOT_SHARE for _, low, _ in kept)
+        all(low >= SWEET_SPOT_SHARE for _, low, _ in kept)
         and both.holds >= LEVEL
+        and beyond_sum[1] <= MUCH_INTERACTION
     ):
         answer = "get along"
     else:
@@ -95,15 +98,18 @@ def find_interaction(shifts: np.ndarray, alone: Sequence[PointVerdict], both: Po
     return Interaction(answer=answer, beyond_sum=beyond_sum, kept=kept, alike=alike, lost=lost)
 
 
-def _project(shifts: np.ndarray, towards: np.ndarray) -> np.ndarray:
-    """Return how far each picture's shift goes along the mean shift of the other prompts, (prompts, seeds).
+def _multiply(shifts: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return each picture's shift times the mean of `others` over the prompt's other seeds, (prompts, seeds).
 
-    Both arguments are (prompts, seeds, width). Its own prompt is left out: its chance would count as length.
+    Both arguments are (prompts, seeds, width). Its own seed, whose chance would count as length, is left out.
     """
-    means = towards.mean(1)
-    others = (means.sum(0) - means) / (len(means) - 1)
-    directions = others / np.maximum(np.linalg.norm(others, axis=1, keepdims=True), 1e-12)
-    return np.einsum("psw,pw->ps", shifts, directions)
+    rest = (others.sum(1, keepdims=True) - others) / (others.shape[1] - 1)
+    return (shifts * rest).sum(2)
+
+
+def _root(squares: np.ndarray) -> np.ndarray:
+    """Return lengths of their squares, which chance may bring below 0."""
+    return np.sign(squares) * np.sqrt(np.abs(squares))
 
 
 def _bound_share(part: np.ndarray, whole: np.ndarray) -> Share:

@@ -1,7 +1,8 @@
 """Decide over points without an order: at which everything holds, and which gain about as much as any.
 
-The means of other prompts and seeds are drawn (`core.sweep.resample`). A point is on the plateau if it is
-in nearly all draws. One definition for numbers and names, for one axis and for two.
+The means of other prompts and seeds are drawn (`core.sweep.resample`). On the plateau everything holds in
+nearly all draws, and the gain is near to the greatest. One definition for numbers and names, for one axis
+and for two.
 """
 
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ class Plateau:
     """The measure of the gain; `None` where there is none."""
     points: tuple[PointVerdict, ...] = ()
     plateau: tuple[int, ...] = ()
-    """The points that are surely among the best and at which everything surely holds."""
+    """The points at which everything surely holds and whose mean gain is near to the greatest."""
     confidence: Mapping[int, float]
     """Point of the plateau -> the chance that it is on that of another set of prompts and seeds."""
 
@@ -110,7 +111,7 @@ def find_plateau(curves: Mapping[str, Curve], noise_floors: np.ndarray, wanted: 
         )
         for i in range(points)
     )
-    plateau = tuple(i for i, each in enumerate(verdicts) if each.chance >= LEVEL and found.is_in[0, i])
+    plateau = tuple(i for i, each in enumerate(verdicts) if each.holds >= LEVEL and found.is_in[0, i])
     if prompts < MIN_PROMPTS:
         return Plateau(answer="provisional", wanted=wanted, points=verdicts, confidence={})
     one, other = draw(1, False), draw(2, False)
@@ -123,10 +124,12 @@ def find_plateau(curves: Mapping[str, Curve], noise_floors: np.ndarray, wanted: 
         answer = "no change"
     elif not alive:
         answer = "breaks"
-    elif wanted is None or wanted == "effect":
-        answer = "changes" if plateau and wanted else "holds" if any(plateau) else "unclear"
+    elif wanted is None:
+        answer = "holds" if any(plateau) else "unclear"
     elif any(low[i] > 0 and gain[i] >= least for i in plateau):
-        answer = "works"
+        answer = "changes" if wanted == "effect" else "works"
+    elif wanted == "effect":
+        answer = "unclear"
     else:
         answer = "no gain" if all(high[i] < least for i in alive) else "unclear"
     return Plateau(

@@ -126,6 +126,7 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
                 name: [None if np.isinf(end) else end for end in ends] for name, ends in HELD_RANGES.items()
             },
         },
+        # In lists, as in a report that was read from a file.
         "character": json.loads(json.dumps(asdict(character))) if character else None,
         "unmeasured": unmeasured,
         "eye": study.plan.feature_extractor,

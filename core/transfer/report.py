@@ -164,6 +164,7 @@ def _build_pair_row(pair: TransferPair) -> dict[str, Any]:
     found = pair.judgement
     if found is None:
         empty = (
+            "answer",
             "sweet_spot",
             "recommended",
             "strength",
@@ -176,6 +177,7 @@ def _build_pair_row(pair: TransferPair) -> dict[str, Any]:
         why = pair.failure or "Not generated yet."
         return row | dict.fromkeys(empty) | {"why": why, "lacks": why}
     return row | {
+        "answer": found.sweep.answer,
         "sweet_spot": list(found.sweep.sweet_spot) if found.sweep.sweet_spot else None,
         "recommended": found.sweep.recommended,
         "strength": found.strength,

@@ -254,8 +254,17 @@ class TransferStudy:
         if row.home_model is None:
             return "Its home model is not known, so there is nothing to compare with: name it."
         home = next(iter(self._list_homes(row)))
-        why = home.failure or (home.sweep.verdict.why if home.sweep.verdict else "it was not made.")
-        return f"Its strength on its home model, {row.home_model}, was not found: {why}"
+        verdict = home.sweep.verdict
+        why = (
+            [home.failure]
+            if home.failure
+            else [verdict.why, verdict.surer]
+            if verdict
+            else ["it was not made."]
+        )
+        return " ".join(
+            [f"Its strength on its home model, {row.home_model}, was not found:", *filter(None, why)]
+        )
 
     def _measure_style(self, pair: TransferPair, home: TransferPair | None) -> np.ndarray:
         """Return how much of the trained style a pair has, (strengths, prompts, seeds).

@@ -29,9 +29,8 @@ class GenerateHandoff(NamedTuple):
 class SweepHandoff(NamedTuple):
     """The components by which another tab puts a LoRA into the Sweep tab."""
 
-    lora_file: Any
-    prompts: Any
-    references: Any
+    controls: dict[str, Any]
+    """`lora_file`, `prompts` and `references`."""
     inputs: dict[str, Any]
     """All controls of a sweep, by name: what a panel below the tab shares with it."""
 

@@ -10,6 +10,7 @@ from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
 from core.schema.records import read_form
+from core.sweep import words
 from core.sweep.axes import AXES
 from core.sweep.axes_report import build_axes_report, build_pair_report, export_axes
 from core.sweep.axes_study import AxesForm, AxesPlan, AxesStudy, PairForm, plan_axes, plan_pair
@@ -144,7 +145,11 @@ def _run_study(
         report = build_report(study)
         files = export_axes(study, folder, report)
     found = f" ({study.cells_found} reused)" if study.cells_found else ""
-    lines = [f"### {escape_markdown(report['why'])}", escape_markdown(report["surer"] or "")]
+    lines = [f"### {escape_markdown(report['why'])}"]
+    if report["confidence"] is not None:
+        sure = words.describe_confidence(report["confidence"]).capitalize()
+        lines.append(f"{sure} that other prompts and seeds agree.")
+    lines.append(escape_markdown(report["surer"] or ""))
     lines += [f"- {escape_markdown(why)}" for why in study.unmeasured.values()]
     yield {
         "status": f"{len(study.pictures)} images in {study.seconds:.1f} s{found}.",

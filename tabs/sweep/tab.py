@@ -81,7 +81,7 @@ def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHa
     wire_files(c)
     _wire_cells(c, generate_handoff, tabs)
     inputs = {name: c[name] for name in INPUT_NAMES}
-    swept = SweepHandoff(c["lora_file"], c["prompts"], c["references"], inputs)
+    swept = SweepHandoff({name: c[name] for name in ("lora_file", "prompts", "references")}, inputs)
     return swept, ReportHandoff(c["publish"], c["result"])
 
 

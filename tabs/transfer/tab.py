@@ -438,7 +438,8 @@ def _format_cell(pair: dict[str, Any]) -> str:
     words += [f"{100 * pair['share']:.0f} % of home"] if pair["share"] is not None else []
     # Where something changes and nothing is lost, but not its style, is no place to use it.
     works = pair["sweet_spot"] and pair["verdict"] != "none"
-    words += [f"works {pair['sweet_spot'][0]:g} to {pair['sweet_spot'][1]:g}"] if works else []
+    verb = "works" if pair["answer"] == "works" else "changes"
+    words += [f"{verb} {pair['sweet_spot'][0]:g} to {pair['sweet_spot'][1]:g}"] if works else []
     return ("⌂ " if pair["relation"] == "home" else "") + " · ".join(words)
 
 

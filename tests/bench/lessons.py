@@ -29,7 +29,6 @@ from core.nano.lessons import make_airbrush_set  # noqa: E402
 from core.nano.world import STYLES  # noqa: E402
 from tests.bench.report import save_report  # noqa: E402
 
-STRENGTHS = "0, 1-4.5 (+0.5)"
 MAX_SECONDS = 240
 """The longest that the whole walk may take."""
 
@@ -107,14 +106,12 @@ def press_train(page: Page) -> None:
     page.locator("#train-status").get_by_text("Done. Step 300 of 300").wait_for()
 
 
-def press_sweep(page: Page) -> None:
-    """Open the LoRA in the Sweep tab and measure it."""
-    page.get_by_role("button", name="Send to Sweep").click()
-    page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
-    page.locator("#strengths input, #strengths textarea").fill(STRENGTHS)
-    page.locator("#seeds input, #seeds textarea").fill("1, 2")
+def press_sweep(page: Page) -> int:
+    """Sweep the LoRA that is chosen, wait for the verdict, and return how many images it took."""
     page.get_by_role("button", name="Sweep", exact=True).click()
-    page.locator("#sweep-status").get_by_text(re.compile(r"\d+ images in [\d.]+ s")).wait_for()
+    status = page.locator("#sweep-status").get_by_text(re.compile(r"\d+ images in [\d.]+ s"))
+    status.wait_for()
+    return int(status.inner_text().split()[0])
 
 
 def _walk_through(page: Page, work: Path) -> dict[str, Any]:
@@ -122,7 +119,9 @@ def _walk_through(page: Page, work: Path) -> dict[str, Any]:
     prepare_training(page, work)
     press_train(page)
     trained = time.monotonic()
-    press_sweep(page)
+    page.get_by_role("button", name="Send to Sweep").click()
+    page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
+    images = press_sweep(page)
     end = time.monotonic()
     page.screenshot(path=ROOT / "build" / "screenshots" / "lessons.png", full_page=True)
     with page.expect_download() as download:
@@ -136,6 +135,7 @@ def _walk_through(page: Page, work: Path) -> dict[str, Any]:
         "seconds": round(end - begin, 1),
         "of training": round(trained - begin, 1),
         "of sweeping": round(end - trained, 1),
+        "images": images,
         "why": report["why"],
         "recommended": best,
         "style": [rows[0.0]["style"], rows[near]["style"]],

@@ -30,7 +30,7 @@ def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path:
     page.locator("#transfer-prompts textarea").fill(PROMPTS)
     page.locator("#transfer-seeds input, #transfer-seeds textarea").fill("1, 2")
     page.get_by_role("button", name="Transfer", exact=True).click()
-    page.locator("#transfer-status").get_by_text(re.compile(r"24 of 24 images in [\d.]+ s")).wait_for(
+    page.locator("#transfer-status").get_by_text(re.compile(r"32 of 32 images in [\d.]+ s")).wait_for(
         timeout=120_000
     )
     answer = page.locator("#transfer-answer").inner_text()
@@ -38,20 +38,16 @@ def test_a_lora_is_crossed_and_any_cell_opens(page, screenshots: Path, tmp_path:
     page.locator("#heat img").wait_for()
     page.locator("#transfer-sheet img").wait_for()
     pair = page.locator("#matrix").get_by_role("gridcell").nth(2)
-    # strengths are named for a LoRA that works, and for no other
-    expect(pair).to_have_text(
-        re.compile(
-            r"none( · needs x[\d.]+)? · \d+ % of home\s*$|(full|partial) .* % of home · works [\d.]+ to "
-        )
-    )
+    expect(pair).to_have_text(re.compile(r"^\?"))
+    assert "Use at least 4 prompts" in answer, "two prompts bear no verdict, and it says what is missing"
     pair.click()
     page.locator("#pair").get_by_text("nano-airbrush on nano-paint").wait_for()
-    page.locator("#pair img").nth(11).wait_for()
+    page.locator("#pair img").nth(15).wait_for()
     page.screenshot(path=screenshots / "transfer-1280.png", full_page=True)
     with page.expect_download() as download:
         page.locator("#transfer-out a").nth(1).click()
     download.value.save_as(tmp_path / "study.html")
-    assert "At strength 0.65" in (tmp_path / "study.html").read_text()
+    assert "At strength 0.7" in (tmp_path / "study.html").read_text()
 
 
 @pytest.mark.soak
@@ -75,9 +71,6 @@ def test_one_training_set_on_two_bases_is_trained_and_crossed(page, tmp_path: Pa
     answer = page.locator("#transfer-answer").inner_text()
     assert "soft on nano:" in answer
     assert "soft on nano-cel:" in answer
-    assert "Training on an ancestor lets the style follow the base:" in answer, (
-        "two LoRAs of the same pictures tell of the claims"
-    )
 
 
 def test_two_blocks_become_one_file(page, tmp_path: Path) -> None:

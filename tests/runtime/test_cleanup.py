@@ -29,7 +29,6 @@ from core.train.trainer.run_folder import RunFolder
 from core.transfer import study as transfer_study
 from core.transfer.plan import TransferForm
 from core.transfer.plan import plan_transfer as transfer_plan
-from core.transfer.report import build_transfer_report
 from tabs.server import page_files
 from tests.small_disk import mount_small_disk
 from tests.train.parts import make_dataset, prepare_run
@@ -218,11 +217,11 @@ def test_the_cells_of_a_study_are_in_use_to_its_end_and_one_that_is_gone_all_the
             )
         )
     )
-    assert not list(crossed._run_model("nano", gpu.generate_on_gpu)), "all of its cells are there"
+    (pair,) = crossed.pairs.values()
+    assert not list(pair.sweep.run(gpu.generate_on_gpu)), "all of its cells are there"
     shutil.rmtree(cell_cache.FOLDER)
-    crossed._judge_pairs()
-    (pair,) = build_transfer_report(crossed)["per_pair"]
-    assert (pair["verdict"], pair["why"]) == (None, f"disk: {cell_cache.CELLS_GONE}")
+    with pytest.raises(UserError, match=r"^disk: images of this study were deleted"):
+        crossed._judge(pair)
 
     def delete_cells() -> None:
         for event in SweepStudy(study.plan).run(gpu.generate_on_gpu):

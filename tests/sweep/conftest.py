@@ -43,5 +43,5 @@ def run_sweep() -> RunSweep:
 
 @pytest.fixture(scope="session")
 def study(run_sweep: RunSweep) -> SweepStudy:
-    """Sweep the example from 0 to 5 in steps of 0.5, over six prompts and two seeds."""
-    return run_sweep(strengths="0-5 (+0.5)", prompts=PROMPTS)
+    """Sweep the example from 0 to 3 in steps of 0.5, over six prompts and two seeds."""
+    return run_sweep(strengths="0-3 (+0.5)", prompts=PROMPTS)

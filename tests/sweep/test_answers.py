@@ -5,7 +5,6 @@ import math
 import runpy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,7 +13,6 @@ from core.lora import edit
 from core.lora import file as lora_file
 from core.models import lora_library
 from core.models.measured_strengths import find_strength
-from core.sweep.decide import decide_verdict
 from core.sweep.knees import HELD_RANGES
 from core.sweep.plan import SweepForm, plan_sweep
 from core.sweep.recompute import recompute_verdict
@@ -28,17 +26,17 @@ STEP = 0.5
 
 
 def test_the_example_has_a_sweet_spot(study: SweepStudy) -> None:
-    """The example has alpha/rank 0.5: nothing at 0.5, clearly visible at 2 to 3, broken at 5."""
+    """The example changes little at 0.5, is clearly visible at 1 to 2, and breaks at 2.5."""
     report = build_sweep_report(study)
-    assert report["answer"] == "works", report["why"]
+    assert report["answer"] == "changes", report["why"]
     low, high = report["sweet_spot"]
-    assert 0.5 <= report["onset"] <= 1.5
-    assert 1 <= low <= 2.5
-    assert 2.5 <= high < report["breakdown"] <= 5
+    assert 0.5 <= report["onset"] <= 1
+    assert 1 <= low <= 1.5
+    assert 1.5 <= high < report["breakdown"] <= 3
     assert low <= report["recommended"] <= high
     assert report["recommended"] in report["strengths"]
     assert report["confidence"] > 0.6
-    inside = next(row for row in report["curve"] if row["strength"] == 2.5)
+    inside = next(row for row in report["curve"] if row["strength"] == 1.5)
     assert inside["prompt"] >= HELD_RANGES["prompt"][0]
     assert inside["effect_low"] < inside["effect"] < inside["effect_high"]
     assert 0 < report["noise_floor"] < inside["effect_low"]
@@ -73,7 +71,7 @@ def test_twice_the_alpha_is_half_the_strength(study: SweepStudy, run_sweep: RunS
     doubled = edit.rewrite_lora(lora_file.read_lora_file(EXAMPLE), tmp_path, multiply=2)
     once, twice = (
         build_sweep_report(study),
-        build_sweep_report(run_sweep(lora=str(doubled), strengths="0-2.5 (+0.25)", prompts=PROMPTS)),
+        build_sweep_report(run_sweep(lora=str(doubled), strengths="0-1.5 (+0.25)", prompts=PROMPTS)),
     )
     for name in ("onset", "breakdown", "recommended"):
         assert twice[name] == pytest.approx(once[name] / 2, abs=STEP / 2), name
@@ -91,7 +89,8 @@ def test_after_the_edit_one_is_the_sweet_spot(study: SweepStudy, run_sweep: RunS
 @pytest.mark.soak
 def test_other_seeds_say_the_same(run_sweep: RunSweep) -> None:
     first, second = (
-        build_sweep_report(run_sweep(strengths="0-5 (+1)", seeds=seeds)) for seeds in ("1-4", "11-14")
+        build_sweep_report(run_sweep(strengths="0-3 (+0.5)", seeds=seeds, budget="Standard"))
+        for seeds in ("1-4", "11-14")
     )
     assert second["recommended"] == pytest.approx(first["recommended"], rel=0.15), (
         first["why"],
@@ -131,20 +130,20 @@ def test_references_say_what_style_is_wanted(study: SweepStudy, run_sweep: RunSw
         files.append(tmp_path / f"{i}.png")
         picture.save(files[-1])
     report = build_sweep_report(
-        run_sweep(strengths="0-5 (+0.5)", prompts=PROMPTS, references=[str(file) for file in files])
+        run_sweep(strengths="0-3 (+0.5)", prompts=PROMPTS, references=[str(file) for file in files])
     )
     style = {row["strength"]: row["style"] for row in report["curve"]}
-    assert style[2.5] > style[0.0] + 0.02, style
+    assert style[1.5] > style[0.0] + 0.02, style
     assert "style" not in report["unmeasured"]
-    assert report["cells_found"] == 11 * PICTURES, "the pictures themselves were there already"
+    assert report["cells_found"] == 7 * PICTURES, "the pictures themselves were there already"
 
 
 def test_refine_looks_between_the_knees(study: SweepStudy, run_sweep: RunSweep) -> None:
-    fine = run_sweep(strengths="0-5 (+1)", prompts=PROMPTS, refine=True)
-    added = set(fine.strengths) - {0, 1, 2, 3, 4, 5}
+    fine = run_sweep(strengths="0-3 (+1)", prompts=PROMPTS, refine=True)
+    added = set(fine.strengths) - {0, 1, 2, 3}
     assert added, fine.strengths
     assert all(strength * 2 == int(strength * 2) for strength in added)
-    assert fine.cells_found >= 6 * PICTURES, "cells are shared with the sweep by halves"
+    assert fine.cells_found >= 4 * PICTURES, "cells are shared with the sweep by halves"
     assert set(fine.strengths) == set(fine.measurements)
 
 
@@ -178,17 +177,3 @@ def test_a_sweep_ends_where_its_verdict_stands(run_sweep: RunSweep, tmp_path: Pa
     assert (report["answer"], len(report["prompts"])) == ("no change", 4)
     assert len(study.plan.prompts) == 16
     assert report["thresholds"]["level"] == 0.984, "each of several looks needs more"
-
-
-def test_a_report_has_all_that_its_verdict_needs(study: SweepStudy) -> None:
-    """Whoever doubts a verdict computes it again from the file."""
-    report = json.loads(json.dumps(build_sweep_report(study)))
-    measured = report["measured"]
-    curves = {name: np.array(values, float) for name, values in measured["values"].items()}
-    again = decide_verdict(
-        measured["strengths"],
-        {name: curve for name, curve in curves.items() if not np.isnan(curve).all()},
-        np.array(measured["noise_floors"], float),
-        report["thresholds"]["level"],
-    )
-    assert (again.why, again.confidence) == (report["why"], report["confidence"])

@@ -19,6 +19,7 @@ from core.sweep.report import build_sweep_report, export_sweep
 from core.sweep.strengths import place_strengths
 from core.sweep.study import SweepStudy
 from core.transfer.plan import TransferForm, plan_transfer
+from tabs.sweep import _format_answer
 from tests.sweep.conftest import EXAMPLE
 from tests.transfer.conftest import build_values
 
@@ -62,7 +63,7 @@ def test_what_shows_nothing_ends_before_a_picture(multiply: Multiply, tmp_path: 
     study = plan(lora=str(multiply(0.05)))
     events = list(study.run(gpu.generate_on_gpu))
     assert not [event for event in events if isinstance(event, Picture | Failed)]
-    report = export_sweep(study, tmp_path / "files").report
+    report = export_sweep(study, tmp_path).report
     assert report["why"].startswith("No change: even at 5, the greatest strength that is allowed")
     assert (report["strengths"], report["curve"], report["cells"]) == ([], [], [])
     (limit,) = report["probe"]
@@ -80,6 +81,7 @@ def test_the_report_says_what_placed_the_strengths_and_a_second_sweep_has_the_sa
     report = build_sweep_report(study)
     assert len(report["cells"]) == len(report["strengths"]) == FIRST_STRENGTHS
     assert place_strengths({row["strength"]: row["change"] for row in report["probe"]}) == study.strengths
+    assert f"Strengths found: 0, {study.strengths[1]:g}, " in _format_answer(report)
     again = plan(prompts="1girl", seeds="3")
     assert not list(again.run(lambda *_, **__: pytest.fail("something is made again")))
     assert again.strengths == study.strengths
@@ -122,9 +124,9 @@ def test_as_many_images_as_a_first_pass_may_take_are_counted() -> None:
         plan(prompts=prompts, seeds="1-16")
 
 
-def test_transfer_asks_for_numbers() -> None:
-    with pytest.raises(UserError, match=r"^strengths: they are found for one LoRA on one model"):
-        plan_transfer(read_form(TransferForm, build_values(strengths="auto")))
+def test_transfer_finds_the_strengths_of_each_pair_where_it_is_told_none() -> None:
+    found = plan_transfer(read_form(TransferForm, build_values(strengths="-auto")))
+    assert (found.strengths, found.limit) == ((), -5)
 
 
 def test_sweep_says_that_nothing_changes(client: Client, multiply: Multiply) -> None:

@@ -74,7 +74,7 @@ def test_what_rises_and_falls_is_named_with_an_interval() -> None:
     assert -1 < falling.low < -0.5 < falling.high < 0
 
 
-@pytest.mark.parametrize(("prompts", "seeds"), [(4, 2), (4, 4), (8, 2)])
+@pytest.mark.parametrize(("prompts", "seeds"), [(4, 2), (8, 2)])
 def test_chance_is_no_direction(prompts: int, seeds: int) -> None:
     """Of 60 tags, each with an interval of its own, three would rise or fall by chance in every sweep."""
     rng, claimed = np.random.default_rng(3), 0
@@ -105,7 +105,7 @@ def test_the_example_is_described_where_it_is_used(study: SweepStudy) -> None:
     character = report["character"]
     assert character["strength"] in study.strengths
     assert abs(character["strength"] - report["recommended"]) <= 0.25
-    assert 0.1 < character["action"] < 3
+    assert 1 < character["action"] < 10, "it changes more than another seed does"
     assert 0.2 < character["consistency"] < 1, "it paints in one manner, whatever it paints"
     assert kept
     assert (kept.action, kept.consistency) == (character["action"], character["consistency"])

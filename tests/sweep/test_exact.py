@@ -51,7 +51,7 @@ def reference() -> StableDiffusionXLPipeline:
     pipeline = StableDiffusionXLPipeline.from_pretrained(paths.locate(bases.find_model("nano").source))
     found = read_lora_file(EXAMPLE)
     pipeline.unet.add_adapter(
-        LoraConfig(r=4, lora_alpha=2, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "it"
+        LoraConfig(r=4, lora_alpha=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), "it"
     )
     tensors, layers = (
         found.load_tensors(),

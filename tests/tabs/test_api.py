@@ -351,7 +351,7 @@ def test_inspect_lora_tells_what_it_is(client: Client, lora_file: Path) -> None:
         )
     else:
         assert told["effective_norm"]["OUT01"] > 0
-    assert told["expect"].startswith("U-Net only, alpha/rank 0.5: probably needs more than 1.0")
+    assert told["expect"].startswith("U-Net only, alpha/rank 1: nothing in the file suggests")
     assert (told["strength"], told["strength_source"]) == (None, None), "nobody has measured it"
 
 

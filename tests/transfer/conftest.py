@@ -19,6 +19,13 @@ PROMPTS = (
     "1girl, blue hair, short hair, red eyes, smile, upper body, white background\n"
     "1girl, pink hair, twintails, blue eyes, open mouth, upper body, blue sky"
 )
+FOUR_PROMPTS = (
+    PROMPTS
+    + """
+1girl, black hair, long hair, green eyes, smile, upper body, classroom
+1girl, red hair, ponytail, purple eyes, frown, upper body, beach"""
+)
+"""As many as a verdict needs."""
 RunTransfer = Callable[..., TransferStudy]
 
 

@@ -23,7 +23,7 @@ from core.system import paths
 from core.transfer.plan import TransferForm, plan_transfer
 from core.transfer.report import build_transfer_report
 from core.transfer.study import TransferStudy
-from tests.transfer.conftest import EXAMPLE, PROMPTS, RunTransfer, build_values
+from tests.transfer.conftest import EXAMPLE, FOUR_PROMPTS, PROMPTS, RunTransfer, build_values
 
 ModelTable = dict[str, Model]
 
@@ -35,26 +35,44 @@ def list_pairs(study: TransferStudy) -> dict[tuple[str, str], dict]:
 def test_at_home_it_is_full_with_half_the_alpha_it_needs_twice_and_nothing_is_none(
     run_transfer: RunTransfer, tmp_path: Path
 ) -> None:
-    # alpha/rank becomes 1; the example's is 0.5
-    doubled = edit.rewrite_lora(lora_file.read_lora_file(EXAMPLE), tmp_path, multiply=2)
+    halved = edit.rewrite_lora(lora_file.read_lora_file(EXAMPLE), tmp_path, multiply=0.5)
+    save_null_lora(tmp_path / "null.safetensors")
+    rows = [
+        {"lora": str(file), "home": "nano", "name": name}
+        for file, name in ((tmp_path / "null.safetensors", "null"), (EXAMPLE, "whole"), (halved, "half"))
+    ]
+    study = run_transfer(loras=rows, models=["nano"], prompts=FOUR_PROMPTS, strengths="0.7, 1")
+    found = list_pairs(study)
+    whole, half, null = (found[name, "nano"] for name in ("whole", "half", "null"))
+    assert (whole["verdict"], whole["share"]) == ("full", 1), whole["why"]
+    assert whole["needs_times"] == pytest.approx(1, abs=0.01)
+    assert half["verdict"] == "full", half["why"]
+    assert half["needs_times"] == pytest.approx(2, abs=0.05), "the same matrices with half the alpha"
+    assert (null["verdict"], null["needs_times"], null["share"]) == ("none", None, None)
+    assert null["why"].startswith("Nothing changes up to 5 "), "it is measured to the greatest strength"
+    strengths = {name: max(pair.strengths) for (name, _), pair in study.pairs.items()}
+    assert strengths["whole"] < strengths["half"], "each pair has its own range"
+
+
+def save_null_lora(file: Path) -> None:
+    """Save a LoRA like the example whose matrices do next to nothing."""
     torch.manual_seed(0)
     tensors = {
         key: value if key.endswith(".alpha") else 1e-3 * torch.randn_like(value)
         for key, value in load_file(EXAMPLE).items()
     }
-    save_file(tensors, tmp_path / "nothing.safetensors")
-    rows = [
-        {"lora": str(file), "home": "nano", "name": name}
-        for file, name in ((doubled, "whole"), (EXAMPLE, "half"), (tmp_path / "nothing.safetensors", "null"))
-    ]
-    found = list_pairs(run_transfer(loras=rows, models=["nano"], strengths="0-3 (+0.5)"))
-    whole, half, null = (found[name, "nano"] for name in ("whole", "half", "null"))
-    assert whole["verdict"] == "full", whole["why"]
-    assert whole["needs_times"] == 1.0
-    assert half["verdict"] == "full", half["why"]
-    assert half["needs_times"] == pytest.approx(2.0, abs=0.02), "the same matrices with half the alpha"
-    assert (null["verdict"], null["needs_times"], null["share"]) == ("none", None, None)
-    assert null["why"].startswith("No strength up to 3 changes the images significantly")
+    save_file(tensors, file)
+
+
+def test_a_home_that_nobody_chose_is_added() -> None:
+    loras = [{"lora": str(EXAMPLE), "home": "nano"}, {"lora": str(EXAMPLE), "home": "nano-paint"}]
+    plan = plan_transfer(read_form(TransferForm, build_values(loras=loras, models=["nano-paint"])))
+    assert (plan.models, plan.added_models) == (("nano-paint", "nano"), ("nano",))
+    study = TransferStudy(plan)
+    assert build_transfer_report(study)["added_models"] == ["nano"]
+    first = study._find_next_pair()
+    assert first is not None
+    assert first.model == first.row.home_model, "a pair waits for its home"
 
 
 @pytest.mark.usefixtures("few_steps")
@@ -64,7 +82,6 @@ def test_two_names_for_one_base_are_equal(run_transfer: RunTransfer, table: Mode
     ones, others = (study.pairs[EXAMPLE.stem, name].curves for name in ("nano", "twin"))
     for name, values in ones.items():
         np.testing.assert_allclose(values, others[name], atol=1e-6, err_msg=name)
-    assert list_pairs(study)[EXAMPLE.stem, "twin"]["needs_times"] == pytest.approx(1.0, abs=1e-6)
     assert len(study.model_loads) == len(set(study.model_loads)), "each model is loaded once"
 
 
@@ -115,7 +132,8 @@ def test_a_pair_that_cannot_be_made_says_why_and_the_rest_is_there(
     )
     found = list_pairs(study)
     why = {(lora, model): pair["why"] for (lora, model), pair in found.items()}
-    assert found[EXAMPLE.stem, "nano"]["verdict"] is not None
+    assert why[EXAMPLE.stem, "nano"].startswith("Provisional: 2 prompts are too few for a verdict")
+    assert "at least 4 prompts" in found[EXAMPLE.stem, "nano"]["lacks"]
     assert "does not exist" in why[EXAMPLE.stem, "gone"]
     assert "cannot be downloaded: Hugging Face is unreachable" in why[EXAMPLE.stem, "far"]
     assert why[EXAMPLE.stem, "large"].endswith("made for nano, which large is not.")

@@ -26,6 +26,8 @@ CHEAP_VALUES: dict[str, dict[str, Any]] = {
     "/inspect_lora": {"lora": "nano-airbrush"},
     "/edit_lora": {"lora": "nano-airbrush", "multiply": 2},
     "/sweep": {"lora": "nano-airbrush", "strengths": "0, 1", "seeds": "1", "prompts": "1girl"},
+    "/sweep_axes": {"axis": "steps", "values": "1, 2", "seeds": "1", "prompts": "1girl"},
+    "/compare_loras": {"lora": "nano-airbrush", "lora2": "nano-airbrush", "seeds": "1", "prompts": "1girl"},
     "/transfer": {
         "loras": ["nano-airbrush"],
         "models": ["nano"],
