@@ -56,7 +56,8 @@ from tabs.transfer import tab as transfer_tab
 
 CSS = """#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; font-size: .85em }
 #card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }
-#history-grid .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) }"""
+#history-grid .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) }
+#field-pictures .grid-container { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)) }"""
 
 LAUNCH_OPTIONS: dict[str, Any] = {
     "css": CSS,

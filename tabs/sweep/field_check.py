@@ -93,13 +93,19 @@ def _build_components(is_offered: bool) -> dict[str, Any]:
         c["task"] = gr.Markdown(elem_id="field-task", padding=True)
         with gr.Row():
             c["base"] = gr.Image(
-                label="Without the LoRA", interactive=False, format="png", scale=1, min_width=200, height=320
+                label="Without the LoRA",
+                interactive=False,
+                format="png",
+                buttons=["fullscreen"],
+                scale=1,
+                min_width=200,
+                height=320,
             )
             c["pictures"] = gr.Gallery(
                 show_label=False,
-                columns=4,
                 object_fit="contain",
                 format="png",
+                buttons=["fullscreen"],
                 scale=4,
                 min_width=320,
                 elem_id="field-pictures",
@@ -169,7 +175,6 @@ def _show_screen(check: _Check) -> dict[str, Any]:
         "base": str(files[0]),
         "pictures": gr.update(
             value=[(str(file), letter) for file, letter in zip(files[1:], letters[1:], strict=True)],
-            columns=2 if is_pair else 4,
             selected_index=None,
         ),
         "better": gr.update(value=None, visible=is_pair),

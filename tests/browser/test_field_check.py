@@ -57,6 +57,8 @@ def test_a_report_is_checked_on_a_telephone(check_page: Any, archive: Path, scre
         wait_for_screen(page, number, 16)
         if number == 9:
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            boxes = [each.bounding_box() for each in page.locator("#field-pictures .thumbnail-item").all()]
+            assert [box["x"] + box["width"] <= 390 for box in boxes] == [True] * 5, "an image is cut off"
             page.screenshot(path=screenshots / "field-check-390.png", full_page=True)
             assert not re.search(r"prompt\d+-seed|cells/", page.content()), "the page tells a strength"
         page.locator("#field-used").get_by_label("A", exact=True).check()
