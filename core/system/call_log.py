@@ -14,7 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from functools import wraps
@@ -42,7 +42,8 @@ def log_line(kind: str, **fields: Any) -> None:
         "kind": kind,
         **{name: value for name, value in fields.items() if value is not None},
     }
-    with _write_lock:
+    # A terminal that is gone, or a full disk behind it, must not end the work that the line is about.
+    with _write_lock, suppress(OSError):
         sys.stderr.write(redact_tokens(json.dumps(line)) + "\n")
         sys.stderr.flush()
 

@@ -102,8 +102,8 @@ def _show_picture(made: list[str], chosen: int | None) -> dict[str, Any]:
     place = len(made) - 1 if chosen is None else min(chosen, len(made) - 1)
     which = "the image" if len(made) == 1 else f"image {place + 1} of {len(made)}"
     file = Path(made[place])
-    before = _locate_before(file)
-    pair = (str(before), str(file)) if before.is_file() else None
+    before = _locate_before(file) if file.is_file() else file  # it may be cleaned up already
+    pair = (str(before), str(file)) if before != file and before.is_file() else None
     return {
         "settings": gr.update(value=get_infotext(file), label=f"Settings of {which}"),
         "compare": gr.update(value=pair, visible=pair is not None, label=f"Before / after of {which}"),

@@ -91,10 +91,13 @@ def test_a_second_pass_that_starts_at_a_step_takes_the_rest() -> None:
     assert reading.fields["hires"] == {**BASE_HIRES, "denoise": 0.4, "steps": 8}
 
 
-def test_levels_that_were_split_give_the_second_passs_share() -> None:
+@pytest.mark.parametrize(
+    "split", [{"kind": "SplitSigmas", "step": 12}, {"kind": "SplitSigmasDenoise", "denoise": 0.4}]
+)
+def test_levels_that_were_split_give_the_second_passs_share(split: dict[str, Any]) -> None:
     nodes = {
         "20": build_node("BasicScheduler", scheduler="karras", steps=20, denoise=1.0, model=["2", 0]),
-        "21": build_node("SplitSigmas", step=12, sigmas=["20", 0]),
+        "21": build_node(**split, sigmas=["20", 0]),
         "22": build_node("KSamplerSelect", sampler_name="euler_ancestral"),
         SECOND: build_node(
             "SamplerCustom",
@@ -122,6 +125,25 @@ def test_an_upscaler_that_a_node_names_itself_is_read() -> None:
         "8": build_node("VAEEncode", pixels=["21", 0]),
     }
     assert read_graph(nodes).fields["hires"] == {**BASE_HIRES, "upscaler": "4x-UltraSharp", "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    "resize",
+    [
+        {"kind": "ImageScale", "width": 0, "height": 1824},
+        {"kind": "Image Resize", "mode": "resize", "rescale_factor": 4, "resize_width": 1248},
+    ],
+)
+def test_a_size_after_an_upscaler_is_the_size(resize: dict[str, Any]) -> None:
+    """Enlarged four times by its network and made smaller, a picture is not four times as large."""
+    nodes = {
+        "20": build_node("VAEDecode", samples=[FIRST, 0]),
+        "21": build_node("ImageUpscaleWithModel", upscale_model=["22", 0], image=["20", 0]),
+        "22": build_node("UpscaleModelLoader", model_name="4x-UltraSharp.pth"),
+        "23": build_node(**resize, image=["21", 0]),
+        "8": build_node("VAEEncode", pixels=["23", 0]),
+    }
+    assert read_graph(nodes).fields["hires"] == {**BASE_HIRES, "upscaler": "4x-UltraSharp", "factor": 1.5}
 
 
 def test_efficiencys_script_is_the_second_pass() -> None:

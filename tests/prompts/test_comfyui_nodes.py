@@ -116,3 +116,31 @@ def test_a_picture_that_guided_it_or_was_changed_is_named() -> None:
     expected = {"ControlNetApplyAdvanced": "on", "LoadImage": "on", "Denoise": "0.6"}
     assert expected.items() <= reading.unused.items()
     assert (reading.fields["prompt"], reading.fields["negative"]) == ("a cat 笑顔", "a dog")
+
+
+def test_a_strangers_graph_neither_breaks_nor_holds_the_reader() -> None:
+    """One image of a megabyte would keep a worker busy until this test is stopped, or end in a TypeError."""
+    cycle = {f"x{i}": None for i in range(198)}
+    names = {f"lora_{i:02}": "a" for i in range(97)} | {f"lora{i:02}": "a" for i in range(97)}
+    changes: dict[str, Any] = {
+        "c0": build_node("Any", **cycle, link=["c1", 0]),
+        "c1": build_node("Any", **cycle, link=["c0", 0]),
+        "4": build_node("CLIPTextEncode", text=["12", 1.0], clip=["2", 1]),
+        "12": build_node("Styler", text_positive="a", text_negative="b"),
+        "m0": build_node("Seed", model=["1", 0]),
+    }
+    for i in range(1, 400):
+        changes[f"m{i}"] = build_node("Stack", **names, lora_count=["c0", 0], model=[f"m{i - 1}", 0])
+    changes["7"] = build_node("KSampler", **{**SAMPLER, "model": ["m399", 0]})
+    reading = read_graph(changes)
+    assert reading.fields["seed"] == SAMPLER["seed"], "a node called as a setting is does not take its place"
+
+
+def test_glue_between_texts_is_short() -> None:
+    """9 kB would become a prompt of a megabyte."""
+    many = {f"text_{i}": f"word {i}" for i in range(198)}
+    changes = {
+        "4": build_node("CLIPTextEncode", text=["12", 0], clip=["2", 1]),
+        "12": build_node("Join", delimiter="-" * 5000, **many),
+    }
+    assert len(read_graph(changes).fields["prompt"]) < 10_000

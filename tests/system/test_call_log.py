@@ -201,3 +201,13 @@ def test_a_traceback_keeps_its_place(capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().err
     assert "test_a_traceback_keeps_its_place" in said
     assert said.rstrip().endswith("ValueError: [token]")
+
+
+def test_a_terminal_that_is_gone_ends_no_work() -> None:
+    """A picture would be lost because nobody could be told that it is made."""
+    script = "from core.system import call_log; call_log.log_line('test'); print('done')"
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=full, cwd=ROOT, check=False
+        )
+    assert ended.stdout == b"done\n"

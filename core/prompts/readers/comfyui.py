@@ -40,11 +40,12 @@ def read(texts: Mapping[str, str]) -> SettingsText | None:
         prompt=first.prompt,
         negative=first.negative,
         settings={
+            # A node may be called as a setting is: what was read comes after the names of nodes.
+            **_list_unread(nodes, path, passes, first.model_path),
+            **read_hires(nodes, path, passes, size, first),
+            **_read_other_nodes(nodes),
             **first.settings,
             "Size": size,
-            **_read_other_nodes(nodes),
-            **read_hires(nodes, path, passes, size, first),
-            **_list_unread(nodes, path, passes, first.model_path),
         },
         tool="Civitai" if "extraMetadata" in table else "ComfyUI",
         loras=first.loras,

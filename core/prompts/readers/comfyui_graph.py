@@ -18,6 +18,8 @@ MAX_PATH = 500
 """Nodes that one picture is followed through."""
 MAX_HOPS = 40
 """Links in a row that are followed."""
+MAX_GLUE = 20
+"""Characters between two texts that are joined: they stand there as often as there are texts."""
 IMAGE_INPUTS = ("images", "image", "pixels", "samples", "latent_image", "latent", "latents")
 SIDE_INPUTS = re.compile(
     r"vae|clip|model|mask|positive|negative|control|sampler|sigmas|guider|noise|detector"
@@ -49,9 +51,9 @@ def collect_nodes(table: Mapping[str, Any]) -> dict[str, Node]:
 
 def follow(nodes: Mapping[str, Node], link: Any) -> Node | None:
     """Return the node that a link comes from; `None` if it is no link."""
-    if isinstance(link, list) and len(link) == 2 and isinstance(link[0], str | int) and not is_huge(link[0]):
-        return nodes.get(str(link[0]))
-    return None
+    if not isinstance(link, list) or len(link) != 2 or type(link[1]) is not int:
+        return None
+    return nodes.get(str(link[0])) if isinstance(link[0], str | int) and not is_huge(link[0]) else None
 
 
 def trace_picture(nodes: Mapping[str, Node], node: Node | None) -> list[Node]:
@@ -124,7 +126,7 @@ def find_text(nodes: Mapping[str, Node], value: Any, seen: set[int] | None = Non
         names = [name for name in sided if name.endswith(SIDES[value[1]])]
     parts = [find_text(nodes, inputs[name], seen, depth + 1) for name in names]
     # Once each: a node that shows a text has it twice.
-    return glue.replace("\\n", "\n").join(part for part in dict.fromkeys(parts) if part.strip())
+    return glue[:MAX_GLUE].replace("\\n", "\n").join(part for part in dict.fromkeys(parts) if part.strip())
 
 
 def find_prompt(
@@ -165,14 +167,22 @@ def walk_models(nodes: Mapping[str, Node], node: Node | None) -> Iterator[Node]:
         waiting += [follow(nodes, node["inputs"].get(name)) for name in names]
 
 
-def walk_sigmas(nodes: Mapping[str, Node], link: Any) -> tuple[Node | None, int | float | None]:
-    """Return the node that a pass's noise levels come from, and how many of the first are split off."""
-    skipped = None
+def walk_sigmas(
+    nodes: Mapping[str, Node], link: Any
+) -> tuple[Node | None, int | float | None, int | float | None]:
+    """Return the node that a pass's noise levels come from, and how many of the first are split off.
+
+    The last is the share of the steps that is left instead, where a node says it so.
+    """
+    skipped = left = None
     for _ in range(MAX_HOPS):
         node = follow(nodes, link)
         if node is None or "sigmas" not in node["inputs"]:
-            return node, skipped
-        if node["class_type"] == "SplitSigmas" and link[1] == 1:  # the second of its two outputs
-            skipped = find_number(nodes, node, "step")
+            return node, skipped, left
+        if link[1] == 1:  # the second of two outputs
+            if node["class_type"] == "SplitSigmas":
+                skipped = find_number(nodes, node, "step")
+            elif node["class_type"] == "SplitSigmasDenoise":
+                left = find_number(nodes, node, "denoise")
         link = node["inputs"]["sigmas"]
-    return None, skipped
+    return None, skipped, left

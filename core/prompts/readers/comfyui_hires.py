@@ -35,7 +35,7 @@ def read_hires(
     """
     begin, end = passes[-1], passes[-2] if passes[1:] else None
     scripts = list(_walk_scripts(nodes, path[begin]))
-    found = {script["class_type"]: "on" for script in scripts if script["class_type"] != SCRIPT}
+    found = {script["class_type"][:100]: "on" for script in scripts if script["class_type"] != SCRIPT}
     script = next((script for script in scripts if script["class_type"] == SCRIPT), None)
     if script and end is None:
         return found | _read_script(nodes, script, first)
@@ -45,7 +45,7 @@ def read_hires(
     second = read_pass(nodes, path[end])
     is_refiner = not upscaler and second.settings["Model"] != first.settings["Model"]
     if is_refiner or _goes_on(nodes, path[end]) or not 1 <= factor < 100:
-        return found | {path[end]["class_type"]: "on"}
+        return found | {path[end]["class_type"][:100]: "on"}
     return {
         **found,
         **_name_hires(upscaler or "Latent", factor, second.settings["Denoise"] or "1"),
@@ -104,7 +104,10 @@ def _goes_on(nodes: Mapping[str, Node], node: Node) -> bool:
 
 
 def _find_enlargement(nodes: Mapping[str, Node], path: Sequence[Node], size: str) -> tuple[float, str]:
-    """Return by how much nodes enlarge a picture of `size`, and with which upscaler; empty without one."""
+    """Return by how much nodes enlarge a picture of `size`, and with which upscaler; empty without one.
+
+    The factor is NaN where a node has a size and the first pass has none.
+    """
     factor, upscaler = 1.0, ""
     sides = re.fullmatch(r"(\d+)x(\d+)", size)
     for node in reversed(path):
@@ -113,8 +116,10 @@ def _find_enlargement(nodes: Mapping[str, Node], path: Sequence[Node], size: str
             continue
         model = follow(nodes, inputs.get("upscale_model"))
         named = model["inputs"].get("model_name") if model else inputs.get("upscale_model")
-        width = find_number(nodes, node, "width")
-        by = find_number(nodes, node, *SCALE_INPUTS)
+        width = find_number(nodes, node, "width", "resize_width")
+        height = find_number(nodes, node, "height", "resize_height")
+        to_size = inputs.get("mode") == "resize"  # WAS' node has a factor, too, and does not use it
+        by = None if to_size else find_number(nodes, node, *SCALE_INPUTS)
         area = find_number(nodes, node, "megapixels")
         if by:
             factor *= by
@@ -123,8 +128,9 @@ def _find_enlargement(nodes: Mapping[str, Node], path: Sequence[Node], size: str
         elif isinstance(named, str):
             own = re.search(r"(\d)x|x(\d)", named, re.IGNORECASE)
             factor *= int(own[1] or own[2]) if own else 4
-        elif width and sides and int(sides[1]):
-            factor = width / int(sides[1])
+        elif width or height:  # 0 keeps the ratio of the sides
+            side, own_side = (width, 1) if width else (height or 0, 2)
+            factor = side / int(sides[own_side]) if sides and int(sides[own_side]) else math.nan
         latent = "Latent" if "Latent" in node["class_type"] else "Lanczos"
         upscaler = name_weights(named) if isinstance(named, str) else upscaler or latent
     return factor, upscaler

@@ -3,12 +3,13 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 from core.prompts.dialects import make_lora
 from core.prompts.grammar import extract_lora_tags
 from core.prompts.readers.comfyui_graph import (
+    MAX_PATH,
     PIPE_INPUTS,
     Node,
     find_name,
@@ -54,7 +55,7 @@ class Pass:
 def read_pass(nodes: Mapping[str, Node], node: Node) -> Pass:
     """Return what a pass was made with, from its own inputs and from the nodes that they come from."""
     guider = follow(nodes, node["inputs"].get("guider")) or node
-    model_path = tuple(walk_models(nodes, node))
+    model_path = tuple(islice(walk_models(nodes, node), MAX_PATH))
     rescale = next((each for each in model_path if each["class_type"] == "RescaleCFG"), None)
     return Pass(
         prompt=_find_side(nodes, guider, "positive"),
@@ -64,7 +65,10 @@ def read_pass(nodes: Mapping[str, Node], node: Node) -> Pass:
             "Model": _find_checkpoint(nodes, model_path),
             "RescaleCFG": format_number(find_number(nodes, rescale, "multiplier")),
         },
-        loras=tuple(lora for each in reversed(model_path) for lora in _read_loras(nodes, each))[:MAX_LORAS],
+        # The first are enough: a node is not read for a LoRA that would be left out.
+        loras=tuple(
+            islice((lora for each in reversed(model_path) for lora in _read_loras(nodes, each)), MAX_LORAS)
+        ),
         model_path=model_path,
     )
 
@@ -73,9 +77,11 @@ def _read_sampling(nodes: Mapping[str, Node], node: Node) -> dict[str, str]:
     """Return seed, sampler, schedule, CFG, the steps that are run, and the share of the noise."""
     inputs = node["inputs"]
     noise, guider = follow(nodes, inputs.get("noise")), follow(nodes, inputs.get("guider"))
-    sigmas, skipped = walk_sigmas(nodes, inputs.get("sigmas"))
+    sigmas, skipped, left = walk_sigmas(nodes, inputs.get("sigmas"))
     steps = find_number(nodes, sigmas or node, "steps")
     denoise = find_number(nodes, sigmas or node, "denoise")
+    if steps and left is not None and 0 < left < 1:
+        skipped = steps - round(steps * left)
     skipped = skipped or find_number(nodes, node, "start_at_step")
     if steps and skipped and 0 < skipped < steps:
         steps, denoise = steps - skipped, round(1 - skipped / steps, 4)
@@ -120,10 +126,8 @@ def _find_checkpoint(nodes: Mapping[str, Node], model_path: Sequence[Node]) -> s
     """Return the weights that the model's way begins with; else, of a pipe, the first that are loaded."""
     on_path = ((node, name) for node in model_path for name in CHECKPOINT_INPUTS)
     anywhere = ((node, name) for node in nodes.values() for name in CHECKPOINT_INPUTS[:3])
-    found = (
-        find_name(nodes, node["inputs"].get(name), *CHECKPOINT_INPUTS)
-        for node, name in chain(on_path, anywhere)
-    )
+    named = (node["inputs"][name] for node, name in chain(on_path, anywhere) if name in node["inputs"])
+    found = (find_name(nodes, value, *CHECKPOINT_INPUTS) for value in islice(named, MAX_PATH))
     return next(filter(None, found), "")
 
 
@@ -132,6 +136,7 @@ def _read_loras(nodes: Mapping[str, Node], node: Node) -> list[dict[str, Any]]:
     inputs, found = node["inputs"], []
     if inputs.get("toggle") is False:
         return []
+    count = find_number(nodes, node, "lora_count", "num_loras")
     for name, value in inputs.items():
         entries = value if isinstance(value, list) else get_table(inputs, name).get("__value__")
         for entry in [value, *(entries if isinstance(entries, list) else [])][: MAX_LORAS + 1]:
@@ -140,8 +145,10 @@ def _read_loras(nodes: Mapping[str, Node], node: Node) -> list[dict[str, Any]]:
                 if isinstance(label, str) and label not in ("", "None"):
                     text = entry.get("strengthTwo", entry.get("clipStrength"))
                     found.append(make_lora(label, entry.get("strength"), text))
-        if match := LORA_INPUT.fullmatch(name):
-            found += _read_named_lora(nodes, node, name, match[1] or "", match[2])
+        if (match := LORA_INPUT.fullmatch(name)) and len(found) < MAX_LORAS:
+            place = (match[1] or match[2] or "").strip("_")
+            if count is None or not place or int(place) <= count:
+                found += _read_named_lora(nodes, node, name, match[1] or "", match[2])
     if "lora" in node["class_type"].lower() and isinstance(tags := inputs.get("text"), str):
         found += [
             make_lora(tag.name, tag.strength, tag.text_strength)
@@ -157,15 +164,11 @@ def _read_named_lora(
     """Return the LoRA of an input, if it is on, with the strengths of the inputs that belong to it.
 
     They have the same `end`, such as `_2`; or, with the `number` inside, they are `lora_2_strength` and
-    the like. A stack in its simple mode has one strength for both, and ignores what is beyond its count.
+    the like. A stack in its simple mode has one strength for both.
     """
     inputs, value = node["inputs"], node["inputs"][name]
     label = value.get("content") if isinstance(value, dict) else value
     if not isinstance(label, str) or label in ("", "None") or inputs.get(f"switch{end}", "On") != "On":
-        return []
-    count = find_number(nodes, node, "lora_count", "num_loras")
-    place = (number or end).strip("_")
-    if count is not None and place and int(place) > count:
         return []
     both = [f"{each}{end}" for each in STRENGTH_INPUTS], [f"{each}{end}" for each in TEXT_STRENGTH_INPUTS]
     if number:
