@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 import gradio as gr
 
+from core.generate.features import VAE
 from core.runtime import gpu
 from core.schema.errors import UserError
 from core.schema.events import Failed
@@ -90,7 +91,7 @@ def register_endpoints() -> None:
         "budget": build_input(gr.Textbox),
         "seeds": build_input(gr.Textbox, DEFAULT_SEEDS),
         "references": build_input(gr.JSON),
-        "feature_extractor": build_input(gr.Textbox),
+        "feature_extractor": build_input(gr.Textbox, VAE),
     }
     varied: dict[str, Any] = {
         "axis": build_input(gr.Textbox),
