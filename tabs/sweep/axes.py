@@ -6,7 +6,6 @@ from typing import Any
 import gradio as gr
 
 from core.runtime import gpu
-from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.events import DownloadProgress, Failed, LoadProgress, Step
 from core.schema.records import read_form
@@ -68,11 +67,10 @@ def _build_controls() -> dict[str, Any]:
         c["axis2"] = gr.Dropdown([("nothing", ""), *names], value="", label="And, as a map", elem_id="axis2")
         c["values2"] = gr.Textbox("", label="Its values", elem_id="axis2-values")
     with gr.Row():
-        info = "empty: known to work, or 1"
-        low, high = limits.STRENGTH
-        c["strength"] = gr.Number(None, label="LoRA's strength", info=info, minimum=low, maximum=high)
+        hint = "known to work, or 1"
+        c["strength"] = gr.Textbox("", label="LoRA's strength", placeholder=hint, elem_id="axes-strength")
         c["shelf2"] = gr.Dropdown(list_lora_choices(), value=None, label="Second LoRA", elem_id="shelf2")
-        c["strength2"] = gr.Number(None, label="Its strength", info=info, minimum=low, maximum=high)
+        c["strength2"] = gr.Textbox("", label="Its strength", placeholder=hint, elem_id="axes-strength2")
     with gr.Row():
         c["vary"] = gr.Button("Vary", variant="primary", elem_id="axes-run")
         c["compare"] = gr.Button("Do these two LoRAs get along?", elem_id="axes-compare")
@@ -116,9 +114,18 @@ def _collect_fields(values: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: value for name, value in values.items() if name not in ("lora_file", "shelf", "shelf2")}
     return {
         **fields,
+        **{name: _read_strength(values[name]) for name in ("strength", "strength2")},
         "lora": find_chosen_lora(values["lora_file"], values["shelf"]),
         "lora2": find_chosen_lora(None, values["shelf2"]),
     }
+
+
+def _read_strength(text: str) -> float | str | None:
+    """Return the number of a text, `None` for a blank one; the form refuses what is no number."""
+    try:
+        return float(text) if text.strip() else None
+    except ValueError:
+        return text
 
 
 def _run_study(

@@ -188,7 +188,7 @@ def test_sweep_axes_refuses_before_any_work(client: Client, asked: dict[str, Any
 def test_the_panel_shows_chart_and_answer() -> None:
     shared = {"preset": "nano", "model": "", "budget": "Quick", "prompts": "1girl, beach", "seeds": "1, 2"}
     *_, last = _vary(
-        **shared, lora_file=None, shelf=None, shelf2=None, strength=None, strength2=None, references=None,
+        **shared, lora_file=None, shelf=None, shelf2=None, strength="", strength2="", references=None,
         feature_extractor="VAE", axis="steps", values="1, 2", axis2="", values2="",
     )  # fmt: skip
     assert last["answer"].startswith("### Provisional: 1 prompt is too few")
