@@ -56,7 +56,8 @@ from tabs.transfer import tab as transfer_tab
 
 CSS = """#status p, #tokens p { margin: 0 } #machine, #lacks { opacity: .75; font-size: .85em }
 #card th { overflow-wrap: normal; word-break: normal } #gallery .grid-wrap img { max-height: 75vh }
-#history-grid .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) }"""
+#history-grid .grid-container { grid-template-columns: repeat(auto-fill, minmax(88px, 1fr)) }
+#field-pictures .grid-container { grid-template-columns: repeat(auto-fit, minmax(130px, 1fr)) }"""
 
 LAUNCH_OPTIONS: dict[str, Any] = {
     "css": CSS,
@@ -92,8 +93,8 @@ def build_page() -> gr.Blocks:
             with gr.Tab("Generate", id="generate"):
                 opened = generate_tab.build_tab()
             with gr.Tab("Sweep", id="sweep"):
-                swept, curves = sweep_tab.build_tab(opened, tabs)
-                axes.build_panel(swept)
+                swept, curves, controls = sweep_tab.build_tab(opened, tabs)
+                axes.build_panel(controls)
                 field_check.build_panel(curves.result)
             with gr.Tab("Train", id="train"):
                 trained = train_tab.build_tab(page, swept, tabs)
@@ -156,7 +157,7 @@ def make_app_kwargs(page: gr.Blocks) -> dict[str, Any]:
 def main() -> None:
     """Do what the command line asks for; exits with status 1 and one sentence if that is impossible."""
     parser = argparse.ArgumentParser(prog="python app.py", description="Without a command, start the studio.")
-    commands = parser.add_subparsers(title="commands", dest="command", metavar="")
+    commands = parser.add_subparsers(title="commands", dest="command")
     about = "judge a finished sweep by eye, and write how far that agrees into its report"
     check = commands.add_parser("fieldcheck", help=about, description=about)
     check.add_argument("archive", type=Path, metavar="REPORT.zip", help="the zip of a sweep")

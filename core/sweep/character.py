@@ -65,14 +65,14 @@ def describe_character(
     `shifts` is (prompts, seeds, width), in seed units; `at_zero` and `at_strength` are the tags'
     probabilities, (prompts, seeds, tags), or `None` if there is no tagger.
     """
-    lengths, likeness = np.linalg.norm(shifts, axis=2), compare_shifts(shifts)
-    action, consistency = float(lengths.mean()), float(np.clip(likeness.mean(), -1 + 1e-9, 1 - 1e-9))
+    lengths, cosines = np.linalg.norm(shifts, axis=2), compare_shifts(shifts)
+    action, consistency = float(lengths.mean()), float(np.clip(cosines.mean(), -1 + 1e-9, 1 - 1e-9))
     intervals, words, why = dict[str, Range](), None, None
     if len(shifts) < MIN_PROMPTS:
         why = f"Intervals and words need at least {MIN_PROMPTS} prompts."
     else:
         # A mean over pairs errs twice as far as the mean of each picture's share in it (Hoeffding 1948).
-        errors = _draw_errors(np.stack([lengths, 2 * likeness], axis=2))
+        errors = _draw_errors(np.stack([lengths, 2 * cosines], axis=2))
         # As a logarithm and as Fisher's z, whose ends cannot leave what is possible.
         intervals = {
             "action": _bound(action * np.exp(errors[:, 0] / (action + 1e-9))),

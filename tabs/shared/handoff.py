@@ -4,16 +4,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
-class PictureHandoff(NamedTuple):
-    """How the Sweep tab is filled from an image of the Generate tab."""
-
-    sweep_button: Any
-    inputs: list[Any]
-    """The components that `read` takes, all but the last."""
-    read: Callable[..., dict[str, Any]]
-    """(…, preset of the Sweep tab) -> values by name. Raises `gr.Error` for an image without settings."""
-
-
 class GenerateHandoff(NamedTuple):
     """How another tab puts a picture's settings into the Generate tab."""
 
@@ -23,16 +13,14 @@ class GenerateHandoff(NamedTuple):
     """By the names of the values."""
     preset: Any
     message: Any
-    pictures: tuple[PictureHandoff, ...]
 
 
 class SweepHandoff(NamedTuple):
     """The components by which another tab puts a LoRA into the Sweep tab."""
 
-    controls: dict[str, Any]
-    """`lora_file`, `prompts` and `references`."""
-    inputs: dict[str, Any]
-    """All controls of a sweep, by name: what a panel below the tab shares with it."""
+    lora_file: Any
+    prompts: Any
+    references: Any
 
 
 MAX_REMEMBERED_RUNS = 50  # runs that a browser remembers

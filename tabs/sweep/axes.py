@@ -19,7 +19,6 @@ from tabs.server.call_wrapper import show_refusal
 from tabs.server.page_files import create_folder
 from tabs.shared import hub_fetch
 from tabs.shared.checks import QUIET_OPTIONS, make_plan_validator, translate_errors
-from tabs.shared.handoff import SweepHandoff
 from tabs.shared.job_buttons import GPU_OPTIONS, wire_stop_button
 from tabs.shared.lora_choices import find_chosen_lora, list_lora_choices
 from tabs.shared.updates import answer_by_name, refresh_choices
@@ -32,11 +31,11 @@ CONTROLS = {"lora": "lora_file", "lora2": "shelf2"}
 """Field of a form -> its control, where that has another name."""
 
 
-def build_panel(swept: SweepHandoff) -> None:
-    """Lay out the panel and connect it. LoRA, prompts, seeds and references are the Sweep tab's."""
+def build_panel(sweep_controls: Mapping[str, Any]) -> None:
+    """Lay out the panel and connect it. LoRA, prompts, seeds and references are the Sweep tab's, by name."""
     with gr.Accordion("More than strength", open=False, elem_id="axes"):
         c = _build_controls() | _build_results()
-    inputs = {**{name: swept.inputs[name] for name in ("lora_file", "shelf", *SHARED_NAMES)}, **c}
+    inputs = {**{name: sweep_controls[name] for name in ("lora_file", "shelf", *SHARED_NAMES)}, **c}
     pair_names = ("lora_file", "shelf", "shelf2", "strength", "strength2", *SHARED_NAMES)
     jobs = (
         (c["vary"], _vary, _plan_axes, (*pair_names, *OWN_NAMES)),

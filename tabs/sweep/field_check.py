@@ -33,15 +33,16 @@ from tabs.shared.checks import QUIET_OPTIONS, READ_OPTIONS, WRITE_OPTIONS, trans
 from tabs.shared.updates import answer_by_name
 
 NO_DIFFERENCE, NONE = "no difference", "none"
+WITHOUT = "without the LoRA"
 SHOWN_SIDE = 1024
 """Longest side in pixels of a picture that is shown."""
 MAX_PROMPT_LENGTH = 300
 """Characters of a prompt that are shown."""
-SHOWN_NAMES = ("panel", "task", "base", "pictures", "better", "used", "broken", "message", "check")
+SHOWN_NAMES = ("panel", "task", "pictures", "better", "used", "broken", "message", "check")
 ENDED_NAMES = ("summary", "file")
 INTRODUCTION = (
-    "Judge the finished sweep by eye, without knowing the strengths. It takes about five minutes: first "
-    "pairs, then rows of images. The answers and how far they agree with the verdict are written into the "
+    "Judge the finished sweep by eye, without knowing the strengths. It takes about five minutes of "
+    "pairs and rows. The answers and how far they agree with the verdict are written into the "
     "report in the zip, with today's date and no name; nothing is sent anywhere."
 )
 
@@ -91,19 +92,14 @@ def _build_components(is_offered: bool) -> dict[str, Any]:
     c["start"] = gr.Button("Check with your own eyes", visible=is_offered, size="sm", elem_id="field-start")
     with gr.Group(visible=False, elem_id="field-panel") as c["panel"]:
         c["task"] = gr.Markdown(elem_id="field-task", padding=True)
-        with gr.Row():
-            c["base"] = gr.Image(
-                label="Without the LoRA", interactive=False, format="png", scale=1, min_width=200, height=320
-            )
-            c["pictures"] = gr.Gallery(
-                show_label=False,
-                columns=4,
-                object_fit="contain",
-                format="png",
-                scale=4,
-                min_width=320,
-                elem_id="field-pictures",
-            )
+        c["pictures"] = gr.Gallery(
+            show_label=False,
+            object_fit="contain",
+            format="png",
+            height="auto",
+            buttons=["fullscreen"],
+            elem_id="field-pictures",
+        )
         c["better"] = gr.Radio(
             ["A", "B", NO_DIFFERENCE], label="Which one is better?", elem_id="field-better"
         )
@@ -151,25 +147,23 @@ def _show_screen(check: _Check) -> dict[str, Any]:
     screen, is_pair = check.screen, check.screen.kind == "pair"
     place = (screen.prompt, screen.seed)
     names = [check.sweep.pictures[(strength, *place)] for strength in (0.0, *screen.strengths)]
-    letters = ["base", *ascii_uppercase[: len(screen.strengths)]]
-    files = []
-    for letter, picture in zip(letters, load_pictures(check.archive, names), strict=True):
+    letters = ascii_uppercase[: len(screen.strengths)]
+    for old in check.folder.iterdir():  # a sweep's images are large, and no screen is shown twice
+        old.unlink()
+    shown = []
+    for label, picture in zip((WITHOUT, *letters), load_pictures(check.archive, names), strict=True):
         # A copy without the name and the metadata, which tell the strength.
-        files.append(check.folder / f"{len(check.answers)}-{letter}.png")
+        file = check.folder / f"{len(check.answers)}-{len(shown)}.png"
         picture.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-        picture.save(files[-1], compress_level=1)
+        picture.save(file, compress_level=1)
+        shown.append((str(file), label))
     prompt = escape_cell(check.sweep.prompts[screen.prompt][:MAX_PROMPT_LENGTH])
     said = [f"**{len(check.answers) + 1} of {len(check.screens)}** · {prompt}"]
-    choices = [*letters[1:], NONE]
+    choices = [*letters, NONE]
     return {
         "panel": gr.update(visible=True),
         "task": "\n\n".join([*([] if check.answers else [INTRODUCTION]), *said]),
-        "base": str(files[0]),
-        "pictures": gr.update(
-            value=[(str(file), letter) for file, letter in zip(files[1:], letters[1:], strict=True)],
-            columns=2 if is_pair else 4,
-            selected_index=None,
-        ),
+        "pictures": gr.update(value=shown, selected_index=None),
         "better": gr.update(value=None, visible=is_pair),
         "used": gr.update(value=[], choices=choices, visible=not is_pair),
         "broken": gr.update(value=[], choices=choices, visible=not is_pair),

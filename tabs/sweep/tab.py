@@ -66,8 +66,10 @@ BROUGHT_NAMES = ("lora_file", "shelf", "preset", "model", "model_note", "prompts
 """What an image of the Generate tab fills in."""
 
 
-def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHandoff, ReportHandoff]:
-    """Lay out the tab and connect it.
+def build_tab(
+    generate_handoff: GenerateHandoff, tabs: gr.Tabs
+) -> tuple[SweepHandoff, ReportHandoff, dict[str, Any]]:
+    """Lay out the tab and connect it; the last of what it returns are its controls by name.
 
     `generate_handoff` puts a picture's settings into the Generate tab of `tabs`, and brings its images here.
     """
@@ -80,9 +82,11 @@ def build_tab(generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> tuple[SweepHa
     _wire_study(c)
     wire_files(c)
     _wire_cells(c, generate_handoff, tabs)
-    inputs = {name: c[name] for name in INPUT_NAMES}
-    swept = SweepHandoff({name: c[name] for name in ("lora_file", "prompts", "references")}, inputs)
-    return swept, ReportHandoff(c["publish"], c["result"])
+    return (
+        SweepHandoff(c["lora_file"], c["prompts"], c["references"]),
+        ReportHandoff(c["publish"], c["result"]),
+        {name: c[name] for name in INPUT_NAMES},
+    )
 
 
 def _wire_controls(c: dict[str, Any], generate_handoff: GenerateHandoff, tabs: gr.Tabs) -> None:

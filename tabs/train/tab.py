@@ -49,7 +49,7 @@ def build_tab(page: gr.Blocks, sweep_handoff: SweepHandoff, tabs: gr.Tabs) -> Tr
     _wire_runs(c, asked, page)
     c["sweep"].click(
         inputs=[c["run"], c["checkpoints"]],
-        **answer_by_name(open_in_sweep, {"tabs": tabs, **sweep_handoff.controls}),
+        **answer_by_name(open_in_sweep, {"tabs": tabs, **sweep_handoff._asdict()}),
         **QUIET_OPTIONS,
     )
     return TrainHandoff(asked, c["mine"], c["publish"], c["run"])

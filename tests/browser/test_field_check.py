@@ -57,6 +57,8 @@ def test_a_report_is_checked_on_a_telephone(check_page: Any, archive: Path, scre
         wait_for_screen(page, number, 16)
         if number == 9:
             assert page.evaluate("document.documentElement.scrollWidth") <= 390
+            boxes = [each.bounding_box() for each in page.locator("#field-pictures .thumbnail-item").all()]
+            assert [box["x"] + box["width"] <= 390 for box in boxes] == [True] * 6, "an image is cut off"
             page.screenshot(path=screenshots / "field-check-390.png", full_page=True)
             assert not re.search(r"prompt\d+-seed|cells/", page.content()), "the page tells a strength"
         page.locator("#field-used").get_by_label("A", exact=True).check()
@@ -79,10 +81,10 @@ def test_a_finished_sweep_can_be_checked_and_left(page: Any, screenshots: Path) 
     page.locator("#strengths input, #strengths textarea").fill("0, 2, 4")
     page.locator("#seeds input, #seeds textarea").fill("1-3")
     page.get_by_role("button", name="Sweep", exact=True).click()
-    page.locator("#field-start").wait_for(timeout=120_000)
+    page.locator("#field-start").wait_for(timeout=240_000)
     page.locator("#field-start").click()
     page.locator("#field-task").get_by_text(re.compile(r"1 of (6|12)")).wait_for()
     page.locator("#field-pictures img").first.wait_for()
     page.screenshot(path=screenshots / "field-check-1280.png", full_page=True)
     page.get_by_role("button", name="Leave the check").click()
-    page.locator("#field-panel").wait_for(state="hidden")
+    page.locator("#field-next").wait_for(state="hidden")

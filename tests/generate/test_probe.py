@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from core.generate.probe import Probe, run_probe, search_strengths
 from core.models import bases
@@ -27,12 +27,6 @@ def make_probe(file: Path, limit: float = 5.0) -> Probe:
 def find_changes(probe: Probe) -> dict[float, float]:
     events = run_probe(bases.load_model("nano"), probe)
     return {event.strength: event.change for event in events if isinstance(event, ModelChange)}
-
-
-def multiply_alpha(source: Path, file: Path, times: float) -> Path:
-    tensors = load_file(source)
-    save_file({key: value * times if "alpha" in key else value for key, value in tensors.items()}, file)
-    return file
 
 
 @pytest.mark.parametrize("slope", [0.02, 0.5, 20.0])
@@ -57,16 +51,6 @@ def test_a_prediction_that_is_no_number_counts_as_all_lost() -> None:
     """In half precision a strong LoRA overflows far below the greatest strength."""
     found = dict(search_strengths(lambda s: s if s < 0.5 else float("inf"), 5.0, CHANGES))
     assert 0.45 < max(strength for strength, change in found.items() if change < 0.9) < 0.5
-
-
-def test_a_strength_that_scales_with_the_file_changes_as_much(tmp_path: Path) -> None:
-    plain, strong = (
-        find_changes(make_probe(file))
-        for file in (EXAMPLE, multiply_alpha(EXAMPLE, tmp_path / "strong.safetensors", 20))
-    )
-    onset, earlier = (min(s for s, change in found.items() if change >= 0.03) for found in (plain, strong))
-    assert earlier == pytest.approx(onset / 20, rel=0.2)
-    assert max(strong.values()) >= 0.9
 
 
 def test_text_encoders_change_the_calls_too(tmp_path: Path) -> None:

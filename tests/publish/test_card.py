@@ -135,6 +135,7 @@ def answer_of(model: str) -> dict[str, Any]:
         "surer": None,
         "next": None,
         "probe": None,
+        "character": None,
     }
 
 

@@ -19,11 +19,12 @@ import pytest
 import torch
 
 from core.generate import pipeline as generation
+from core.generate.probe import Probe
 from core.generate.stages import denoise
 from core.lora import apply as lora
 from core.models import bases
 from core.runtime import gpu
-from core.schema.events import Event, Failed, Picture, Step
+from core.schema.events import Event, Failed, ModelChange, Picture, Step
 from core.schema.records import read_form
 from core.schema.types import Cell, Detail, Hires, LoraUse, Request
 from core.sweep.plan import SweepForm, plan_sweep
@@ -43,7 +44,7 @@ LORA_REQUEST = replace(
     PLAIN_REQUEST,
     width=128,
     height=128,
-    loras=(LoraUse(path=str(EXAMPLE), strength=3.0),),
+    loras=(LoraUse(path=str(EXAMPLE), strength=1.5),),
     hires=Hires(upscaler="Latent", factor=1.25, steps=2),
     detail=Detail(detector="nano face", confidence=0.05, largest=1, steps=4),
 )
@@ -129,7 +130,7 @@ def test_case_15_a_job_that_ends_anywhere_leaves_nothing_to_the_next(
     assert first
     for stage in ("LoRA loaded", "base", "decode", "hires", "detail", "between pictures"):
         for how in ("memory", "mistake", "dies", "stops"):
-            second = replace(LORA_REQUEST, seed=8, loras=(replace(LORA_REQUEST.loras[0], strength=2.0),))
+            second = replace(LORA_REQUEST, seed=8, loras=(replace(LORA_REQUEST.loras[0], strength=1.0),))
             job_of_a = make_cells(LORA_REQUEST, *[second][: stage == "between pictures"])
             before = dict(zero_gpu.workers)
             if how == "stops":
@@ -279,6 +280,17 @@ def test_case_21_a_sweep_goes_on_from_there(
     assert not [event for event in events if isinstance(event, Failed)]
     assert sum(isinstance(event, Picture) for event in events) == 2
     assert (again.cells_found, again.verdict is not None) == (2, True)
+
+
+def test_case_21_a_probe_is_one_call_or_one_sentence(zero_gpu: zero.ZeroScheduler) -> None:
+    probe = Probe(requests=(replace(LORA_REQUEST, hires=None, detail=None),), changes=(0.03,))
+    zero_gpu.has_free_gpu = False
+    said = get_failure_message(list(gpu.generate_on_gpu([], probe=probe)))
+    assert said.endswith("try again later. Press the button again.")
+    zero_gpu.reset_limits()
+    events = list(gpu.generate_on_gpu([], probe=probe))
+    assert isinstance(events[-1], ModelChange)
+    assert len(zero_gpu.requested_seconds) == 2
 
 
 def test_case_21_a_study_asks_once_for_a_gpu_that_is_not_lent(zero_gpu: zero.ZeroScheduler) -> None:

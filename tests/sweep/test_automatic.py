@@ -49,7 +49,7 @@ def multiply(tmp_path: Path) -> Multiply:
 
 @pytest.mark.usefixtures("few_steps")
 def test_a_lora_of_any_norm_meets_its_range(multiply: Multiply) -> None:
-    studies = [plan(), plan(lora=str(multiply(20)))]
+    studies = [plan(lora=str(file), prompts="1girl") for file in (EXAMPLE, multiply(20))]
     for study in studies:
         list(study.run(probe_only))
     plain, strong = (study.strengths for study in studies)
@@ -60,7 +60,7 @@ def test_a_lora_of_any_norm_meets_its_range(multiply: Multiply) -> None:
 
 @pytest.mark.usefixtures("few_steps")
 def test_what_shows_nothing_ends_before_a_picture(multiply: Multiply, tmp_path: Path) -> None:
-    study = plan(lora=str(multiply(0.05)))
+    study = plan(lora=str(multiply(0.02)))
     events = list(study.run(gpu.generate_on_gpu))
     assert not [event for event in events if isinstance(event, Picture | Failed)]
     report = export_sweep(study, tmp_path).report
@@ -131,7 +131,7 @@ def test_transfer_finds_the_strengths_of_each_pair_where_it_is_told_none() -> No
 
 def test_sweep_says_that_nothing_changes(client: Client, multiply: Multiply) -> None:
     _, curve, _, report = client.predict(
-        lora=handle_file(multiply(0.05)), prompts="1girl", seeds="1, 2", api_name="/sweep"
+        lora=handle_file(multiply(0.02)), prompts="1girl", seeds="1, 2", api_name="/sweep"
     )
     assert (curve, report["strengths"]) == ([], [])
     assert report["why"].startswith("No change")

@@ -23,7 +23,9 @@ def start(folder: Path, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]
 def read_strengths(shown: dict[str, Any]) -> dict[str, float]:
     """Return letter -> the strength that the picture's shade tells."""
     found = {}
-    for file, letter in shown["pictures"]["value"]:
+    (_, first), *others = shown["pictures"]["value"]
+    assert first == "without the LoRA"
+    for file, letter in others:
         with Image.open(file) as picture:
             assert not picture.info, "metadata tell the strength"
             found[letter] = picture.getpixel((0, 0))[0] / 40  # type: ignore[index]
@@ -70,13 +72,9 @@ def test_negative_strengths_are_checked_as_well(tmp_path: Path) -> None:
 
 def test_a_screen_names_no_file_and_no_strength(tmp_path: Path) -> None:
     _, shown = start(tmp_path)
-    files = [Path(file) for file, _ in shown["pictures"]["value"]]
-    assert [
-        (file.name, label) for file, (_, label) in zip(files, shown["pictures"]["value"], strict=True)
-    ] == [
-        ("0-A.png", "A"),
-        ("0-B.png", "B"),
-    ]
+    files, labels = zip(*shown["pictures"]["value"], strict=True)
+    assert [Path(file).name for file in files] == ["0-0.png", "0-1.png", "0-2.png"]
+    assert labels == ("without the LoRA", "A", "B")
     assert "**1 of 16**" in shown["task"]
 
 
