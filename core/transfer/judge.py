@@ -10,14 +10,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from core.schema import limits
-from core.sweep.decide import LEVEL, find_sure_loss, is_settled
-from core.sweep.knees import LEAST_GAINS, SWEET_SPOT_SHARE, choose_gain
-from core.sweep.resample import Curve, average_curve, count_prompts, draw_deviations
+from core.sweep.decide import LEVEL, find_sure_loss
+from core.sweep.knees import LEAST_GAINS, find_knees
+from core.sweep.resample import RESAMPLES, Curve, average_curve, count_prompts, draw_deviations
 from core.sweep.strengths import STRENGTH_DECIMALS, extend_strengths
 from core.sweep.verdict import Interval, Range, Verdict
 
 FULL_SHARE, PARTIAL_SHARE = 0.8, 0.33
 """Least shares, for full and for partial, of what a LoRA adds at home."""
+MIN_CONFIDENCE = 0.5
+"""A home's strength is known if another set of prompts would more likely than not find it, too."""
 REACH_TOLERANCE = 1e-3
 """Share of a change that may be missing when it counts as reached.
 
@@ -29,11 +31,11 @@ MIN_STRENGTH = 0.05
 """Least strength that a range is extended to."""
 VERDICT_RULE = (
     "Counted is how much of the style that it adds at home (of the effect, where no style is known) it adds "
-    "before prompt, composition, detail or colours are surely lost. "
+    "while prompt, composition, detail and colours hold. "
     f"full: surely at least {100 * FULL_SHARE:.0f} %; "
     f"partial: surely at least {100 * PARTIAL_SHARE:.0f} % and less than {100 * FULL_SHARE:.0f} %; "
     f"none: surely less than {100 * PARTIAL_SHARE:.0f} %, or no change at any strength. "
-    "partial and none are said where something breaks or the images change as much as at home. "
+    "partial and none are said where something surely breaks or the images change as much as at home. "
     "Anything else is unclear."
 )
 
@@ -56,8 +58,9 @@ class Judgement:
     verdict: str | None
     """`full`, `partial` or `none`; `None` where that is unclear."""
     share: float | None = None
-    """Share of what the LoRA adds at home that it adds before something is surely lost, at most 1."""
+    """Share of what the LoRA adds at home that it adds while everything holds, at most 1."""
     share_interval: Range | None = None
+    """From where everything likely holds to where something is surely lost."""
     strength: float | None = None
     """The strength tried at which it does: the least of them, or where it adds most."""
     needs_times: float | None = None
@@ -75,20 +78,18 @@ class Judgement:
 
 @dataclass(frozen=True, eq=False)
 class _Drawn:
-    """Means over strengths that rise from 0, draws of them, and where something is surely lost."""
+    """Means over strengths that rise from 0, draws of them, and how far everything holds."""
 
     tried: list[float]
     sign: float
     """-1 where the strengths are below 0 and stand here without their sign."""
     means: Mapping[str, np.ndarray]  # (strengths,)
     draws: Mapping[str, np.ndarray]  # (draws, strengths)
+    likely: int
+    """How many of the strengths, 0 among them, come before half of the draws have broken."""
     lost: int | None
     """Index of the first strength at which something is surely lost."""
     lost_words: str
-
-    @property
-    def usable(self) -> slice:
-        return slice(0, self.lost)
 
 
 def find_home_strength(
@@ -96,16 +97,12 @@ def find_home_strength(
 ) -> tuple[float | None, list[float]]:
     """Return the strength that a LoRA has at home, and the strengths to try for it.
 
-    `curves` and `verdict` are its sweep's. It is the strength that the sweep recommends, or, where another
-    set of prompts might well give another and something is surely lost, the one tried nearest to the
-    middle of those before that have most of the gain. `None` where neither is found.
+    `curves` and `verdict` are its sweep's. It is the strength that the sweep recommends; `None` where there
+    is none, or where another set of prompts might well give another.
     """
     drawn = _draw(strengths, curves)
     first, last = drawn.tried[1], drawn.tried[-1]
-    is_sure = is_settled(verdict) or drawn.lost is None
-    found = None
-    if verdict.answer != "too little":
-        found = verdict.recommended if is_sure else _find_middle(drawn, choose_gain(curves))
+    found = verdict.recommended if verdict.confidence >= MIN_CONFIDENCE else None
     is_weak = drawn.lost is None and (found is None or abs(found) == last)
     is_strong = len(drawn.tried) < 3 or drawn.lost == 1 or (found is not None and abs(found) == first)
     return found, _list_further(drawn, is_weak=is_weak, is_strong=is_strong)
@@ -159,12 +156,14 @@ def _compare(drawn: _Drawn, verdict: Verdict, home: HomeBaseline) -> Judgement:
     what = "style" if np.quantile(style, TAIL) >= LEAST_GAINS["style"] else "effect"
     target, target_draws = (each[f"home {what}"][..., 0] for each in (drawn.means, drawn.draws))
     gain, gain_draws = (each[what] - each[what][..., :1] for each in (drawn.means, drawn.draws))
-    reach, reach_draws = (each[..., drawn.usable].max(-1) for each in (gain, gain_draws))
-    share = float(min(1.0, reach / max(target, 1e-9)))
-    shares = np.clip(reach_draws / np.maximum(target_draws, 1e-9), 0, 1)
-    low, high = (float(end) for end in np.quantile(shares, [TAIL, 1 - TAIL]))
-    enough = np.flatnonzero(gain[drawn.usable] >= target * (1 - REACH_TOLERANCE))
-    best = int(enough[0]) if len(enough) else int(gain[drawn.usable].argmax())
+    reach = np.maximum.accumulate(gain_draws, axis=-1) / np.maximum(target_draws, 1e-9)[:, None]
+    shares = np.clip(reach, 0, 1)
+    low = float(np.quantile(shares[:, drawn.likely - 1], TAIL))
+    high = float(np.quantile(shares[:, (drawn.lost or len(gain)) - 1], 1 - TAIL))
+    held = gain[: drawn.likely]
+    share = float(min(1.0, held.max() / max(target, 1e-9)))
+    enough = np.flatnonzero(held >= target * (1 - REACH_TOLERANCE))
+    best = int(enough[0] if len(enough) else held.argmax())
     times, times_interval, needs = _find_needed_strength(drawn, home)
     is_far_enough = drawn.lost is not None or times is not None
     word = _choose_word(low, high, is_far_enough)
@@ -173,11 +172,9 @@ def _compare(drawn: _Drawn, verdict: Verdict, home: HomeBaseline) -> Judgement:
         is_weak=drawn.lost is None and (word is None or times is None),
         is_strong=drawn.lost == 1 or drawn.means["effect"][1] > drawn.means["home effect"][0],
     )
-    until = (
-        f"Up to {drawn.sign * drawn.tried[-1]:g}"
-        if drawn.lost is None
-        else f"Before {drawn.sign * drawn.tried[drawn.lost]:g}, where {drawn.lost_words},"
-    )
+    until = f"Up to {drawn.sign * drawn.tried[drawn.likely - 1]:g}, while everything holds,"
+    if drawn.lost is not None:
+        needs += f"; it breaks by {drawn.sign * drawn.tried[drawn.lost]:g}, where {drawn.lost_words}"
     return Judgement(
         verdict=word,
         share=share,
@@ -233,19 +230,11 @@ def _draw(strengths: Sequence[float], curves: Mapping[str, Curve]) -> _Drawn:
     deviations = draw_deviations(used, np.random.default_rng(0), stretch=True)
     lost, words = find_sure_loss(means, deviations, LEVEL)
     draws = {name: means[name] + deviations[name] for name in means}
-    return _Drawn([abs(strengths[i]) for i in order], sign, means, draws, lost, words)
-
-
-def _find_middle(drawn: _Drawn, wanted: str) -> float | None:
-    """Return the strength tried nearest to the middle of those that have most of the gain."""
-    gain = (drawn.means[wanted] - drawn.means[wanted][0])[drawn.usable]
-    if gain.max() <= LEAST_GAINS[wanted]:
-        return None
-    inside = [
-        s for s, value in zip(drawn.tried, gain, strict=False) if value >= SWEET_SPOT_SHARE * gain.max()
-    ]
-    middle = (inside[0] + inside[-1]) / 2
-    return drawn.sign * min(inside, key=lambda strength: abs(strength - middle))
+    tried = [abs(strengths[i]) for i in order]
+    whole = {name: drawn for name, drawn in draws.items() if drawn.shape[1] == len(tried)}
+    broken = find_knees(tried, whole, np.zeros(RESAMPLES)).breakdown
+    likely = sum(float(np.mean(broken <= strength)) <= 0.5 for strength in tried)
+    return _Drawn(tried, sign, means, draws, likely, lost, words)
 
 
 def _list_further(drawn: _Drawn, *, is_weak: bool, is_strong: bool) -> list[float]:

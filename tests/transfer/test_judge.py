@@ -102,7 +102,8 @@ def test_only_what_it_adds_before_it_breaks_counts() -> None:
     style = make_curve(0, 0.01, 0.02, 0.03, 0.5)
     found = judge(make_measurements(make_curve(0, 0.2, 0.4, 0.6, 4), style, prompt=0.5))
     assert (found.verdict, found.share) == ("none", pytest.approx(0.06))
-    assert found.why.startswith("Before 2, where prompt falls, it adds 6 % ")
+    assert found.why.startswith("Up to 1.5, while everything holds, it adds 6 % ")
+    assert found.why.endswith("it breaks by 2, where prompt falls.")
     assert found.further == (), "more strength would not mend it"
 
 
