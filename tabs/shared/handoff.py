@@ -4,6 +4,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 
+class PictureHandoff(NamedTuple):
+    """How the Sweep tab is filled from an image of the Generate tab."""
+
+    sweep_button: Any
+    inputs: list[Any]
+    """The components that `read` takes, all but the last."""
+    read: Callable[..., dict[str, Any]]
+    """(…, preset of the Sweep tab) -> values by name. Raises `gr.Error` for an image without settings."""
+
+
 class GenerateHandoff(NamedTuple):
     """How another tab puts a picture's settings into the Generate tab."""
 
@@ -13,6 +23,7 @@ class GenerateHandoff(NamedTuple):
     """By the names of the values."""
     preset: Any
     message: Any
+    pictures: tuple[PictureHandoff, ...]
 
 
 class SweepHandoff(NamedTuple):

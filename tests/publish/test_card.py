@@ -135,7 +135,6 @@ def answer_of(model: str) -> dict[str, Any]:
         "surer": None,
         "next": None,
         "probe": None,
-        "character": None,
     }
 
 
