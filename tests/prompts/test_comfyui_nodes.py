@@ -144,3 +144,19 @@ def test_glue_between_texts_is_short() -> None:
         "12": build_node("Join", delimiter="-" * 5000, **many),
     }
     assert len(read_graph(changes).fields["prompt"]) < 10_000
+
+
+def test_what_a_graph_does_besides_is_named() -> None:
+    """A style, another layer of CLIP and an enlargement at the end are not done here: a person is told."""
+    changes = {
+        "2": build_node("LoraLoader", **{**COMFYUI_GRAPH["2"]["inputs"], "lora_name": ["30", 0]}),
+        "30": build_node("PrimitiveString", value="linked.safetensors"),
+        "31": build_node("SDXLPromptStyler", text_positive="a cat", text_negative="", style="sai-anime"),
+        "32": build_node("ImageUpscaleWithModel", image=["10", 0]),
+        "11": build_node("SaveImage", images=["32", 0]),
+        "3": build_node("CLIPSetLastLayer", stop_at_clip_layer=-3, clip=["2", 1]),
+    }
+    reading = read_graph(changes)
+    assert [lora["lora"] for lora in reading.loras] == ["linked"]
+    named = {"SDXLPromptStyler": "sai-anime", "ImageUpscaleWithModel": "on", "CLIPSetLastLayer": "-3"}
+    assert named.items() <= reading.unused.items()

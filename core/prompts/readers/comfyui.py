@@ -88,11 +88,17 @@ def _find_size(nodes: Mapping[str, Node], path: list[Node]) -> str:
 
 
 def _read_other_nodes(nodes: Mapping[str, Node]) -> dict[str, str]:
-    """Return the layer of CLIP and the VAE, wherever in the graph they are set."""
+    """Return the layer of CLIP, the VAE and styles, wherever in the graph they are set."""
     settings = {}
     for node in nodes.values():
-        if node["class_type"] == "CLIPSetLastLayer" and find_number(nodes, node, "stop_at_clip_layer") == -1:
+        layer = find_number(nodes, node, "stop_at_clip_layer")
+        if node["class_type"] == "CLIPSetLastLayer" and layer == -1:
             settings["Sweetspot clip skip"] = "1"
+        elif node["class_type"] == "CLIPSetLastLayer" and layer not in (-2, None):
+            settings["CLIPSetLastLayer"] = format_number(layer)
+        style = node["inputs"].get("style")
+        if "Styler" in node["class_type"] and isinstance(style, str) and style not in ("", "base", "None"):
+            settings[node["class_type"][:100]] = style[:100]
         if node["class_type"] == "VAELoader" and isinstance(name := node["inputs"].get("vae_name"), str):
             settings["VAE"] = name
     return settings

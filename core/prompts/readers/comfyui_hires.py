@@ -10,6 +10,7 @@ from core.prompts.readers.comfyui_graph import MAX_HOPS, Node, find_number, foll
 from core.prompts.readers.comfyui_pass import Pass, format_number, read_pass
 
 SCALE_INPUTS = ("scale_by", "upscale_by", "rescale_factor", "upscale_factor", "factor", "upscale")
+SCALE_NODES = re.compile(r"scale|resize", re.IGNORECASE)
 # What a pass says -> what A1111 and Forge call it where a second pass has its own.
 OWN_KEYS = {
     "Sampler": "Hires sampler",
@@ -35,7 +36,10 @@ def read_hires(
     """
     begin, end = passes[-1], passes[-2] if passes[1:] else None
     scripts = list(_walk_scripts(nodes, path[begin]))
-    found = {script["class_type"][:100]: "on" for script in scripts if script["class_type"] != SCRIPT}
+    after = [node["class_type"][:100] for node in path[: end or 0] if SCALE_NODES.search(node["class_type"])]
+    found = dict.fromkeys(after, "on") | {
+        script["class_type"][:100]: "on" for script in scripts if script["class_type"] != SCRIPT
+    }
     script = next((script for script in scripts if script["class_type"] == SCRIPT), None)
     if script and end is None:
         return found | _read_script(nodes, script, first)
@@ -112,7 +116,7 @@ def _find_enlargement(nodes: Mapping[str, Node], path: Sequence[Node], size: str
     sides = re.fullmatch(r"(\d+)x(\d+)", size)
     for node in reversed(path):
         inputs = node["inputs"]
-        if not re.search(r"scale|resize", node["class_type"], re.IGNORECASE):
+        if not SCALE_NODES.search(node["class_type"]):
             continue
         model = follow(nodes, inputs.get("upscale_model"))
         named = model["inputs"].get("model_name") if model else inputs.get("upscale_model")

@@ -168,6 +168,8 @@ def _read_named_lora(
     """
     inputs, value = node["inputs"], node["inputs"][name]
     label = value.get("content") if isinstance(value, dict) else value
+    if source := follow(nodes, value):  # a node that gives a name
+        label = next((each for each in source["inputs"].values() if isinstance(each, str)), None)
     if not isinstance(label, str) or label in ("", "None") or inputs.get(f"switch{end}", "On") != "On":
         return []
     both = [f"{each}{end}" for each in STRENGTH_INPUTS], [f"{each}{end}" for each in TEXT_STRENGTH_INPUTS]
