@@ -1,6 +1,7 @@
 """The field check's screens: a letter stands for the picture above it, and nothing tells its strength."""
 
 import json
+import sys
 import zipfile
 from datetime import date
 from pathlib import Path
@@ -10,6 +11,8 @@ import gradio as gr
 import pytest
 from PIL import Image
 
+import app
+from core.system import call_log
 from tabs.sweep import field_check
 from tests.sweep.finished_sweep import make_report, write_sweep
 
@@ -114,3 +117,14 @@ def test_another_sweep_ends_the_check_of_the_one_before(tmp_path: Path) -> None:
 def test_a_sweep_that_is_too_small_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(gr.Error, match="4 images per strength are too few; a check needs at least 6"):
         start(tmp_path, prompts=["1girl", "1boy"])
+
+
+def test_the_command_refuses_a_zip_before_it_serves_anything(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_sweep(tmp_path, make_report(seeds=[1]))
+    monkeypatch.setattr(sys, "argv", ["app.py", "fieldcheck", str(file)])
+    monkeypatch.setattr(app, "_launch", lambda *_: pytest.fail("it is served"))
+    monkeypatch.setattr(call_log, "redact_output", lambda: None)
+    with pytest.raises(SystemExit, match=r"^report: 4 images per strength are too few"):
+        app.main()
