@@ -17,11 +17,11 @@ from core.sweep.axes import format_point, format_value
 from core.sweep.axes_study import AxesStudy
 from core.sweep.axes_words import explain_interaction, explain_plateau, suggest_plateau
 from core.sweep.decide import LEVEL
+from core.sweep.gauge import MEASURES
 from core.sweep.interaction import Interaction, find_interaction
 from core.sweep.knees import HELD_RANGES, LEAST_GAINS, SWEET_SPOT_SHARE
 from core.sweep.report import MAX_LABEL_LENGTH, list_values
 from core.sweep.resample import RESAMPLES, average_curve
-from core.sweep.study import MEASURES
 from core.system.atomic_files import link_or_copy, remove_on_error
 from core.system.tensor_files import calculate_sha256
 
@@ -46,7 +46,7 @@ def build_axes_report(study: AxesStudy) -> dict[str, Any]:
     `points` are in the order of the study, the first is the reference.
     """
     plan, found = study.axes_plan, study.plateau
-    measured = sorted(study.measurements)
+    measured = sorted(study.columns)
     return {
         "axes": [{"name": axis.name, "label": axis.label} for axis in plan.axes],
         "values": [list(values) for values in plan.values],
@@ -145,7 +145,7 @@ def _describe_point(study: AxesStudy, number: int) -> dict[str, Any]:
     """Return a point's values, the verdict on it, and the means of its measures."""
     told = study.plateau.points[number] if study.plateau and study.plateau.points else None
     low, high = (told and told.interval) or (None, None)
-    column = study.measurements.get(float(number), {})
+    column = study.columns.get(float(number), {})
     means = {
         name: float(average_curve(study.build_curve(name, [float(number)]))[0]) if column else math.nan
         for name in MEASURES

@@ -3,10 +3,8 @@
 It is a sweep whose columns are points of the axes: cells, cache and measures are the sweep's own.
 """
 
-import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +12,6 @@ from typing import Annotated, Any
 import numpy as np
 
 from core.generate.features import VAE
-from core.lora import apply as lora
 from core.models import embedding_library, lora_library
 from core.models.lora_facts import read_lora_facts
 from core.prompts.embeddings import select_embeddings
@@ -24,9 +21,11 @@ from core.schema.errors import UserError
 from core.schema.events import Event
 from core.schema.records import record
 from core.schema.types import LoraUse, Request, check_picture_size
-from core.sweep import cell_cache, measure
+from core.sweep import measure
 from core.sweep.axes import AXES, Axis, Point, apply_point, parse_values
+from core.sweep.columns import ColumnStudy, Make
 from core.sweep.decide import MIN_SEEDS
+from core.sweep.gauge import TagScores, extract_tags, list_usual_tags
 from core.sweep.knees import HELD_RANGES
 from core.sweep.measure import Item
 from core.sweep.plan import (
@@ -39,8 +38,6 @@ from core.sweep.plan import (
     plan_pictures,
 )
 from core.sweep.plateau import Plateau, choose_best, find_plateau
-from core.sweep.study import TRIGGER_SHARE, Make, SweepStudy
-from core.system import disk
 
 
 @record
@@ -183,7 +180,7 @@ def _find_uses(form: PairForm, model: str) -> tuple[LoraUse, ...]:
     return lora_library.check_loras(found)
 
 
-class AxesStudy(SweepStudy):
+class AxesStudy(ColumnStudy):
     """Points under way: their results at any time, whether they are finished or stopped.
 
     What a sweep keeps by strength is kept by the number of the point, 0 for the reference.
@@ -202,18 +199,10 @@ class AxesStudy(SweepStudy):
         Ends with `Failed` when a job fails. Closing the generator stops the work. Raises `UserError` if
         the disk has no room, or had so little that cells were deleted meanwhile.
         """
-        disk.check_free_disk(cell_cache.FOLDER)
-        begin = time.monotonic()
-        try:
+        with self._account():
             yield from self._run_columns(make, self.strengths)
             if self._is_complete():
                 self.plateau = self._judge()
-        except FileNotFoundError as error:
-            if not Path(str(error.filename)).is_relative_to(cell_cache.FOLDER):
-                raise
-            raise UserError("disk", cell_cache.CELLS_GONE) from error
-        finally:
-            self.seconds += time.monotonic() - begin
 
     def build_request(self, strength: float, item: Item) -> Request:
         """Return the request that makes a cell of the point of this number.
@@ -235,26 +224,19 @@ class AxesStudy(SweepStudy):
             embeddings=select_embeddings(texts, (*bundled, *request.embeddings)),
         )
 
-    @cached_property
-    def _trigger_tags(self) -> list[str]:
-        """The tags that the LoRAs' triggers stand for, without those that the reference has anyway.
+    def _find_trigger_tags(self, scores: Sequence[TagScores]) -> list[str]:
+        """Return the tags that the LoRAs' triggers stand for, without those that the reference has anyway.
 
         These are the tags read without a LoRA; where the reference has one, those that the prompts name.
         """
-        read = self._tags_at_zero
-        if not read:
-            return []
-        usual: set[str] = set()
-        for use in self.axes_plan.settings.loras:
-            counts = lora.get_lora_file(use.path).tags
-            least = TRIGGER_SHARE * max(counts.values(), default=0)
-            usual |= {tag.replace("_", " ") for tag, count in counts.items() if count >= least}
+        loras = self.axes_plan.settings.loras
+        usual = set().union(*(list_usual_tags(use.path) for use in loras)) & scores[0].keys()
         if self.build_request(0.0, self.items[0]).loras:
-            there = {tag for prompt in self.prompts for tag in self._extract_tags(prompt)}
+            there = {tag for prompt in self.prompts for tag in extract_tags(prompt)}
         else:
-            means = {tag: np.mean([each[tag] for each in read]) for tag in usual & read[0].keys()}
+            means = {tag: np.mean([each[tag] for each in scores]) for tag in usual}
             there = {tag for tag, mean in means.items() if mean >= measure.TAG_THRESHOLD}
-        return sorted((usual & read[0].keys()) - there)
+        return sorted(usual - there)
 
     @property
     def wanted(self) -> str | None:

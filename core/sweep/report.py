@@ -15,9 +15,10 @@ from core.lora import edit
 from core.lora.edit import MULTIPLY_RANGE
 from core.models import bases, lora_library
 from core.sweep import charts, decide
+from core.sweep.gauge import MEASURES
 from core.sweep.knees import HELD_RANGES, LEAST_GAINS, SWEET_SPOT_SHARE
 from core.sweep.resample import RESAMPLES, average_curve, draw_deviations
-from core.sweep.study import MEASURES, SweepStudy
+from core.sweep.study import SweepStudy
 from core.sweep.verdict import Verdict
 from core.system.atomic_files import link_or_copy, remove_on_error
 
@@ -32,7 +33,7 @@ def build_curve(study: SweepStudy) -> list[dict[str, Any]]:
     is the effect itself for one prompt; `None` is what was not measured.
     """
     rows = []
-    for strength in sorted(study.measurements):
+    for strength in sorted(study.columns):
         curves = {name: study.build_curve(name, [strength]) for name in MEASURES}
         means = {
             name: None if np.isnan(curve).all() else float(average_curve(curve)[0])
@@ -69,7 +70,7 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         why=f"Stopped: {len(study.pictures)} of {len(study.strengths) * len(study.items)} "
         "images are finished.",
     )
-    measured = sorted(study.measurements)
+    measured = sorted(study.columns)
     unmeasured = dict(study.unmeasured)
     if not study.plan.references:
         unmeasured["style"] = "No reference images were given."

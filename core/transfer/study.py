@@ -21,12 +21,12 @@ from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.events import Event, Failed, Features, ModelLoaded
 from core.sweep import cell_cache, measure, study
+from core.sweep.columns import Make
 from core.sweep.decide import MIN_PROMPTS
 from core.sweep.measure import Item
 from core.sweep.plan import SweepPlan
 from core.sweep.resample import Curve
 from core.sweep.strengths import FIRST_STRENGTHS
-from core.sweep.study import Make
 from core.system.concurrency import drain
 from core.transfer.judge import (
     HomeBaseline,
@@ -209,7 +209,7 @@ class TransferStudy:
         self.unmeasured |= {name: why for name, why in sweep.unmeasured.items() if name in PAIR_MEASURES}
         if sweep.verdict is None:
             return []
-        if not sweep.measurements:  # of one seed, or because a probe found no strength worth a picture
+        if not sweep.columns:  # of one seed, or because a probe found no strength worth a picture
             pair.judgement = judge_unmeasured(sweep.verdict)
             return []
         pair.strengths = list(sweep.strengths)

@@ -203,8 +203,8 @@ def _sweep(**values: Any) -> Iterator[dict[str, Any]]:
             elif isinstance(event, Step):
                 place = f"Image {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps}"
                 yield {"status": f"{place} · about {event.seconds_left:.0f} s left"}
-            if len(study.measurements) > columns:
-                columns = len(study.measurements)
+            if len(study.columns) > columns:
+                columns = len(study.columns)
                 yield {"status": f"{len(study.pictures)} of {total} images", **show_growing(study)}
         done = export_sweep(study, folder)
     found = f" ({study.cells_found} reused)" if study.cells_found else ""

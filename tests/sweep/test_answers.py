@@ -144,7 +144,7 @@ def test_refine_looks_between_the_knees(study: SweepStudy, run_sweep: RunSweep) 
     assert added, fine.strengths
     assert all(strength * 2 == int(strength * 2) for strength in added)
     assert fine.cells_found >= 4 * PICTURES, "cells are shared with the sweep by halves"
-    assert set(fine.strengths) == set(fine.measurements)
+    assert set(fine.strengths) == set(fine.columns)
 
 
 def test_one_seed_is_refused_an_answer(run_sweep: RunSweep) -> None:

@@ -93,7 +93,7 @@ def test_a_map_of_strength_and_steps_shares_its_images_with_a_sweep(study: Sweep
     assert (report["reference"], report["wanted"], report["answer"]) == ([0, 25], "effect", "changes")
     assert report["recommended"] == [1.5, 25], report["why"]
     row = next(point for point in report["points"] if point["point"] == [1.5, 25])
-    sweep = np.nanmean(study.measurements[1.5]["effect"])
+    sweep = np.nanmean(study.columns[1.5].values["effect"])
     assert row["effect"] == row["gain"] == pytest.approx(sweep, abs=1e-4)
     assert next(point for point in report["points"] if point["point"] == [2.5, 25])["lost"]
 

@@ -110,8 +110,9 @@ def test_the_example_is_described_where_it_is_used(study: SweepStudy) -> None:
     assert kept
     assert (kept.action, kept.consistency) == (character["action"], character["consistency"])
     assert f"Consistency {character['consistency']:.2g}" in format_answer(report)
-    girl = study.tags.index("1girl")
-    assert min(study.tag_scores[0.0, item][girl] for item in study.items) > 0.5, "names belong to scores"
+    assert study.gauge is not None
+    girl = study.gauge.tags.index("1girl")
+    assert study.columns[0.0].tag_scores[:, girl].min() > 0.5, "names belong to scores"
 
 
 def test_without_a_recommended_strength_nothing_is_said(study: SweepStudy) -> None:

@@ -201,7 +201,7 @@ def test_a_torn_cell_is_made_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     again = SweepStudy(plan_sweep(read_form(SweepForm, asked)))
     made = [event for event in again.run(gpu.generate_on_gpu) if isinstance(event, Picture)]
     assert (again.cells_found, len(made)) == (2, 2)
-    assert len(again.measurements) == 2
+    assert len(again.columns) == 2
 
 
 def test_strength_zero_is_shared_by_every_lora(tmp_path: Path) -> None:
