@@ -53,6 +53,8 @@ class Listing:
     """File -> bytes."""
     licence: str | None
     """The licence that the repository's card names."""
+    gallery: tuple[str, ...]
+    """Files of the repository that its card shows as examples, in the card's order."""
 
     def format_exact_name(self, file: str | None = None) -> str:
         """Return the exact name of the repository, or of one of its files, at this commit."""
@@ -87,15 +89,33 @@ def fetch_listing(text: str, field: str) -> Listing:
         if (count := len(found.siblings or [])) > limits.REPO_FILES:
             raise UserError(field, f"{repo} has {count:,} files; the limit is {limits.REPO_FILES:,}.")
         sizes = {each.rfilename: each.size or 0 for each in found.siblings or []}
-        licence = (found.card_data or {}).get("license") if found.card_data else None
+        card = found.card_data.to_dict() if found.card_data else {}
+        licence = card.get("license")
         made = Listing(
             repo=repo,
             commit=str(found.sha),
             sizes=sizes,
             licence=licence if isinstance(licence, str) else None,
+            gallery=tuple(name for name in _list_card_images(card, repo) if name in sizes),
         )
         known = _listings[hub, repo, commit] = _listings[hub, repo, made.commit] = (time.monotonic(), made)
     return known[1]
+
+
+def _list_card_images(card: Mapping[str, Any], repo: str) -> list[str]:
+    """Return what the examples of a card name, without what lies outside the repository's own folder.
+
+    A name is `images/one.png`, or a link to that file at huggingface.co.
+    """
+    widget = card.get("widget")
+    found: dict[str, None] = {}
+    for each in widget if isinstance(widget, list) else []:
+        output = each.get("output") if isinstance(each, dict) else None
+        url = output.get("url") if isinstance(output, dict) else None
+        if isinstance(url, str):
+            own = re.fullmatch(rf"https://huggingface\.co/{re.escape(repo)}/resolve/[^/]+/(.+)", url)
+            found[own[1] if own else url.removeprefix("./")] = None
+    return list(found)
 
 
 _listings: BoundedDict[tuple[str, str, str | None], tuple[float, Listing]] = BoundedDict(64)

@@ -15,6 +15,7 @@ from core.lora.file import ADAPTER_CONFIG, MAX_ADAPTER_CONFIG_BYTES, MAX_FILE_BY
 from core.models import config_limits
 from core.models.files import CONFIG_PATTERNS, V_PREDICTION_KEY, WEIGHT_FILES, find_custom_code
 from core.models.lora_sidecars import MAX_SIDECAR_BYTES
+from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.types import Model
 from core.system.device import detect_machine
@@ -22,6 +23,8 @@ from core.system.device import detect_machine
 TOOL_SUFFIXES = {"upscaler": ".safetensors", "detector": ".onnx"}
 """Kinds of tools that a person may name, and the suffixes of their files."""
 MAX_TOOL_BYTES = 512 * 2**20
+MAX_GALLERY_BYTES = 64 * 2**20
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 MAX_BASE_BYTES = 20 * 2**30
 MAX_CONFIG_BYTES = 50 * 2**20
 PIPELINE_CLASS = "StableDiffusionXLPipeline"
@@ -54,6 +57,21 @@ def fetch_lora(hub_id: str) -> Path:
     if 0 < found.sizes.get(beside, 0) <= MAX_SIDECAR_BYTES:
         hub.fetch_file(found, beside, "lora")  # its card's numbers: strength and trigger
     return hub.fetch_file(found, name, "lora")
+
+
+def fetch_gallery(hub_id: str) -> list[Path]:
+    """Return the images that the card of a LoRA shows, in its order, fetching them if needed.
+
+    At most `limits.REFERENCES` images, and `MAX_GALLERY_BYTES` of them. Raises `UserError` if the Hub
+    does not answer.
+    """
+    found, left = hub.fetch_listing(hub_id, "references"), MAX_GALLERY_BYTES
+    files: list[Path] = []
+    for name in found.gallery:
+        left -= found.sizes[name]
+        if name.lower().endswith(IMAGE_SUFFIXES) and left >= 0 and len(files) < limits.REFERENCES:
+            files.append(hub.fetch_file(found, name, "references"))
+    return files
 
 
 def pin_tool(kind: str, hub_id: str) -> str:

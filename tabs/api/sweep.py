@@ -17,6 +17,7 @@ from tabs.api.inputs import build_input
 from tabs.server.page_files import create_folder, resolve_lora, resolve_uploads
 from tabs.shared.checks import make_plan_validator, translate_errors
 from tabs.shared.forms import takes
+from tabs.shared.references import find_references
 
 
 @takes(SweepForm)
@@ -26,7 +27,8 @@ def sweep(form: SweepForm) -> Iterator[tuple[Any, ...]]:
     `strengths` are a list such as `0-3.5 (+0.25)`; without one, they are found by how much single calls
     of the model change: above 0, or below 0 with `-auto`. `prompts` are one per line; without any,
     `budget` says how many neutral prompts there are at most: `Quick` 4, `Standard` 8, `Full` 16. A sweep
-    with a budget ends where its verdict stands. `references` are images of the target style. `model` is a
+    with a budget ends where its verdict stands. `references` are images of the target style; without a
+    list, they are those of the caller's run that trained the LoRA, or of its card on the Hub. `model` is a
     name in the list of models, a checkpoint of one's own, or a Hub id; without it, the preset's is taken.
     Without a preset, it is the one that fits the model, or nano's.
 
@@ -49,8 +51,12 @@ def resolve_files(form: SweepForm) -> SweepForm:
 
     Raises `UserError` if one of them cannot be found.
     """
-    references = () if form.references is None else resolve_uploads(form.references, "references")
-    return replace(form, lora=None if form.lora is None else resolve_lora(form.lora), references=references)
+    lora = None if form.lora is None else resolve_lora(form.lora)
+    if form.references is not None:
+        references = resolve_uploads(form.references, "references")
+    else:
+        references = find_references(lora)[0] if lora else ()
+    return replace(form, lora=lora, references=references)
 
 
 def register_endpoints() -> None:

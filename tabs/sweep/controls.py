@@ -1,5 +1,6 @@
 """What a sweep is asked for: LoRA, preset, strengths, prompts, and how it is measured."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -33,6 +34,7 @@ from tabs.shared.model_choices import (
     list_optional_models,
     name_model,
 )
+from tabs.shared.references import find_references
 from tabs.sweep.edit_panel import build_edit_panel
 
 FILLED_NAMES = ("strengths", "prompts")
@@ -104,7 +106,10 @@ def _build_measure_panel() -> dict[str, Any]:
             file_count="multiple",
             file_types=kinds,
             height=110,
+            elem_id="references",
         )
+        c["found_references"] = gr.JSON([], visible=False)
+        c["references_note"] = gr.Markdown(elem_id="references-note")
         gr.Markdown(
             "With references, the verdict says where the LoRA looks most like them. Without, it says where "
             "the LoRA changes the images while everything holds: change alone is not quality."
@@ -179,6 +184,22 @@ def fill_in_choice(
         "budget": gr.update(choices=_list_budgets(preset, model)),
         "filled": {**filled, **changed},
     }
+
+
+def fill_in_references(
+    lora_file: str | None, shelf: str | None, references: list[str] | None, found_references: list[str]
+) -> dict[str, Any]:
+    """Return the references that the studio has for the chosen LoRA, unless a person chose others.
+
+    `found_references` are those that were found for the LoRA before.
+    """
+    if {Path(file).name for file in references or ()} - {Path(file).name for file in found_references}:
+        return {"references_note": ""}
+    with translate_errors():
+        lora = find_chosen_lora(lora_file, shelf)
+        found, note = find_references(lora) if lora else ([], "")
+    changed = {} if found == found_references else {"references": found or None, "found_references": found}
+    return {**changed, "references_note": escape_markdown(note)}
 
 
 def describe_lora(file: str | None, name: str | None) -> str:

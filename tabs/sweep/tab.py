@@ -33,7 +33,14 @@ from tabs.shared.model_choices import (
     list_optional_models,
 )
 from tabs.shared.updates import answer_by_name, refresh_choices
-from tabs.sweep.controls import FILLED_NAMES, build_controls, describe_lora, fill_in_choice, match_preset
+from tabs.sweep.controls import (
+    FILLED_NAMES,
+    build_controls,
+    describe_lora,
+    fill_in_choice,
+    fill_in_references,
+    match_preset,
+)
 from tabs.sweep.edit_panel import wire_files
 from tabs.sweep.results import build_results, show_growing, show_result
 
@@ -62,6 +69,7 @@ OUTPUT_NAMES = (
     "next",
     "open",
 )
+REFERENCE_NAMES = ("lora_file", "shelf", "references", "found_references")
 BROUGHT_NAMES = ("lora_file", "shelf", "preset", "model", "model_note", "prompts", "seeds", "status")
 """What an image of the Generate tab fills in."""
 
@@ -102,6 +110,13 @@ def _wire_controls(c: dict[str, Any], generate_handoff: GenerateHandoff, tabs: g
     chosen = [c["lora_file"].change, c["shelf"].input, *brought]
     for event in chosen:
         event(describe_lora, [c["lora_file"], c["shelf"]], c["lora_facts"], **QUIET_OPTIONS)
+        event(
+            inputs_kwargs={name: c[name] for name in REFERENCE_NAMES},
+            **answer_by_name(
+                fill_in_references, {name: c[name] for name in (*REFERENCE_NAMES[2:], "references_note")}
+            ),
+            **READ_OPTIONS,
+        )
     refresh_choices(c["model"].focus, c["model"], list_optional_models)
     matched = c["model"].input(
         match_preset, [c["model"], c["preset"]], [c["preset"], c["model_note"]], **QUIET_OPTIONS

@@ -8,10 +8,8 @@ from typing import Any
 
 import gradio as gr
 
-from core.dataset import dataset as datasets
 from core.hub.preflight import enter_preflight
 from core.models.preset_match import make_preview_prompts
-from core.schema import limits
 from core.schema.errors import UserError
 from core.sweep import charts
 from core.system.device import is_zerogpu
@@ -22,6 +20,7 @@ from core.train.trainer.run_folder import RunFolder
 from core.train.trainer.run_record import Run, read_run
 from tabs.server import visitor
 from tabs.server.page_files import expose_run_file
+from tabs.shared.references import list_run_images
 
 OUTPUT_NAMES = ("status", "losses", "film", "lora", "checkpoints", "stop", "resume", "timer", "seen")
 MAX_DRAWINGS = 40  # of the curves, in a run
@@ -179,14 +178,12 @@ def open_in_sweep(name: str | None, file: str | None) -> dict[str, Any]:
     folder = visitor.find_run_or_none(name)
     if folder is None or not file or not (folder.loras / Path(file).name).exists():
         raise gr.Error("Choose a LoRA first.")
-    run, found, place = read_run(folder), datasets.load_dataset(folder.dataset), access.get_public_id(folder)
-    own = [sample for sample in found.samples if not sample.regularisation][: limits.REFERENCES]
-    references = [str(expose_run_file(folder.dataset / sample.file, place)) for sample in own]
+    run = read_run(folder)
     with enter_preflight():  # it waits in no queue
         prompts = make_preview_prompts(run.model, run.trigger, count=4)
     return {
         "tabs": gr.Tabs(selected="sweep"),
-        "lora_file": str(expose_run_file(folder.loras / Path(file).name, place)),
+        "lora_file": str(expose_run_file(folder.loras / Path(file).name, access.get_public_id(folder))),
         "prompts": "\n".join(prompts),
-        "references": references,
+        "references": list_run_images(folder),
     }

@@ -1,0 +1,64 @@
+"""Finds images of a LoRA's style: those of the visitor's run that trained it, or those on its Hub card."""
+
+from pathlib import Path
+
+from core.dataset import dataset as datasets
+from core.hub import client as hub
+from core.models import from_hub
+from core.schema import limits
+from core.schema.errors import UserError
+from core.sweep.plan import check_reference
+from core.system.atomic_files import link_or_copy
+from core.system.device import is_space
+from core.system.tensor_files import calculate_sha256
+from core.train import access, runs
+from core.train.trainer.run_folder import RunFolder
+from tabs.server import visitor
+from tabs.server.page_files import create_folder, expose_run_file
+
+
+def find_references(lora: str) -> tuple[list[str], str]:
+    """Return images of the style of a LoRA's file, and one sentence that says where they are from.
+
+    They lie where a page may show them. No images and no sentence: nothing is known. No images and a
+    sentence: the card's images could not be fetched.
+    """
+    path = Path(lora)
+    if run := _find_run(path):
+        return list_run_images(run), "The references are images of the run that trained this LoRA."
+    if not (origin := hub.find_origin(path)):
+        return [], ""
+    try:
+        found = from_hub.fetch_gallery(origin)
+    except UserError as error:
+        return [], f"The images on its card could not be fetched: {error}"
+    folder, shown = create_folder(), []
+    for file in found:
+        link_or_copy(file.resolve(), at := folder / f"card-{len(shown)}{file.suffix.lower()}")
+        try:
+            shown.append(check_reference(at))
+        except UserError:  # no image, whatever its name says
+            continue
+    return shown, "The references are the images on its card on Hugging Face." if shown else ""
+
+
+def list_run_images(run: RunFolder) -> list[str]:
+    """Return a run's own training images where a page may show them, as many as a sweep takes."""
+    place, found = access.get_public_id(run), datasets.load_dataset(run.dataset)
+    own = [sample for sample in found.samples if not sample.regularisation][: limits.REFERENCES]
+    return [str(expose_run_file(run.dataset / sample.file, place)) for sample in own]
+
+
+def _find_run(lora: Path) -> RunFolder | None:
+    """Return the visitor's run that saved this very file.
+
+    At home, all runs are the visitor's, but not for a page opened through a share link: whoever was given
+    a LoRA was not given its training images.
+    """
+    is_own_machine = not is_space() and visitor.is_trusted_host()
+    size = lora.stat().st_size
+    for run in runs.list_all_runs() if is_own_machine else visitor.list_runs():
+        same = [file for file in run.loras.glob("*.safetensors") if file.stat().st_size == size]
+        if same and calculate_sha256(lora) in map(calculate_sha256, same):
+            return run
+    return None

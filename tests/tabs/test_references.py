@@ -1,0 +1,107 @@
+"""References come by themselves: images of the run that trained a LoRA, or of its card on the Hub."""
+
+import io
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from gradio.context import LocalContext
+from huggingface_hub import HfApi
+from PIL import Image
+
+from core.hub import client
+from core.models import from_hub
+from core.sweep.plan import SweepForm
+from core.train import runs
+from tabs.api.sweep import resolve_files
+from tabs.shared.references import find_references
+from tabs.sweep.controls import fill_in_references
+from tests.hub.server_state import Hub
+from tests.publish.test_card import EXAMPLE
+from tests.train.parts import make_dataset
+
+CARD = """---
+license: cc0-1.0
+widget:
+- text: 1girl
+  output:
+    url: images/a.png
+- output: {url: "https://huggingface.co/ann/soft/resolve/main/b.jpg"}
+- output: {url: "https://huggingface.co/bob/other/resolve/main/b.jpg"}
+- output: {url: "http://127.0.0.1/secret.png"}
+- output: {url: ../../../etc/passwd.png}
+- output: {url: images/fake.png}
+- output: {url: images/clip.mp4}
+- text: without an image
+- just text
+---
+"""
+
+
+@pytest.fixture
+def hub_lora(hub_server: Hub) -> Path:
+    """A LoRA whose card shows two images of its own, and other things."""
+    api = HfApi(token="hf_ann")
+    api.create_repo("ann/soft")
+    for name, body in (
+        ("README.md", CARD.encode()),
+        ("soft.safetensors", EXAMPLE.read_bytes()),
+        ("images/a.png", draw_image("png", "red")),
+        ("b.jpg", draw_image("jpeg", "blue")),
+        ("images/fake.png", b"<svg onload=alert(1)>"),
+        ("images/clip.mp4", b"\x00" * 99),
+    ):
+        api.upload_file(path_or_fileobj=body, path_in_repo=name, repo_id="ann/soft")
+    hub_server.requests.clear()
+    return from_hub.fetch_lora("ann/soft")
+
+
+def draw_image(kind: str, colour: str) -> bytes:
+    Image.new("RGB", (32, 32), colour).save(out := io.BytesIO(), kind)
+    return out.getvalue()
+
+
+def test_the_images_on_its_card_are_the_references(hub_lora: Path, hub_server: Hub) -> None:
+    """Without them, a sweep of somebody's style says no more than where images change."""
+    found, note = find_references(str(hub_lora))
+    assert [Path(file).suffix for file in found] == [".png", ".jpg"], "the card's own images, nothing else"
+    assert note == "The references are the images on its card on Hugging Face."
+    asked = [request for request in hub_server.requests if "resolve" in request.path]
+    assert all(request.path.startswith("/ann/soft/") for request in asked), "only its own files are asked for"
+    assert not [request for request in asked if "authorization" in request.headers]
+    given = resolve_files(SweepForm(lora="ann/soft", references=None))
+    assert len(given.references) == 2
+    assert resolve_files(SweepForm(lora="ann/soft", references=[])).references == (), "none are wanted"
+
+
+def test_a_hub_that_does_not_answer_is_said(hub_lora: Path, hub_server: Hub) -> None:
+    client._listings.clear()
+    hub_server.fail("GET /api/models/ann/soft", "404", times=9)
+    found, note = find_references(str(hub_lora))
+    assert not found
+    assert note.startswith("The images on its card could not be fetched: ")
+
+
+def test_the_page_brings_them_and_keeps_a_persons_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runs, "RUNS", tmp_path / "runs")
+    data = make_dataset(tmp_path / "data")
+    run = runs.create_run(runs.plan_run(data, "nano-quick", trigger="flow")[0], data)
+    run.loras.mkdir(exist_ok=True)
+    shutil.copy(EXAMPLE, run.loras / "final.safetensors")
+    filled = fill_in_references(str(EXAMPLE), None, None, [])
+    assert [Path(file).name for file in filled["references"]] == [sample.file for sample in data.samples]
+    assert filled["references_note"] == "The references are images of the run that trained this LoRA."
+    again = fill_in_references(str(EXAMPLE), None, ["mine.png", *filled["references"]], filled["references"])
+    assert again == {"references_note": ""}, "a person's own images stay"
+    shared = LocalContext.request.set(
+        SimpleNamespace(headers={"host": "a1b2.gradio.live"})  # type: ignore[arg-type]
+    )
+    assert "references" not in fill_in_references(str(EXAMPLE), None, None, []), "not through a share link"
+    LocalContext.request.reset(shared)
+    other = tmp_path / "other.safetensors"
+    other.write_bytes(EXAMPLE.read_bytes()[:-1] + b"\x01")
+    gone = fill_in_references(str(other), None, filled["references"], filled["references"])
+    assert gone == {"references": None, "found_references": [], "references_note": ""}
