@@ -63,11 +63,10 @@ def find_preset(model: str) -> PromptPreset:
     return presets.get_prompt_preset(match_preset(found).preset)
 
 
-def make_preview_prompts(model: str, trigger: str, count: int = 2) -> tuple[str, ...]:
-    """Return the first `count` neutral prompts for a model, with the trigger after the subject."""
-    return tuple(
-        insert_trigger(prompt, trigger) for prompt in compose_neutral_prompts(find_preset(model))[:count]
-    )
+def make_preview_prompts(model: str, trigger: str) -> tuple[str, ...]:
+    """Return the first two neutral prompts for a model, with the trigger after the subject."""
+    neutral = compose_neutral_prompts(find_preset(model))[:2]
+    return tuple(insert_trigger(prompt, trigger) for prompt in neutral)
 
 
 def _predicts_v(model: Model) -> bool:

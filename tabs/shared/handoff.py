@@ -30,7 +30,8 @@ class SweepHandoff(NamedTuple):
     """The components by which another tab puts a LoRA into the Sweep tab."""
 
     lora_file: Any
-    prompts: Any
+    preset: Any
+    model: Any
     references: Any
 
 

@@ -91,7 +91,7 @@ def build_tab(
     wire_files(c)
     _wire_cells(c, generate_handoff, tabs)
     return (
-        SweepHandoff(c["lora_file"], c["prompts"], c["references"]),
+        SweepHandoff(c["lora_file"], c["preset"], c["model"], c["references"]),
         ReportHandoff(c["publish"], c["result"]),
         {name: c[name] for name in INPUT_NAMES},
     )

@@ -9,7 +9,7 @@ from typing import Any
 import gradio as gr
 
 from core.hub.preflight import enter_preflight
-from core.models.preset_match import make_preview_prompts
+from core.models.preset_match import find_preset
 from core.schema.errors import UserError
 from core.sweep import charts
 from core.system.device import is_zerogpu
@@ -20,6 +20,7 @@ from core.train.trainer.run_folder import RunFolder
 from core.train.trainer.run_record import Run, read_run
 from tabs.server import visitor
 from tabs.server.page_files import expose_run_file
+from tabs.shared.model_choices import PRESET_MODEL
 from tabs.shared.references import list_run_images
 
 OUTPUT_NAMES = ("status", "losses", "film", "lora", "checkpoints", "stop", "resume", "timer", "seen")
@@ -172,18 +173,19 @@ def _draw_film(run: Run, folder: RunFolder) -> Any:
 def open_in_sweep(name: str | None, file: str | None) -> dict[str, Any]:
     """Open the chosen LoRA in the Sweep tab.
 
-    Its trigger goes into the prompts, and its pictures become the references. Raises `gr.Error` if
-    no LoRA is chosen.
+    The model that it was trained on is chosen there, and its pictures become the references. Raises
+    `gr.Error` if no LoRA is chosen.
     """
     folder = visitor.find_run_or_none(name)
     if folder is None or not file or not (folder.loras / Path(file).name).exists():
         raise gr.Error("Choose a LoRA first.")
     run = read_run(folder)
     with enter_preflight():  # it waits in no queue
-        prompts = make_preview_prompts(run.model, run.trigger, count=4)
+        preset = find_preset(run.model)
     return {
         "tabs": gr.Tabs(selected="sweep"),
         "lora_file": str(expose_run_file(folder.loras / Path(file).name, access.get_public_id(folder))),
-        "prompts": "\n".join(prompts),
+        "preset": preset.name,
+        "model": PRESET_MODEL if preset.model == run.model else run.model,
         "references": list_run_images(folder),
     }

@@ -15,7 +15,9 @@ from tests.browser.parts import open_part
 
 EXAMPLE = Path(__file__).parent.parent.parent / "presets" / "loras" / "nano-airbrush.safetensors"
 PROMPTS = """1girl, blue hair, short hair, red eyes, smile, upper body, white background
-1girl, pink hair, twintails, blue eyes, open mouth, upper body, blue sky"""
+1girl, pink hair, twintails, blue eyes, open mouth, upper body, blue sky
+1girl, green hair, long hair, green eyes, smile, portrait, sunset
+1girl, black hair, ponytail, purple eyes, upper body, classroom"""
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def test_stop_keeps_what_is_finished_and_sweep_goes_on(page) -> None:
 
 def test_a_lora_that_shows_nothing_is_told_so_before_an_image(page, tmp_path: Path) -> None:
     assert page.locator("#strengths textarea, #strengths input").get_attribute("placeholder") == "automatic"
-    weak = edit.rewrite_lora(lora_file.read_lora_file(EXAMPLE), tmp_path, multiply=0.05)
+    weak = edit.rewrite_lora(lora_file.read_lora_file(EXAMPLE), tmp_path, multiply=0.01)
     page.locator("#sweep-lora input[type=file]").set_input_files(weak)
     page.locator("#sweep-lora-line").get_by_text("rank 4 · for nano").wait_for()
     page.locator("#prompts textarea").fill("1girl, blue hair")
