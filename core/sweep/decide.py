@@ -271,19 +271,30 @@ def _calculate_rise(e: _Evidence, draws: Mapping[str, np.ndarray]) -> np.ndarray
 def _calculate_confidence(e: _Evidence, inside: Sequence[float]) -> dict[float, float]:
     """Return for each strength the chance that a new set's sweet spot holds it.
 
-    A new set differs from the truth as this one does: two deviations, not stretched.
+    A new set differs from the truth as this one does, so its ends lie as far from this one's as those of two
+    draws lie apart. Draws are not stretched. To add both deviations to one curve would be too modest: noise
+    alone brings a breakdown nearer.
     """
     rng = np.random.default_rng(1)
     together = {**e.curves, "noise floor": e.noise_floors[None]}
-    one, other = (draw_deviations(together, rng, stretch=False) for _ in range(2))
-    again = {name: e.means[name] + one[name] + other[name] for name in e.means}
-    floors = np.maximum(0.0, e.floor + one["noise floor"][:, 0] + other["noise floor"][:, 0])
-    knees = find_knees(e.strengths, again, floors)
-    high = np.where(knees.is_open, np.inf, knees.high)
+    lows, highs = [], []
+    for _ in range(2):
+        far = draw_deviations(together, rng, stretch=False)
+        floors = np.maximum(0.0, e.floor + far.pop("noise floor")[:, 0])
+        knees = find_knees(e.strengths, {name: e.means[name] + far[name] for name in e.means}, floors)
+        lows.append(knees.low)
+        highs.append(np.where(knees.is_open, np.inf, knees.high))
+    found_high = np.inf if e.found.is_open[0] else e.found.high[0]
+    low, high = _move_end(e.found.low[0], *lows), _move_end(found_high, *highs)
     return {
-        strength: float(np.mean((knees.low <= strength + 1e-9) & (strength <= high + 1e-9)))
-        for strength in inside
+        strength: float(np.mean((low <= strength + 1e-9) & (strength <= high + 1e-9))) for strength in inside
     }
+
+
+def _move_end(found: float, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return an end as far from `found` as two draws' ends lie apart; `one` where that is no distance."""
+    known = np.isfinite(found) & np.isfinite(other)
+    return np.where(known, found + one - np.where(known, other, 0.0), one)
 
 
 def _bound_knees(e: _Evidence, is_broken: bool) -> dict[str, Interval]:

@@ -26,6 +26,8 @@ from tests.bench.simulated import END, FLOOR, RISING, SHAPES, draw_sweep, find_t
 STRENGTHS = np.arange(0, END + 0.01, 0.5)
 SETS = ((4, 2), (4, 4), (8, 2), (16, 2))
 """Prompts x seeds."""
+OTHERS = 5
+"""Other sets of each truth, whose sweet spots hold the recommended strength or do not."""
 
 
 def decide(curves: dict[str, np.ndarray], prompts: int, seeds: int, level: float = 0.95) -> Verdict:
@@ -46,19 +48,21 @@ def score_set(prompts: int, seeds: int, many: int) -> dict[str, Any]:
     rng = np.random.default_rng(100 * prompts + seeds)
     said: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
     held: dict[str, list[bool]] = collections.defaultdict(list)
-    again: list[tuple[float, bool]] = []
+    again: list[tuple[float, float]] = []
     for shape in SHAPES:
         for _ in range(many):
             stretch = rng.uniform(0.85, 1.15)
             truth = find_truth(shape, stretch)
-            one, other = (draw_sweep(shape, STRENGTHS, prompts, seeds, rng, stretch) for _ in range(2))
+            one = draw_sweep(shape, STRENGTHS, prompts, seeds, rng, stretch)
             verdict = decide(one, prompts, seeds)
             said[shape][verdict.answer] += 1
             said[shape]["breakdown"] += verdict.breakdown is not None
             for name, hit in holds(verdict, truth).items():
                 held[name].append(hit)
             if verdict.recommended is not None and shape not in (*RISING, "null"):
-                again.append((verdict.confidence, is_in_spot(verdict.recommended, other)))
+                others = (draw_sweep(shape, STRENGTHS, prompts, seeds, rng, stretch) for _ in range(OTHERS))
+                hits = [is_in_spot(verdict.recommended, other) for other in others]
+                again.append((verdict.confidence, float(np.mean(hits))))
     sure, hit = (float(np.mean(each)) for each in zip(*again, strict=True))
     return {
         "answers": {shape: dict(counts) for shape, counts in said.items()},
