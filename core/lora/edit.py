@@ -235,7 +235,7 @@ def build_sidecar(lora_file: LoraFile, report: Mapping[str, Any], multiply: floa
         "description": format_usage_hint(report, multiply),
         "sd version": "SDXL" if lora_file.family == "SDXL" else "Unknown",
         "activation text": lora_file.trigger or "",
-        "preferred weight": round(best / multiply, 3) if best else 0.0,
+        "preferred weight": round(best / multiply, 3) if best and _works(report) else 0.0,
         "negative text": "",
         "notes": json.dumps(
             {
@@ -259,10 +259,17 @@ def format_usage_hint(report: Mapping[str, Any], multiply: float = 1.0) -> str:
     if not report["sweet_spot"]:
         return f"Measured on {report['model']}: {report['why']}"
     low, high = (end / multiply for end in report["sweet_spot"])
+    if not _works(report):
+        return f"Measured on {report['model']}: changes images from {low:.3g} to {high:.3g}."
     return (
         f"Strength {report['recommended'] / multiply:.3g}, sweet spot {low:.3g} to {high:.3g}, "
         f"measured on {report['model']}."
     )
+
+
+def _works(report: Mapping[str, Any]) -> bool:
+    """Whether the sweet spot was held against what is wanted; reports from before do not say."""
+    return report.get("answer", "works") == "works"
 
 
 def _parse_multiplier(multiply: Any) -> float:

@@ -37,11 +37,13 @@ BASE_KEYS = ("ss_sd_model_name", "modelspec.architecture", "ss_base_model_versio
 
 @dataclass(frozen=True, kw_only=True)
 class LoraStrength:
-    """A strength at which a LoRA works, and who says so."""
+    """A strength to use a LoRA at, and who says so."""
 
     value: float
     interval: tuple[float, float] | None = None
     """Strengths between which it works."""
+    works: bool = True
+    """Whether it works there; else it changes pictures there, and nobody knows whether as it should."""
     source: str
     """Where it comes from, such as `measured here on nano`."""
     action: float | None = None
@@ -150,6 +152,7 @@ def _choose_strength(path: Path, model: str | None, sidecar: Sidecar, hint: str)
         return LoraStrength(
             value=measured.recommended,
             interval=measured.interval,
+            works=measured.works,
             source=f"measured here on {measured.model}",
             action=measured.action,
             consistency=measured.consistency,

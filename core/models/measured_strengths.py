@@ -35,6 +35,8 @@ class MeasuredStrength:
     recommended: float
     interval: tuple[float, float]
     """The sweet spot."""
+    works: bool = True
+    """Whether it was held against what is wanted; else it is where the LoRA changes pictures."""
     action: float | None = None
     """How far the LoRA moves a picture, in seed units; `None` if a sweep from before did not measure it."""
     consistency: float | None = None
@@ -55,6 +57,7 @@ def record_strength(lora: Path, report: MeasuredStrength) -> None:
         records[report.model] = {
             "recommended": report.recommended,
             "sweet_spot": list(report.interval),
+            "works": report.works,
             "action": report.action,
             "consistency": report.consistency,
             "date": date.today().isoformat(),
@@ -85,6 +88,7 @@ def find_strength(lora: Path, model: str | None) -> MeasuredStrength | None:
                 model=own,
                 recommended=recommended,
                 interval=interval,
+                works=found.get("works") is not False,
                 action=_parse_number(found.get("action"), 0, MAX_ACTION),
                 consistency=_parse_number(found.get("consistency"), -1, 1),
             )

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from core.models import bases
-from core.sweep import axes_charts, cell_cache, charts, measure
+from core.sweep import axes_charts, charts
 from core.sweep.axes import format_point, format_value
 from core.sweep.axes_study import AxesStudy
-from core.sweep.axes_words import explain_interaction, explain_plateau, suggest_plateau
+from core.sweep.axes_words import explain_interaction, explain_plateau, suggest_more, suggest_plateau
 from core.sweep.decide import LEVEL
 from core.sweep.gauge import MEASURES
 from core.sweep.interaction import Interaction, find_interaction
@@ -47,6 +47,7 @@ def build_axes_report(study: AxesStudy) -> dict[str, Any]:
     """
     plan, found = study.axes_plan, study.plateau
     measured = sorted(study.columns)
+    floor = float(average_curve(study.noise_floors[None])[0]) if measured else math.nan
     return {
         "axes": [{"name": axis.name, "label": axis.label} for axis in plan.axes],
         "values": [list(values) for values in plan.values],
@@ -61,7 +62,7 @@ def build_axes_report(study: AxesStudy) -> dict[str, Any]:
         ],
         "model": plan.settings.model,
         "model_hash": bases.hash_weights(plan.settings.model),
-        "noise_floor": round(float(average_curve(study.noise_floors[None])[0]), 4) if measured else None,
+        "noise_floor": _finish_numbers(floor),
         "wanted": found and found.wanted,
         "points": [_describe_point(study, number) for number in range(len(plan.points))],
         "answer": found.answer if found else "too little",
@@ -109,9 +110,7 @@ def build_pair_report(study: AxesStudy) -> dict[str, Any]:
         "interaction": {name: _finish_numbers(value) for name, value in told.items()},
         "answer": found.answer,
         "why": stopped or explain_interaction(found, names),
-        "surer": f"Try more than {len(study.prompts)} prompts."
-        if found.answer in ("unclear", "provisional")
-        else None,
+        "surer": suggest_more(len(study.prompts)) if found.answer in ("unclear", "provisional") else None,
         "plateau": [],
         "recommended": None,
         "confidence": None,
@@ -121,33 +120,19 @@ def build_pair_report(study: AxesStudy) -> dict[str, Any]:
 def _judge_pair(study: AxesStudy) -> Interaction:
     if study.plateau is None or study.plateau.answer == "too little":
         return Interaction(answer="too little")
-
-    def load(number: int, item: measure.Item) -> measure.Levels:
-        key = study.pictures[float(number), item].stem
-        features = cell_cache.load_features(key, study.plan.feature_extractor)
-        if features is None:
-            raise FileNotFoundError(2, "a cell is gone", str(cell_cache.picture_path(key)))
-        return features.levels
-
-    shifts = [
-        [
-            measure.style_shift(load(number, item), load(0, item), study.yardstick.scales)
-            for item in study.items
-        ]
-        for number in (2, 1, 3)
-    ]
+    shifts = np.stack([study.columns[number].style_shifts for number in (2.0, 1.0, 3.0)])
     shape = 3, len(study.prompts), len(study.plan.seeds), -1
     _, second, first, both = study.plateau.points
-    return find_interaction(np.array(shifts).reshape(shape), (first, second), both)
+    return find_interaction(shifts.reshape(shape), (first, second), both)
 
 
 def _describe_point(study: AxesStudy, number: int) -> dict[str, Any]:
     """Return a point's values, the verdict on it, and the means of its measures."""
     told = study.plateau.points[number] if study.plateau and study.plateau.points else None
     low, high = (told and told.interval) or (None, None)
-    column = study.columns.get(float(number), {})
+    is_measured = float(number) in study.columns
     means = {
-        name: float(average_curve(study.build_curve(name, [float(number)]))[0]) if column else math.nan
+        name: float(average_curve(study.build_curve(name, [float(number)]))[0]) if is_measured else math.nan
         for name in MEASURES
     }
     verdict = {

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from itertools import groupby
 
+from core.schema import limits
 from core.sweep.axes import Axis, Value, format_point, format_value
 from core.sweep.axes_study import AxesStudy
 from core.sweep.interaction import Interaction, Share
@@ -57,12 +58,17 @@ def suggest_plateau(found: Plateau, prompts: int) -> str | None:
     match found.answer:
         case "holds" | "changes":
             return (
-                "Whether a change is an improvement was not measured: add reference images, or a LoRA whose "
-                "file tells its trigger's tags."
+                "Whether a change is an improvement was not measured: add reference images. No LoRA's file "
+                "names tags that its trigger would add."
             )
         case "unclear" | "provisional" | "no gain":
-            return f"Try more than {prompts} prompts."
+            return suggest_more(prompts)
     return None
+
+
+def suggest_more(prompts: int) -> str:
+    """Return what would tell more than so many prompts, one sentence."""
+    return f"Try more than {prompts} prompts." if prompts < limits.PROMPTS else "Try more seeds."
 
 
 def explain_interaction(found: Interaction, names: Sequence[str]) -> str:

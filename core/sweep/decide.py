@@ -6,12 +6,14 @@ tried, and no strength is recommended that was not. How the method was chosen an
 docs/measuring.md and tests/bench/truth.py.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from core.schema import limits
 from core.sweep import words
 from core.sweep.knees import HELD_RANGES, Knees, calculate_gain, choose_gain, find_knees
 from core.sweep.resample import Curve, average_curve, count_prompts, draw_deviations
@@ -38,9 +40,7 @@ OFTEN_SHARE = 0.5
 """Where this share of the draws breaks, and it is not sure, nobody knows how far the gain goes."""
 EQUALLY_SURE = 0.02
 """In a sweet spot without an end, strengths whose confidence is this near to the greatest are as good."""
-MAX_STRENGTH = 5.0
-"""Greatest strength that can be tried."""
-MAX_NEXT_STRENGTHS = 40
+MAX_NEXT_STRENGTHS = 30
 """Greatest number of strengths that the next run is advised to try."""
 
 
@@ -86,7 +86,7 @@ def decide_verdict(
     if seeds < MIN_SEEDS:
         return Verdict(answer="too little", intervals={}, why=words.ONE_SEED)
     if len(tried) < 3:
-        suggestion = _format_range(sign * 3.5, 0.25)
+        suggestion = "0-3.5 (+0.25)" if sign > 0 else "-3.5-0 (+0.25)"
         return Verdict(
             answer="too little",
             intervals={},
@@ -98,13 +98,6 @@ def decide_verdict(
     used = {name: curve[order] for name, curve in curves.items() if count_prompts(curve) >= min(2, prompts)}
     evidence = _gather(tried, sign, used, noise_floors, level)
     return _decide(evidence) if prompts >= MIN_PROMPTS else _describe_curves(evidence)
-
-
-def is_settled(verdict: Verdict) -> bool:
-    """Whether more prompts would hardly change the verdict."""
-    if verdict.sweet_spot is not None:
-        return verdict.confidence >= SETTLED_CONFIDENCE
-    return verdict.answer not in ("unclear", "provisional")
 
 
 def _gather(
@@ -152,20 +145,22 @@ def _decide(e: _Evidence) -> Verdict:
     spot = has_spot and (
         is_broken
         or (np.mean(~drawn.is_open) >= most and not found.is_open[0] and breaking < OFTEN_SHARE)
-        or (found.is_open[0] and np.quantile(rise, e.level) < LEVELLING_SHARE)
+        or (found.is_open[0] and np.quantile(rise, e.level) < LEVELLING_SHARE and breaking < OFTEN_SHARE)
     )
     knees = {"onset": onset, "breakdown": breakdown, "intervals": intervals}
     if spot and (verdict := _claim_spot(e, reasons, knees)):
         return verdict
     answer: Answer
     wanted = choose_gain(e.means)
+    has_none = bool(np.mean(np.isnan(drawn.low)) >= most)
+    gains_nothing = wanted != "effect" and onset is not None and has_none
     if is_broken:
-        answer = "no gain" if wanted != "effect" and np.isnan(found.low[0]) and onset else "breaks"
+        answer = "no gain" if gains_nothing else "breaks"
     elif np.mean(draws["effect"].max(1) <= e.floor_draws) >= most:
         answer = "no change"
     elif onset is not None and np.quantile(rise, 1 - e.level) > RISING_SHARE and breaking < RARE_SHARE:
         answer = "rising"
-    elif onset is not None and wanted != "effect" and np.isnan(found.low[0]):
+    elif gains_nothing:
         answer = "no gain"
     else:
         answer = "unclear"
@@ -173,16 +168,17 @@ def _decide(e: _Evidence) -> Verdict:
     further = (
         _extend_range(e)
         if goes_on
-        else _format_range(breakdown or e.sign * e.strengths[-1], _find_step(e.strengths) / 4)
+        else _format_range(e, breakdown or e.sign * e.strengths[-1], _find_step(e.strengths) / 4)
         if answer == "breaks"
         else None
     )
     return Verdict(
         answer=answer,
         **knees,
-        why=words.explain(answer, knees, reasons, e.sign * e.strengths[-1], e.floor),
+        why=words.explain(answer, wanted, knees, reasons, e.sign * e.strengths[-1], e.floor),
         surer=words.suggest(answer, wanted, e.prompts, further),
         next=further,
+        is_settled=has_none if answer == "breaks" else answer != "unclear",
     )
 
 
@@ -211,6 +207,7 @@ def _claim_spot(e: _Evidence, reasons: str, knees: dict[str, Any]) -> Verdict | 
         confidence=round(sure[best], 3),
         why=words.describe_spot(answer, ends, e.sign * best, knees, reasons, is_open=bool(found.is_open[0])),
         surer=words.suggest(answer, wanted, e.prompts, None),
+        is_settled=sure[best] >= SETTLED_CONFIDENCE,
     )
 
 
@@ -342,12 +339,13 @@ def _extend_range(e: _Evidence) -> str | None:
     end = e.strengths[-1]
     return (
         None
-        if end >= MAX_STRENGTH
-        else _format_range(e.sign * min(MAX_STRENGTH, 2 * end), _find_step(e.strengths))
+        if end >= limits.STRENGTH[1]
+        else _format_range(e, e.sign * min(limits.STRENGTH[1], 2 * end), _find_step(e.strengths))
     )
 
 
-def _format_range(end: float, step: float) -> str:
-    """Return the range from 0 to `end` as text, with a step that is allowed."""
-    step = max(0.01, round(step, 3), round(abs(end) / MAX_NEXT_STRENGTHS, 3))
+def _format_range(e: _Evidence, end: float, step: float) -> str:
+    """Return the range from 0 to `end` as text, with a step whose images are allowed."""
+    many = min(MAX_NEXT_STRENGTHS, limits.SWEEP_CELLS // e.noise_floors.size)
+    step = max(0.01, round(step, 3), math.ceil(1000 * abs(end) / (many - 1)) / 1000)
     return f"0-{end:g} (+{step:g})" if end > 0 else f"{end:g}-0 (+{step:g})"

@@ -57,7 +57,10 @@ class Plateau:
     """The measure of the gain; `None` where there is none."""
     points: tuple[PointVerdict, ...] = ()
     plateau: tuple[int, ...] = ()
-    """The points at which everything surely holds and whose mean gain is near to the greatest."""
+    """The points at which everything surely holds and whose mean gain is near to the greatest.
+
+    Empty unless the answer is `works`, `changes` or `holds`.
+    """
     confidence: Mapping[int, float]
     """Point of the plateau -> the chance that it is on that of another set of prompts and seeds."""
 
@@ -77,9 +80,10 @@ def find_plateau(curves: Mapping[str, Curve], noise_floors: np.ndarray, wanted: 
 
     `curves` has `effect`, the measure that is `wanted` and those of `HELD_RANGES` where they were measured,
     each (points, prompts, seeds); NaN marks what was not measured. `noise_floors`, (prompts, seeds), is the
-    effect of what changes nothing visible.
+    effect of what changes nothing visible; where nobody knows it, it counts as nothing.
     """
     points, prompts, _ = curves["effect"].shape
+    noise_floors = np.zeros_like(noise_floors) if np.isnan(noise_floors).all() else noise_floors
     # A single prompt's measure has no deviation between prompts, and so no interval.
     used = {name: curve for name, curve in curves.items() if count_prompts(curve) >= min(2, prompts)}
     means = {name: average_curve(curve) for name, curve in used.items()}
@@ -132,6 +136,8 @@ def find_plateau(curves: Mapping[str, Curve], noise_floors: np.ndarray, wanted: 
         answer = "unclear"
     else:
         answer = "no gain" if all(high[i] < least for i in alive) else "unclear"
+    if answer not in ("works", "changes", "holds"):
+        return Plateau(answer=answer, wanted=wanted, points=verdicts, confidence={})
     return Plateau(
         answer=answer,
         wanted=wanted,

@@ -75,7 +75,9 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
     if not study.plan.references:
         unmeasured["style"] = "No reference images were given."
     if measured and np.isnan(study.build_curve("trigger", measured)).all():
-        unmeasured["trigger"] = "The LoRA's file names no tags that the tagger reads and these prompts lack."
+        unmeasured["trigger"] = unmeasured.get(
+            "prompt", "The LoRA's file names no tag that the tagger knows and that these prompts do not show."
+        )
     character = study.find_character()
     if character is None:
         unmeasured["character"] = "No strength is recommended at which the LoRA could be described."

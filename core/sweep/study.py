@@ -17,11 +17,11 @@ from core.schema.types import Request
 from core.sweep import cell_cache, measure
 from core.sweep.character import Character, describe_character
 from core.sweep.columns import ColumnStudy, Make
-from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict, is_settled
+from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict
 from core.sweep.gauge import TagScores, list_usual_tags
 from core.sweep.measure import Item
 from core.sweep.pace import record_pace
-from core.sweep.plan import NO_LORA, SweepPlan
+from core.sweep.plan import SweepPlan
 from core.sweep.strengths import SEARCHED_CHANGES, explain_no_strengths, extend_strengths, place_strengths
 from core.sweep.verdict import Verdict
 from core.system.tensor_files import calculate_sha256
@@ -35,7 +35,7 @@ class SweepStudy(ColumnStudy):
 
     def __init__(self, plan: SweepPlan):
         super().__init__(plan)
-        self.sha256 = calculate_sha256(Path(plan.lora.path)) if plan.lora != NO_LORA else ""
+        self.sha256 = calculate_sha256(Path(plan.lora.path))
         """Hash of the LoRA's file, so that the measurements stay with it."""
         self.changes: dict[float, float] = {}
         """Strength -> how much it changes single calls of the model, as a probe found; empty without one."""
@@ -63,7 +63,7 @@ class SweepStudy(ColumnStudy):
                 self.verdict = self._decide() if self._is_complete() else None
                 while self._goes_on() and (further := self._find_further()):
                     yield from self._add_strengths(make, further)
-                if self.verdict is None or is_settled(self.verdict):
+                if self.verdict is None or self.verdict.is_settled:
                     break
             if self.verdict and self.plan.refine and (between := self._find_midpoints()):
                 yield from self._add_strengths(make, between)
@@ -96,7 +96,8 @@ class SweepStudy(ColumnStudy):
 
     def _find_further(self) -> list[float]:
         """Return strengths to try beyond the last one; none where no more are allowed."""
-        room = max(0, limits.SWEEP_CELLS // len(self.items) - len(self.strengths))
+        all_items = len(self.plan.prompts) * len(self.plan.seeds)  # of all looks
+        room = max(0, limits.SWEEP_CELLS // all_items - len(self.strengths))
         return extend_strengths(self.strengths, self.plan.limit)[:room]
 
     def build_request(self, strength: float, item: Item) -> Request:
@@ -119,7 +120,7 @@ class SweepStudy(ColumnStudy):
     def _take_prompts(self, many: int) -> None:
         """Begin with the first prompts, or go on with more: all is measured anew, by their yardstick."""
         self.prompts = self.plan.prompts[:many]
-        self.columns, self.gauge = {}, None
+        self.columns, self.gauge, self.verdict = {}, None, None
 
     def _find_strengths(self, make: Make) -> Iterator[Event]:
         """Fill in the strengths of a first pass by a probe, or the verdict that none is worth a picture."""
@@ -197,6 +198,7 @@ class SweepStudy(ColumnStudy):
                     model=self.plan.settings.model,
                     recommended=self.verdict.recommended,
                     interval=self.verdict.sweet_spot,
+                    works=self.verdict.answer == "works",
                     action=found and found.action,
                     consistency=found and found.consistency,
                 ),

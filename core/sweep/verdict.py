@@ -31,11 +31,17 @@ class Verdict:
 
     answer: Answer
     onset: float | None = None
-    """Least strength tried from which, up to breakdown, the effect is surely above the noise floor."""
+    """Least strength tried from which, up to breakdown, the mean effect is above the noise floor.
+
+    That there is one is sure; where it may lie is its interval.
+    """
     sweet_spot: Range | None = None
     """First and last strength tried at which most of the gain is there and everything holds."""
     breakdown: float | None = None
-    """Least strength tried from which prompt, composition, detail or saturation surely does not hold."""
+    """Least strength tried from which the mean of a measure of `HELD_RANGES` does not hold.
+
+    That something breaks is sure; where that may be is its interval.
+    """
     recommended: float | None = None
     """The strength tried that lies nearest to the middle of the sweet spot.
 
@@ -54,3 +60,5 @@ class Verdict:
     """What would say more, one sentence."""
     next: str | None = None
     """Strengths to try next, as text; `None` if nothing is missing."""
+    is_settled: bool = False
+    """Whether more prompts would hardly change the verdict."""

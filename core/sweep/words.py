@@ -4,14 +4,16 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from core.schema import limits
 from core.sweep.verdict import Answer, Interval
 
 ONE_SEED = "Needs at least 2 seeds to tell the LoRA's effect from chance."
 WANTED = {
     "style": "get closer to the references",
     "trigger": "show more of what the trigger stands for",
-    "effect": "change further",
+    "effect": "change",
 }
+"""The measure of what is wanted -> what images do that gain in it."""
 
 
 def describe_spot(
@@ -41,23 +43,26 @@ def describe_spot(
     return f"{what}{visible}; {until}."
 
 
-def explain(answer: Answer, knees: Mapping[str, Any], reasons: str, end: float, noise_floor: float) -> str:
-    """Return why there is no sweet spot, one sentence. `end` is the last strength tried."""
+def explain(
+    answer: Answer, wanted: str, knees: Mapping[str, Any], reasons: str, end: float, noise_floor: float
+) -> str:
+    """Return why there is no sweet spot, one sentence.
+
+    `wanted` is the measure of what is wanted, and `end` the last strength tried.
+    """
     onset, breakdown = knees["onset"], knees["breakdown"]
     visible = f"The images change from {onset:g} on" if onset is not None else "The images may change"
     match answer:
         case "breaks":
             early = f"; {visible.lower()}" if onset is not None else ""
-            return (
-                f"Breaks at {breakdown:g}, where {reasons}, before most of the effect is surely there{early}."
-            )
+            return f"Breaks at {breakdown:g}, where {reasons}, before a sweet spot is sure{early}."
         case "no gain":
             until = f" before they break at {breakdown:g}, where {reasons}" if breakdown is not None else ""
             return f"{visible}, but do not get closer to what is wanted{until}."
         case "no change":
             return f"Nothing changes up to {end:g} (noise floor {noise_floor:.2f} seed units)."
         case "rising":
-            return f"{visible}, and still change more and more at {end:g}; nothing breaks yet."
+            return f"{visible}, and still {WANTED[wanted]} more and more at {end:g}; nothing breaks yet."
     not_before = format_bound(knees["intervals"]["breakdown"], end)
     return f"{visible}, but these prompts do not tell at which strength it is best; {not_before}."
 
@@ -78,14 +83,15 @@ def suggest(answer: Answer, wanted: str, prompts: int, further: str | None) -> s
     """Return what would say more, one sentence, or `None`."""
     if answer == "changes":
         return (
-            "Whether the change is an improvement was not measured: add reference images, or a LoRA "
-            "whose file tells its trigger's tags."
+            "Whether the change is an improvement was not measured: add reference images. This file names no "
+            "tags that its trigger would add."
         )
     if answer in ("rising", "no change"):
         return f"Sweep {further}." if further else "Strengths go no further."
     if answer == "unclear":
-        more = [f"more than {prompts} prompts", f"strengths {further}" if further else ""]
-        return f"Try {' or '.join(filter(None, more))}."
+        more = [f"more than {prompts} prompts" if prompts < limits.PROMPTS else "more seeds"]
+        more += [f"strengths {further}"] if further else []
+        return f"Try {' or '.join(more)}."
     if answer == "breaks":
         return f"Sweep {further}."
     return None

@@ -33,6 +33,7 @@ class SweepHandoff(NamedTuple):
     preset: Any
     model: Any
     references: Any
+    found_references: Any
 
 
 MAX_REMEMBERED_RUNS = 50  # runs that a browser remembers

@@ -84,6 +84,7 @@ def _format_facts(facts: LoraFacts) -> str:
 def _format_strength(strength: LoraStrength) -> str:
     ends = strength.interval
     between = f" ({ends[0]:g} to {ends[1]:g})" if ends and ends[0] < ends[1] else ""
+    told = f"{'strength' if strength.works else 'changes images at'} {strength.value:g}{between}"
     action = "" if strength.action is None else f" · action {strength.action:.2f}"
     alike = "" if strength.consistency is None else f" · consistency {strength.consistency:.2f}"
-    return f"strength {strength.value:g}{between}, {strength.source}{action}{alike}"
+    return f"{told}, {strength.source}{action}{alike}"

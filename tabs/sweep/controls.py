@@ -1,5 +1,6 @@
 """What a sweep is asked for: LoRA, preset, strengths, prompts, and how it is measured."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,18 +189,22 @@ def fill_in_choice(
 
 def fill_in_references(
     lora_file: str | None, shelf: str | None, references: list[str] | None, found_references: list[str]
-) -> dict[str, Any]:
-    """Return the references that the studio has for the chosen LoRA, unless a person chose others.
+) -> Iterator[dict[str, Any]]:
+    """Fill in the references that the studio has for the chosen LoRA, unless a person chose others.
 
-    `found_references` are those that were found for the LoRA before.
+    `found_references` are those of the LoRA that was chosen before; they go at once, since those of this one
+    may have to be fetched.
     """
     if {Path(file).name for file in references or ()} - {Path(file).name for file in found_references}:
-        return {"references_note": ""}
+        yield {"references_note": ""}
+        return
+    if found_references:
+        yield {"references": None, "found_references": [], "references_note": ""}
     with translate_errors():
         lora = find_chosen_lora(lora_file, shelf)
         found, note = find_references(lora) if lora else ([], "")
-    changed = {} if found == found_references else {"references": found or None, "found_references": found}
-    return {**changed, "references_note": escape_markdown(note)}
+    changed = {"references": found, "found_references": found} if found else {}
+    yield {**changed, "references_note": escape_markdown(note)}
 
 
 def describe_lora(file: str | None, name: str | None) -> str:

@@ -12,6 +12,12 @@ from core.sweep.study import SweepStudy
 from core.system.markdown import escape_markdown
 from tabs.shared.job_buttons import build_job_buttons
 
+RESCALE_LABELS = {
+    "works": "Rescale: make 1.0 the sweet spot",
+    "changes": "Rescale: make 1.0 the middle",
+}
+"""Answer of a verdict with a range -> what the button says."""
+
 
 def build_results() -> dict[str, Any]:
     """Build the right side: components by name."""
@@ -20,7 +26,7 @@ def build_results() -> dict[str, Any]:
     c["answer"] = gr.Markdown(elem_id="answer")
     with gr.Row():
         c["normalise"] = gr.Button(
-            "Rescale: make 1.0 the sweet spot", visible=False, variant="primary", elem_id="normalise"
+            RESCALE_LABELS["works"], visible=False, variant="primary", elem_id="normalise"
         )
         c["next"] = gr.Button("Extend the range", visible=False, elem_id="next")
     c["rescale_message"] = gr.Markdown(elem_id="normalised")
@@ -88,7 +94,9 @@ def show_result(done: SweepFiles, lora_path: str, on_shelf: bool) -> dict[str, A
             "strengths": [cell["strength"] for cell in report["cells"]],
             "prompts": [cell["prompt"] for cell in report["cells"]],
         },
-        "normalise": gr.update(visible=report["normalise_by"] is not None),
+        "normalise": gr.update(
+            visible=report["normalise_by"] is not None, value=RESCALE_LABELS.get(report["answer"])
+        ),
         "next": gr.update(visible=report["next"] is not None, value=f"Sweep {report['next']}"),
         "open": gr.update(visible=False),
     }
@@ -105,7 +113,8 @@ def format_answer(report: dict[str, Any]) -> str:
             f"agree. {words.describe_basis(report)}"
         )
     if report["intervals"]:
-        lines.append(f"95 % intervals: {words.describe_intervals(report)}.")
+        level = f"{100 * report['thresholds']['level']:.0f} %"  # of each look, where there are several
+        lines.append(f"{level} intervals: {words.describe_intervals(report)}.")
     if report["surer"]:
         lines.append(escape_markdown(report["surer"]))
     if report["probe"] and report["strengths"]:

@@ -91,7 +91,9 @@ def build_tab(
     wire_files(c)
     _wire_cells(c, generate_handoff, tabs)
     return (
-        SweepHandoff(c["lora_file"], c["preset"], c["model"], c["references"]),
+        SweepHandoff(
+            *(c[name] for name in ("lora_file", "preset", "model", "references", "found_references"))
+        ),
         ReportHandoff(c["publish"], c["result"]),
         {name: c[name] for name in INPUT_NAMES},
     )
@@ -115,6 +117,7 @@ def _wire_controls(c: dict[str, Any], generate_handoff: GenerateHandoff, tabs: g
             **answer_by_name(
                 fill_in_references, {name: c[name] for name in (*REFERENCE_NAMES[2:], "references_note")}
             ),
+            trigger_mode="always_last",
             **READ_OPTIONS,
         )
     refresh_choices(c["model"].focus, c["model"], list_optional_models)
@@ -200,7 +203,7 @@ def _sweep(**values: Any) -> Iterator[dict[str, Any]]:
     """Run the sweep for the page, and yield after each event what changes of `OUTPUT_NAMES`."""
     folder = create_folder()
     asked = plan_sweep(_build_form(values))
-    study, columns = SweepStudy(asked), 0
+    study, shown = SweepStudy(asked), (0, 0)
     # A study from before stays until there is something of this one.
     yield {"status": "Loading the model …"}
     with translate_errors():
@@ -218,8 +221,9 @@ def _sweep(**values: Any) -> Iterator[dict[str, Any]]:
             elif isinstance(event, Step):
                 place = f"Image {len(study.pictures) + 1} of {total}, step {event.step} of {event.steps}"
                 yield {"status": f"{place} · about {event.seconds_left:.0f} s left"}
-            if len(study.columns) > columns:
-                columns = len(study.columns)
+            # A later look has more prompts, and measures all strengths anew.
+            if study.columns and shown != (grown := (len(study.prompts), len(study.columns))):
+                shown = grown
                 yield {"status": f"{len(study.pictures)} of {total} images", **show_growing(study)}
         done = export_sweep(study, folder)
     found = f" ({study.cells_found} reused)" if study.cells_found else ""

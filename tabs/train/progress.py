@@ -179,7 +179,7 @@ def open_in_sweep(name: str | None, file: str | None) -> dict[str, Any]:
     folder = visitor.find_run_or_none(name)
     if folder is None or not file or not (folder.loras / Path(file).name).exists():
         raise gr.Error("Choose a LoRA first.")
-    run = read_run(folder)
+    run, images = read_run(folder), list_run_images(folder)
     with enter_preflight():  # it waits in no queue
         preset = find_preset(run.model)
     return {
@@ -187,5 +187,6 @@ def open_in_sweep(name: str | None, file: str | None) -> dict[str, Any]:
         "lora_file": str(expose_run_file(folder.loras / Path(file).name, access.get_public_id(folder))),
         "preset": preset.name,
         "model": PRESET_MODEL if preset.model == run.model else run.model,
-        "references": list_run_images(folder),
+        "references": images,
+        "found_references": images,
     }

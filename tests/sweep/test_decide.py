@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.sweep import plan
-from core.sweep.decide import decide_verdict, is_settled
+from core.sweep.decide import decide_verdict
 from core.sweep.resample import average_curve, draw_deviations
 from core.sweep.verdict import Verdict
 from core.sweep.words import format_headline, format_interval
@@ -52,7 +52,7 @@ def test_a_plateau_that_breaks_has_all_three() -> None:
         "breaks at 3.5, where prompt falls."
     )
     assert found.intervals["breakdown"] == (3.0, 3.5), "outwards to strengths that were tried"
-    assert is_settled(found)
+    assert found.is_settled
 
 
 def test_change_alone_is_not_called_quality() -> None:
@@ -113,13 +113,13 @@ def test_few_prompts_get_a_provisional_answer(prompts: int) -> None:
     assert (found.answer, found.sweet_spot, found.recommended) == ("provisional", None, None)
     assert found.why.startswith("Provisional: ")
     assert "from about 1.4 to 3" in found.why
-    assert not is_settled(found)
+    assert not found.is_settled
 
 
 def test_what_breaks_before_it_changes_has_a_breakdown_and_no_sweet_spot() -> None:
     found = decide(make_curves([0, 0.1, 0.1, 0.2, 9, 9, 9, 9, 9], [1, 1, 1, 1, 0.2, 0, 0, 0, 0]))
     assert (found.answer, found.sweet_spot, found.breakdown) == ("breaks", None, 2.0)
-    assert found.why.startswith("Breaks at 2, where prompt falls, before most of the effect is surely there")
+    assert found.why.startswith("Breaks at 2, where prompt falls, before a sweet spot is sure")
     assert found.next == "0-2 (+0.125)"
 
 
@@ -153,7 +153,7 @@ def test_what_may_not_hold_is_neither_breakdown_nor_proof() -> None:
     assert (found.answer, found.sweet_spot, found.breakdown) == ("unclear", None, None)
     assert found.surer is not None
     assert "more than 8 prompts" in found.surer
-    assert not is_settled(found), "more prompts tell"
+    assert not found.is_settled, "more prompts tell"
 
 
 def test_what_comes_no_nearer_has_no_gain() -> None:

@@ -17,6 +17,7 @@ from core.train import runs
 from tabs.api.sweep import resolve_files
 from tabs.shared.references import find_references
 from tabs.sweep.controls import fill_in_references
+from tabs.train.progress import open_in_sweep
 from tests.hub.server_state import Hub
 from tests.publish.test_card import EXAMPLE
 from tests.train.parts import make_dataset
@@ -91,17 +92,23 @@ def test_the_page_brings_them_and_keeps_a_persons_own(
     run = runs.create_run(runs.plan_run(data, "nano-quick", trigger="flow")[0], data)
     run.loras.mkdir(exist_ok=True)
     shutil.copy(EXAMPLE, run.loras / "final.safetensors")
-    filled = fill_in_references(str(EXAMPLE), None, None, [])
+    (filled,) = fill_in_references(str(EXAMPLE), None, None, [])
     assert [Path(file).name for file in filled["references"]] == [sample.file for sample in data.samples]
     assert filled["references_note"] == "The references are images of the run that trained this LoRA."
-    again = fill_in_references(str(EXAMPLE), None, ["mine.png", *filled["references"]], filled["references"])
-    assert again == {"references_note": ""}, "a person's own images stay"
+    mine = ["mine.png", *filled["references"]]
+    again = list(fill_in_references(str(EXAMPLE), None, mine, filled["references"]))
+    assert again == [{"references_note": ""}], "a person's own images stay"
+    sent = dict.fromkeys(("references", "found_references"), filled["references"])
+    brought = open_in_sweep(run.name, str(run.loras / "final.safetensors"))
+    assert brought.items() >= {**sent, "preset": "nano", "model": ""}.items()
     shared = LocalContext.request.set(
         SimpleNamespace(headers={"host": "a1b2.gradio.live"})  # type: ignore[arg-type]
     )
-    assert "references" not in fill_in_references(str(EXAMPLE), None, None, []), "not through a share link"
+    (strange,) = fill_in_references(str(EXAMPLE), None, None, [])
+    assert "references" not in strange, "not through a share link"
     LocalContext.request.reset(shared)
     other = tmp_path / "other.safetensors"
     other.write_bytes(EXAMPLE.read_bytes()[:-1] + b"\x01")
-    gone = fill_in_references(str(other), None, filled["references"], filled["references"])
-    assert gone == {"references": None, "found_references": [], "references_note": ""}
+    gone, nothing = fill_in_references(str(other), None, filled["references"], filled["references"])
+    assert gone == {"references": None, "found_references": [], "references_note": ""}, "they go first"
+    assert nothing == {"references_note": ""}
