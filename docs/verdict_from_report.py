@@ -23,7 +23,8 @@ def find_knees(tried, means, floor, rules):  # measure -> (strengths,); infinity
     wanted = next(name for name in rules["gains"] if name in y)
     place = np.arange(len(at))
     gain = np.where((place >= onset) & (place < end) & ~lost, y[wanted] - y[wanted][0], -np.inf)
-    works = (gain >= rules["most"] * gain.max()) & (gain.max() >= max(rules["gains"][wanted], 1e-12))
+    least = rules["gains"][wanted] * (y[wanted][0] if wanted == "style" else 1)
+    works = (gain >= rules["most"] * gain.max()) & (gain.max() >= max(least, 1e-12))
     low = works.argmax() if works.any() else len(at)
     high = next((i - 1 for i in range(low, len(at)) if not works[i]), len(at))
     return np.append(at, np.inf)[[onset if onset < end else -1, low, high, end]]
@@ -39,7 +40,7 @@ def compute_knees(report):  # knee -> its place by the means, and the ends of it
     many, (prompts, seeds), rng = rules["resamples"], x["floor"].shape[1:], np.random.default_rng(0)
     p = rng.integers(prompts, size=(many, prompts))[:, :, None]  # prompts are drawn first, then their seeds
     s = rng.integers(seeds, size=(many, prompts, seeds))
-    wide = {n: np.sqrt(n / rng.chisquare(n - 1, many))[:, None] for n in range(2, prompts + 1)}
+    wide = {1: 0.0} | {n: np.sqrt(n / rng.chisquare(n - 1, many))[:, None] for n in range(2, prompts + 1)}
     known = {name: int((~np.isnan(values)).any((0, 2)).sum()) for name, values in x.items()}
     means = {name: average(values) for name, values in x.items() if known[name] >= min(2, prompts)}
     far = {n: np.nan_to_num(average(x[n][:, p, s]).T - mean) * wide[known[n]] for n, mean in means.items()}
@@ -47,12 +48,16 @@ def compute_knees(report):  # knee -> its place by the means, and the ends of it
     draws = [
         ({n: mean + far[n][i] for n, mean in means.items()}, max(0, floor + off[i])) for i in range(many)
     ]
-    ends = [(1 - rules["level"]) / 2, (1 + rules["level"]) / 2]
-    ends = np.quantile([find_knees(tried, *draw, rules) for draw in draws], ends, axis=0, method="nearest").T
-    knees = zip(find_knees(tried, means, floor, rules), ends, strict=True)
+    places, tail = np.array([find_knees(tried, *draw, rules) for draw in draws]), (1 - rules["level"]) / 2
+    ends = np.quantile(places, [tail, 1 - tail], axis=0, method="nearest").T
+    if (
+        report["breakdown"] is None
+    ):  # not sure, so its interval is open; and so is the spot's, if it often breaks
+        ends[3, 1] = np.inf
+        ends[2, 1] = np.inf if np.isfinite(places[:, 3]).mean() >= rules["often"] else ends[2, 1]
     rounded = [
-        (k, max(t for t in tried if t <= a), min((t for t in tried if t >= b), default=np.inf))
-        for k, (a, b) in knees
+        (knee, max(t for t in tried if t <= near), min((t for t in tried if t >= far), default=np.inf))
+        for knee, (near, far) in zip(find_knees(tried, means, floor, rules), ends, strict=True)
     ]
     names = ("onset", "sweet_spot_low", "sweet_spot_high", "breakdown")
     return dict(zip(names, (tuple(side * float(x) for x in each) for each in rounded), strict=True))

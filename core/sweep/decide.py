@@ -21,8 +21,11 @@ from core.sweep.verdict import Answer, Interval, Verdict
 
 LEVEL = 0.95
 """Share of the draws that a claim needs, and that an interval holds."""
-LOOK_LEVEL = 0.984
-"""The level of each look at pictures that are still being made: Pocock's constant for five looks."""
+LOOK_LEVELS = (LEVEL, 0.9706, 0.9779, 0.9818, 0.9842)
+"""The level of each look at pictures that are still being made, by how many looks there may be.
+
+So that all together hold `LEVEL` (Pocock, Biometrika 64, 1977).
+"""
 SETTLED_CONFIDENCE = 0.8
 """A sweet spot of this confidence needs no more prompts."""
 MIN_PROMPTS, MIN_SEEDS = 4, 2
@@ -230,23 +233,21 @@ def find_sure_loss(
 
     `None` and no words if nothing breaks. `means` are (strengths,) and `deviations` (draws, strengths).
 
-    A mean is surely out of its range if its bound is, simultaneously over the measures of a strength.
-    One such strength after which all is well again is chance; the last one has no successor.
+    A mean is surely out of its range if its bound on the side of the range is, simultaneously over the
+    measures of a strength. One such strength after which all is well again is chance; the last one has no
+    successor.
     """
-    held = [name for name in HELD_RANGES if name in means]
-    spread = {name: deviations[name].std(0) for name in held}
-    far = [
-        np.where(spread[name] > 1e-9, np.abs(deviations[name]) / np.maximum(spread[name], 1e-9), 0.0)
-        for name in held
-    ]
-    if not far:
+    distances = {}  # how far beyond an end of its range a mean is, and how much farther back draws lie
+    for name in (name for name in HELD_RANGES if name in means):
+        for end, sign, word in zip(HELD_RANGES[name], (-1, 1), ("falls", "rises"), strict=True):
+            if np.isfinite(end):
+                spread = np.maximum(deviations[name].std(0), 1e-9)
+                beyond, back = sign * (means[name] - end) / spread, -sign * deviations[name] / spread
+                distances[f"{name} {word}"] = beyond, back
+    if not distances:
         return None, ""
-    reach = np.quantile(np.max(far, axis=0), level, axis=0)
-    lost = {}
-    for name in held:
-        least, most = HELD_RANGES[name]
-        falls = means[name] + reach * spread[name] < least
-        lost[f"{name} falls"], lost[f"{name} rises"] = falls, means[name] - reach * spread[name] > most
+    reach = np.quantile(np.max([back for _, back in distances.values()], axis=0), level, axis=0)
+    lost = {name: beyond > reach for name, (beyond, _) in distances.items()}
     out = np.any(list(lost.values()), axis=0)
     last = len(out) - 1
     first = next((i for i in range(1, last + 1) if out[i] and (i == last or out[i + 1])), None)

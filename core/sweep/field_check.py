@@ -290,9 +290,14 @@ def describe_field_check(check: Mapping[str, Any]) -> str:
     ]
     if (pairs := agreement["pairs"]) is not None:
         decided = pairs["preferred"] + pairs["other"]
+        alike = pairs["no_difference"]
+        better = f"The recommended strength was better in {pairs['preferred']} of {decided} pairs"
         said.append(
-            f"The recommended strength was better in {pairs['preferred']} of {decided} pairs"
-            + (f", {pairs['no_difference']} more showed no difference." if pairs["no_difference"] else ".")
+            f"No pair of {alike} showed a difference."
+            if not decided
+            else f"{better}; {alike} more showed no difference."
+            if alike
+            else f"{better}."
         )
         said.append(f"It would be used in {agreement['rows_using_recommended']} of {check['rows']} rows.")
     if (inside := agreement["breakdown_in_interval"]) is not None:

@@ -21,10 +21,11 @@ HELD_RANGES = {
 
 Composition: two pictures of different prompts share about a quarter, of one prompt three quarters.
 """
-LEAST_GAINS = {"style": 0.02, "trigger": 0.05, "effect": 0.0}
-"""Least gain that counts: in likeness to the references, in the probability of the trigger's tags.
+LEAST_GAINS = {"style": 0.1, "trigger": 0.05, "effect": 0.0}
+"""Least gain that counts: in likeness to the references, as a share of that without the LoRA; in the
+probability of the trigger's tags. The effect's is the noise floor, which onset asks for.
 
-The effect's is the noise floor, which onset asks for.
+Likeness is a share, since how near images are to references depends on what else both show.
 """
 PARTS = 20
 """Into how many parts a step between two strengths is divided."""
@@ -60,6 +61,12 @@ def calculate_gain(means: Means) -> np.ndarray:
     return wanted - wanted[:, :1]
 
 
+def calculate_least_gain(means: Means) -> np.ndarray:
+    """Return the least gain that counts, (draws,)."""
+    name = choose_gain(means)
+    return LEAST_GAINS[name] * (means[name][:, 0] if name == "style" else np.ones(len(means[name])))
+
+
 def find_knees(strengths: Sequence[float], means: Means, noise_floor: np.ndarray) -> Knees:
     """Find the knees of n draws of the curves. `strengths` rise from 0; `noise_floor` is (n,)."""
     at, fine = _divide_steps(np.asarray(strengths, float)), {k: _divide_steps(v) for k, v in means.items()}
@@ -81,7 +88,7 @@ def find_knees(strengths: Sequence[float], means: Means, noise_floor: np.ndarray
     candidates = before & (places >= onset[:, None]) & ~lost
     reach = np.where(candidates, gain, -np.inf).max(1)
     works = candidates & (gain >= SWEET_SPOT_SHARE * reach[:, None])
-    has_spot = np.isfinite(reach) & (reach > 0) & (reach >= LEAST_GAINS[choose_gain(fine)])
+    has_spot = np.isfinite(reach) & (reach > 0) & (reach >= calculate_least_gain(fine))
     low = works.argmax(1)
     ended = ~works & (places > low[:, None])
     high = np.where(ended.any(1), ended.argmax(1) - 1, len(at))

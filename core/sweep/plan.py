@@ -87,8 +87,9 @@ class SweepForm:
     """Text with one prompt per line, or a list; `None` for neutral ones of the preset, with the LoRA's
     trigger."""
     budget: Annotated[str | None, OneOf(tuple(BUDGETS))] = None
-    """How many prompts there are at most; the sweep ends earlier where the verdict stands. `None` with
-    prompts: all of them; without: `Standard`."""
+    """How many neutral prompts there are; with any budget, the sweep ends earlier where the verdict stands.
+
+    `None` with prompts: all of them are used; without: `Standard`."""
     seeds: Any = DEFAULT_SEEDS
     """A list of numbers as text, such as `1-4`."""
     strengths: Any = None
@@ -131,7 +132,8 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
         strengths=tuple(strengths),
         limit=limit or (limits.STRENGTH[1] if max(strengths) > 0 else limits.STRENGTH[0]),
         refine=form.refine,
-        looks=(*looks, len(plan.prompts)) if asks_early else (),
+        # With one seed, nothing is measured that could end it.
+        looks=(*looks, len(plan.prompts)) if asks_early and len(plan.seeds) > 1 else (),
     )
 
 

@@ -121,7 +121,7 @@ def find_plateau(curves: Mapping[str, Curve], noise_floors: np.ndarray, wanted: 
     one, other = draw(1, False), draw(2, False)
     again = place({name: one[name] + other[name] for name in one})
     floors = np.maximum(0.0, floor + stretched["noise floor"][:, 0])
-    least = LEAST_GAINS.get(wanted or "", 0.0)
+    least = float(_calculate_least_gain(wanted, {name: mean[None] for name, mean in means.items()})[0, 0])
     alive = [i for i in range(1, points) if not verdicts[i].lost]
     answer: PlateauAnswer
     if np.mean((means["effect"] + stretched["effect"]).max(1) <= floors) >= (1 + LEVEL) / 2:
@@ -165,11 +165,17 @@ def _place_points(means: Mapping[str, np.ndarray], floors: np.ndarray, wanted: s
         return _Draws(gain=np.zeros(holds.shape), lost=lost, holds=holds, is_in=holds)
     gain = means[wanted] - means[wanted][:, :1]
     best = np.where(holds, gain, -np.inf).max(1, keepdims=True)
-    unseen = LEAST_GAINS[wanted]
+    unseen = _calculate_least_gain(wanted, means)
     is_in = holds & (gain >= best - np.maximum(unseen, (1 - SWEET_SPOT_SHARE) * best))
     if wanted == "effect":
         is_in &= gain > floors
     return _Draws(gain=gain, lost=lost, holds=holds, is_in=is_in)
+
+
+def _calculate_least_gain(wanted: str | None, means: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return the least gain that counts, (draws, 1)."""
+    share = LEAST_GAINS.get(wanted or "", 0.0)
+    return share * (means["style"][:, :1] if wanted == "style" else np.ones((len(means["effect"]), 1)))
 
 
 def _bound_together(deviations: np.ndarray) -> np.ndarray:

@@ -123,6 +123,10 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
             "levelling": decide.LEVELLING_SHARE,
             "rising": decide.RISING_SHARE,
             "rare": decide.RARE_SHARE,
+            "often": decide.OFTEN_SHARE,
+            "equally_sure": decide.EQUALLY_SURE,
+            "settled": decide.SETTLED_CONFIDENCE,
+            "prompts": decide.MIN_PROMPTS,
             "level": study.level,
             "resamples": RESAMPLES,
             "holds": {

@@ -17,7 +17,7 @@ from core.schema.types import Request
 from core.sweep import cell_cache, measure
 from core.sweep.character import Character, describe_character
 from core.sweep.columns import ColumnStudy, Make
-from core.sweep.decide import LEVEL, LOOK_LEVEL, decide_verdict
+from core.sweep.decide import LOOK_LEVELS, decide_verdict
 from core.sweep.gauge import TagScores, list_usual_tags
 from core.sweep.measure import Item
 from core.sweep.pace import record_pace
@@ -170,7 +170,7 @@ class SweepStudy(ColumnStudy):
     @property
     def level(self) -> float:
         """The share of the draws that a claim needs."""
-        return LOOK_LEVEL if len(self.plan.looks) > 1 else LEVEL
+        return LOOK_LEVELS[max(0, len(self.plan.looks) - 1)]
 
     def find_character(self) -> Character | None:
         """Return what the LoRA is at the strength tried nearest the recommended one; `None` without one."""

@@ -153,7 +153,9 @@ def judge_pair(
 def _compare(drawn: _Drawn, verdict: Verdict, home: HomeBaseline) -> Judgement:
     """Judge a pair that changes the images by the share that it adds of what it adds at home."""
     style = drawn.draws.get("home style", np.zeros(1)) if "style" in drawn.means else np.zeros(1)
-    what = "style" if np.quantile(style, TAIL) >= LEAST_GAINS["style"] else "effect"
+    # Without the LoRA, likeness is what it is; how far a style moved, whose whole way is 1, is 0.
+    least = LEAST_GAINS["style"] * (float(drawn.means["style"][0]) or 1.0) if "style" in drawn.means else 0.0
+    what = "style" if style.any() and np.quantile(style, TAIL) >= least else "effect"
     target, target_draws = (each[f"home {what}"][..., 0] for each in (drawn.means, drawn.draws))
     gain, gain_draws = (each[what] - each[what][..., :1] for each in (drawn.means, drawn.draws))
     reach = np.maximum.accumulate(gain_draws, axis=-1) / np.maximum(target_draws, 1e-9)[:, None]

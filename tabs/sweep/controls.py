@@ -1,6 +1,6 @@
 """What a sweep is asked for: LoRA, preset, strengths, prompts, and how it is measured."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from core.sweep.plan import (
     DEFAULT_SEEDS,
     list_feature_extractors,
     parse_seeds,
+    parse_strengths,
     suggest_strengths,
 )
 from core.sweep.strengths import FIRST_STRENGTHS
@@ -42,8 +43,8 @@ FILLED_NAMES = ("strengths", "prompts")
 """The texts that the choice of a LoRA and of a preset fills in."""
 PROMPTS_INFO = "one per line; four or more for a verdict, and other prompts tell more than other seeds"
 BUDGET_INFO = (
-    "Quick: 4 prompts, a verdict where the LoRA breaks clearly. Standard: up to 8. Full: up to 16, the "
-    "narrowest intervals. A sweep ends earlier where the verdict stands."
+    "How many neutral prompts. Quick gives a verdict where the LoRA breaks clearly, Full the narrowest "
+    "intervals. A sweep ends earlier where the verdict stands, and goes further where the effect still rises."
 )
 PROMPTS_KEPT = "; your prompts were kept: to use the preset's, clear them and choose the preset again"
 
@@ -77,7 +78,7 @@ def build_controls() -> dict[str, Any]:
             DEFAULT_SEEDS, label="Seeds", info="two or more for a verdict", min_width=100, elem_id="seeds"
         )
     c["budget"] = gr.Radio(
-        _list_budgets(first.name, PRESET_MODEL),
+        list_budgets(first.name, PRESET_MODEL),
         value=DEFAULT_BUDGET,
         label="Budget",
         info=BUDGET_INFO,
@@ -127,19 +128,32 @@ def format_neutral_prompts(preset: str, trigger: str = "", budget: str = DEFAULT
     return "\n".join(insert_trigger(prompt, trigger) for prompt in prompts)
 
 
-def _list_budgets(preset: str, model: str) -> list[tuple[str, str]]:
-    """Return the budgets with their images at twelve strengths, and their time on this machine if known."""
+def list_budgets(
+    preset: str, model: str, seeds: str = DEFAULT_SEEDS, strengths: str = ""
+) -> list[tuple[str, str]]:
+    """Return the budgets with their images, and their time on this machine if known."""
     found = presets.get_prompt_presets()[preset]
     pixel_steps = found.width * found.height * found.steps
+    a_prompt = _count_numbers(seeds, parse_seeds, 2) * _count_numbers(
+        strengths, parse_strengths, FIRST_STRENGTHS
+    )
     choices = []
     for name, prompts in BUDGETS.items():
-        images = prompts * len(parse_seeds(DEFAULT_SEEDS)) * FIRST_STRENGTHS
+        images = prompts * a_prompt
         seconds = estimate_seconds(model or found.model, pixel_steps, images)
         time = "" if seconds is None else f", about {seconds:.0f} s"
         if seconds and seconds >= 100:
             time = f", about {seconds / 60:.0f} min"
-        choices.append((f"{name}: up to {images} images{time}", name))
+        choices.append((f"{name}: {prompts} prompts, {images} images{time}", name))
     return choices
+
+
+def _count_numbers(text: str, parse: Callable[[str], Sequence[float]], default: int) -> int:
+    """Return how many numbers a text has; `default` for an empty one, or a wrong one, which Sweep refuses."""
+    try:
+        return len(parse(text)) if text.strip() else default
+    except UserError:
+        return default
 
 
 def match_preset(model: str, preset: str) -> tuple[Any, str]:
@@ -156,6 +170,7 @@ def fill_in_choice(
     preset: str,
     model: str,
     budget: str,
+    seeds: str,
     filled: dict[str, str],
     **texts: str,
 ) -> dict[str, Any]:
@@ -182,7 +197,7 @@ def fill_in_choice(
         "lora_line": line,
         **changed,
         "prompts": prompts,
-        "budget": gr.update(choices=_list_budgets(preset, model)),
+        "budget": gr.update(choices=list_budgets(preset, model, seeds, {**texts, **changed}["strengths"])),
         "filled": {**filled, **changed},
     }
 

@@ -39,6 +39,7 @@ from tabs.sweep.controls import (
     describe_lora,
     fill_in_choice,
     fill_in_references,
+    list_budgets,
     match_preset,
 )
 from tabs.sweep.edit_panel import wire_files
@@ -128,12 +129,22 @@ def _wire_controls(c: dict[str, Any], generate_handoff: GenerateHandoff, tabs: g
         event(
             inputs_kwargs={
                 name: c[name]
-                for name in ("lora_file", "shelf", "preset", "model", "budget", "filled", *FILLED_NAMES)
+                for name in (
+                    *("lora_file", "shelf", "preset", "model", "budget", "seeds", "filled"),
+                    *FILLED_NAMES,
+                )
             },
             **answer_by_name(
                 fill_in_choice, {name: c[name] for name in ("lora_line", "budget", "filled", *FILLED_NAMES)}
             ),
             **READ_OPTIONS,
+        )
+    for event in (c["seeds"].blur, c["strengths"].blur):
+        event(
+            lambda *values: gr.update(choices=list_budgets(*values)),
+            [c[name] for name in ("preset", "model", "seeds", "strengths")],
+            c["budget"],
+            **QUIET_OPTIONS,
         )
     hub_fetch.wire(c, hub_fetch.fetch_lora_to_file, c["lora_file"])
     refresh_choices(c["shelf"].focus, c["shelf"], list_lora_choices)

@@ -18,7 +18,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from core.sweep.decide import LOOK_LEVEL, decide_verdict  # noqa: E402
+from core.sweep.decide import LOOK_LEVELS, decide_verdict  # noqa: E402
 from core.sweep.plan import LOOKS  # noqa: E402
 from core.sweep.verdict import Verdict  # noqa: E402
 from tests.bench.simulated import END, FLOOR, RISING, SHAPES, draw_sweep, find_truth  # noqa: E402
@@ -93,7 +93,7 @@ def score_looks(many: int) -> dict[str, Any]:
         for _ in range(many):
             curves = draw_sweep(shape, STRENGTHS, LOOKS[-1], 2, rng, rng.uniform(0.85, 1.15))
             for prompts in LOOKS:
-                verdict = decide(curves, prompts, 2, LOOK_LEVEL)
+                verdict = decide(curves, prompts, 2, LOOK_LEVELS[-1])
                 if verdict.is_settled:
                     break
             pictures.append(prompts * 2 * len(STRENGTHS))

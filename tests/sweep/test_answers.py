@@ -176,4 +176,4 @@ def test_a_sweep_ends_where_its_verdict_stands(run_sweep: RunSweep, tmp_path: Pa
     report = build_sweep_report(study)
     assert (report["answer"], len(report["prompts"])) == ("no change", 4)
     assert len(study.plan.prompts) == 16
-    assert report["thresholds"]["level"] == 0.984, "each of several looks needs more"
+    assert report["thresholds"]["level"] == 0.9842, "each of several looks needs more"

@@ -47,6 +47,18 @@ def simulate(
 FLOORS = np.full((8, 2), 0.1)
 
 
+@pytest.mark.parametrize("wanted", [None, "style"])
+def test_a_reference_whose_noise_floor_nobody_knows_is_judged(wanted: str | None) -> None:
+    """It has the LoRA on, where CFG is varied: all images would have been made for an error."""
+    found = find_plateau(simulate([0, 0.1, 0.1]), np.full((8, 2), np.nan), wanted)
+    assert found.answer == ("works" if wanted else "holds")
+
+
+def test_what_is_unclear_has_neither_plateau_nor_confidence() -> None:
+    found = find_plateau(simulate([0, 0.0, 0.0], noise=0.1), FLOORS, "style")
+    assert (found.answer, found.plateau, found.confidence) == ("unclear", (), {})
+
+
 def test_a_plateau_has_what_gains_as_much_and_holds() -> None:
     """The point with the greatest gain of all is left out: its prompt falls."""
     prompt = [1.0, 1.0, 1.0, 1.0, 1.0, 0.5]

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from core.schema import limits
 from core.sweep import plan
 from core.sweep.decide import decide_verdict
 from core.sweep.resample import average_curve, draw_deviations
@@ -245,3 +246,48 @@ def test_the_headline_has_three_numbers() -> None:
         "3 or more",
         "-3 or less",
     ]
+
+
+def test_no_gain_is_said_where_no_draw_gains() -> None:
+    """It ends a sweep: a mean just below the least gain is no reason."""
+    curves = make_curves(PLATEAU, noise=0.01, style=[0.2] * 3 + [0.218] * 6)
+    spread = np.linspace(-0.02, 0.02, PROMPTS)[:, None]
+    curves["style"] = curves["style"] + spread * np.arange(9)[:, None, None] / 8
+    found = decide(curves)
+    assert found.answer == "unclear"
+    assert not found.is_settled
+
+
+def test_what_breaks_may_have_a_sweet_spot_that_more_prompts_show() -> None:
+    """Half of the prompts lose their composition early: the rest may have a range."""
+    curves = make_curves(PLATEAU, noise=0.01)
+    curves["composition"][3:, :5] = 0.0
+    curves["prompt"][7:] = 0.0
+    found = decide(curves)
+    assert (found.answer, found.sweet_spot, found.is_settled) == ("breaks", None, False)
+    lost_first = [1.0, 1.0, 1.0, 0.2] + [0.0] * 5
+    hopeless = decide(make_curves([0, 0.1, 0.1, 0.2, 9, 9, 9, 9, 9], lost_first, noise=0.01))
+    assert (hopeless.answer, hopeless.is_settled) == ("breaks", True), "nothing is there to be found"
+
+
+def test_a_range_without_an_end_is_not_claimed_where_most_draws_break() -> None:
+    curves = make_curves(PLATEAU, noise=0.01)
+    curves["composition"][8] = np.linspace(0, 0.65, PROMPTS)[:, None]
+    found = decide(curves)
+    assert found.sweet_spot is None, found.why
+    assert found.breakdown is None
+
+
+def test_advice_can_be_followed() -> None:
+    """A button that plans more images than are allowed only gives an error."""
+    many = [0.057 * i for i in range(41)]
+    line = {name: np.repeat(curve[:1], 41, 0) for name, curve in make_curves(PLATEAU, noise=0.01).items()}
+    line["effect"] = line["effect"] + 0.5 * np.array(many)[:, None, None]
+    line = {name: np.tile(curve, (1, 2, 1)) for name, curve in line.items()}
+    found = decide(line, strengths=many)
+    assert found.answer == "rising"
+    assert found.next
+    assert len(plan.parse_strengths(found.next)) * 16 * SEEDS <= limits.SWEEP_CELLS
+    unsure = {name: np.tile(curve, (1, 2, 1)) for name, curve in make_curves(PLATEAU, noise=0.01).items()}
+    unsure["composition"][4:, :10] = 0.0
+    assert "seeds" in str(decide(unsure).surer), "16 prompts are all that a sweep takes"

@@ -156,3 +156,12 @@ def test_compare_loras_answers_and_refuses(client: Client) -> None:
         with pytest.raises((AppError, ValidationError, ValueError)) as refused:
             client.predict(**{**asked, **wrong}, api_name="/compare_loras")
         assert why in str(refused.value)
+
+
+def test_what_may_be_lost_alone_is_no_fight() -> None:
+    """94 % of the draws alone beside 95 % with both is no difference."""
+    both = PointVerdict(lost=("prompt falls",), holds=0.05, chance=0.0)
+    unsure = PointVerdict(lost=(), holds=0.06, chance=0.0)
+    found = find_interaction(simulate(0), (HOLDS, unsure), both)
+    assert (found.answer, found.lost) == ("unclear", ())
+    assert find_interaction(simulate(0), (HOLDS, HOLDS), both).answer == "fight"

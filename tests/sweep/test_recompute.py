@@ -23,6 +23,7 @@ LINE = [0.5 * strength for strength in STRENGTHS]
 SHAPES: dict[str, dict[str, Any]] = {
     "plateau that breaks": {"effect": PLATEAU, "prompt": FALLING},
     "line": {"effect": LINE, "prompt": [1] * 9},
+    "what may break": {"effect": PLATEAU, "prompt": [1, 1, 1, 1, 0.95, 0.92, 0.9, 0.87, 0.85]},
     "nothing": {"effect": [0] * 9, "prompt": [1] * 9},
     "style": {"effect": PLATEAU, "prompt": FALLING, "style": [0.2, 0.2, 0.25, 0.5, 0.6, 0.6, 0.5, 0.3, 0.2]},
 }
@@ -53,6 +54,7 @@ def make_report(shape: str, sign: int = 1, **changes: Any) -> dict[str, Any]:
             "gains": LEAST_GAINS,
             "level": 0.95,
             "resamples": 400,
+            "often": 0.5,
             "holds": {
                 name: [None if np.isinf(end) else end for end in ends] for name, ends in HELD_RANGES.items()
             },
@@ -66,7 +68,7 @@ def make_report(shape: str, sign: int = 1, **changes: Any) -> dict[str, Any]:
 def test_numpy_alone_finds_the_knees_of_the_verdict(shape: str, sign: int) -> None:
     report = make_report(shape, sign)
     verdict = recompute_verdict(report)
-    knees = runpy.run_path(str(SCRIPT))["compute_knees"](report)
+    knees = runpy.run_path(str(SCRIPT))["compute_knees"]({**report, "breakdown": verdict.breakdown})
     for name, (_, near, far) in knees.items():
         ends = [None if np.isinf(end) else end for end in (near, far)]
         assert tuple(ends if sign > 0 else ends[::-1]) == verdict.intervals[name], name

@@ -85,10 +85,15 @@ def test_a_sweep_is_filled_in_where_a_person_wrote_nothing(shelf: Path) -> None:
         "preset": "sdxl-base",
         "model": "",
         "budget": "Standard",
+        "seeds": "1-4",
         "filled": filled,
     }
     found = fill_in_choice(**choice, **filled)
     assert found["strengths"] == found["filled"]["strengths"] == "0-2 (+0.2)"
+    quick = found["budget"]["choices"][0][0]
+    assert quick.startswith(f"Quick: 4 prompts, {4 * 4 * 11} images"), (
+        "what the fields ask for, before it starts"
+    )
     assert found["prompts"]["value"] == found["filled"]["prompts"]
     assert all("arona" in prompt for prompt in found["prompts"]["value"].splitlines())
     own = fill_in_choice(**choice, strengths="0, 1", prompts="1girl, by hand")
