@@ -21,7 +21,7 @@ HELD_RANGES = {
 
 Composition: two pictures of different prompts share about a quarter, of one prompt three quarters.
 """
-LEAST_GAINS = {"style": 0.1, "trigger": 0.05, "effect": 0.0}
+LEAST_GAINS = {"style": 0.05, "trigger": 0.05, "effect": 0.0}
 """Least gain that counts: in likeness to the references, as a share of that without the LoRA; in the
 probability of the trigger's tags. The effect's is the noise floor, which onset asks for.
 

@@ -1,10 +1,12 @@
-"""Finds images of a LoRA's style: those of the visitor's run that trained it, or those on its Hub card."""
+"""Finds images of a LoRA's style: in a folder beside it, of the run that trained it, or on its Hub card."""
 
 from pathlib import Path
 
 from core.dataset import dataset as datasets
 from core.hub import client as hub
 from core.models import from_hub
+from core.models.from_hub import IMAGE_SUFFIXES
+from core.models.lora_library import EXAMPLES_FOLDER
 from core.schema import limits
 from core.schema.errors import UserError
 from core.sweep.plan import check_reference
@@ -24,6 +26,8 @@ def find_references(lora: str) -> tuple[list[str], str]:
     sentence: the card's images could not be fetched.
     """
     path = Path(lora)
+    if beside := _list_images_beside(path):
+        return beside, "The references are the images in the folder beside this LoRA that has its name."
     if run := _find_run(path):
         return list_run_images(run), "The references are images of the run that trained this LoRA."
     if not (origin := hub.find_origin(path)):
@@ -49,15 +53,36 @@ def list_run_images(run: RunFolder) -> list[str]:
     return [str(expose_run_file(run.dataset / sample.file, place)) for sample in own]
 
 
+def _list_images_beside(lora: Path) -> list[str]:
+    """Return the images in the folder that has a library LoRA's name and lies beside it.
+
+    Of a person's own library, they are shown at home alone, and not through a share link.
+    """
+    bundled = lora.parent == EXAMPLES_FOLDER
+    if not bundled and not _is_own_machine():
+        return []
+    files = sorted(file for file in lora.with_suffix("").glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
+    folder = create_folder() if files else Path()
+    shown = []
+    for number, file in enumerate(files[: limits.REFERENCES]):
+        link_or_copy(file, at := folder / f"beside-{number:02}{file.suffix.lower()}")
+        shown.append(str(at))
+    return shown
+
+
+def _is_own_machine() -> bool:
+    """Whether the caller is at home, and not a guest through a share link."""
+    return not is_space() and visitor.is_trusted_host()
+
+
 def _find_run(lora: Path) -> RunFolder | None:
     """Return the visitor's run that saved this very file.
 
     At home, all runs are the visitor's, but not for a page opened through a share link: whoever was given
     a LoRA was not given its training images.
     """
-    is_own_machine = not is_space() and visitor.is_trusted_host()
     size = lora.stat().st_size
-    for run in runs.list_all_runs() if is_own_machine else visitor.list_runs():
+    for run in runs.list_all_runs() if _is_own_machine() else visitor.list_runs():
         same = [file for file in run.loras.glob("*.safetensors") if file.stat().st_size == size]
         if same and calculate_sha256(lora) in map(calculate_sha256, same):
             return run

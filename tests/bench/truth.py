@@ -2,7 +2,7 @@
 
 For each shape of curve and each number of prompts and seeds: what is claimed, how often the intervals
 hold the true knees, and whether the confidence is the chance that the true sweet spot holds the
-recommended strength. Writes `tests/bench/results/truth.json`.
+recommended strength. Coverage counts knees within the range alone. Writes `tests/bench/results/truth.json`.
 """
 
 import argparse
@@ -58,7 +58,8 @@ def score_set(prompts: int, seeds: int, many: int) -> dict[str, Any]:
             said[shape][verdict.answer] += 1
             said[shape]["breakdown"] += verdict.breakdown is not None
             for name, hit in holds(verdict, truth).items():
-                held[name].append(hit)
+                if np.isfinite(truth[name]):  # an open interval holds what is beyond the range at no cost
+                    held[name].append(hit)
             if verdict.recommended is not None and shape not in (*RISING, "null"):
                 others = (draw_sweep(shape, STRENGTHS, prompts, seeds, rng, stretch) for _ in range(OTHERS))
                 hits = [is_in_spot(verdict.recommended, other) for other in others]
@@ -69,6 +70,7 @@ def score_set(prompts: int, seeds: int, many: int) -> dict[str, Any]:
         "false_claims": float(np.mean([said[shape]["changes"] / many for shape in ("null", *RISING)])),
         "false_breakdowns": said["edge"]["breakdown"] / many,
         "coverage": {name: round(float(np.mean(hits)), 3) for name, hits in held.items()},
+        "outside": 1 - float(np.mean([hit for hits in held.values() for hit in hits])),
         "confidence": {"said": round(sure, 3), "held_again": round(hit, 3), "sweeps": len(again)},
     }
 

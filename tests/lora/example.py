@@ -3,7 +3,7 @@
 It writes presets/loras/nano-airbrush.safetensors, a style LoRA by plain PEFT: 15 airbrushed
 drawings, soft gradients without a line, whose captions do not name the style; attention of nano's
 U-Net only, rank 4, alpha 2, 300 steps of 4 at 5e-4. In kohya's layout, as most LoRAs are, with twice
-the alpha, so that it works near 1, as most LoRAs do.
+the alpha, so that it works near 1, as most LoRAs do. The drawings go into the folder of its name.
 """
 
 import json
@@ -98,6 +98,9 @@ def main() -> None:
     samples = make_airbrush_set()
     train_lora(pipeline, samples, "style", STYLE_CONFIG)
     save_lora(pipeline, "style", STYLE_CONFIG, samples, EXAMPLE_FILE)
+    EXAMPLE_FILE.with_suffix("").mkdir(exist_ok=True)
+    for number, (picture, _) in enumerate(samples):  # the references of a sweep of it
+        picture.save(EXAMPLE_FILE.with_suffix("") / f"{number:02}.png", optimize=True)
     print(f"{EXAMPLE_FILE.relative_to(ROOT)}: {EXAMPLE_FILE.stat().st_size:,} bytes")
 
 

@@ -1,9 +1,10 @@
-"""References come by themselves: images of the run that trained a LoRA, or of its card on the Hub."""
+"""References come by themselves: from a LoRA's folder, its training run, or its card on the Hub."""
 
 import io
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from gradio.context import LocalContext
@@ -19,6 +20,7 @@ from tabs.shared.references import find_references
 from tabs.sweep.controls import fill_in_references
 from tabs.train.progress import open_in_sweep
 from tests.hub.server_state import Hub
+from tests.models.library import write_lora
 from tests.publish.test_card import EXAMPLE
 from tests.train.parts import make_dataset
 
@@ -38,6 +40,7 @@ widget:
 - just text
 ---
 """
+SHARE_LINK: Any = SimpleNamespace(headers={"host": "a1b2.gradio.live"})
 
 
 @pytest.fixture
@@ -91,24 +94,40 @@ def test_the_page_brings_them_and_keeps_a_persons_own(
     data = make_dataset(tmp_path / "data")
     run = runs.create_run(runs.plan_run(data, "nano-quick", trigger="flow")[0], data)
     run.loras.mkdir(exist_ok=True)
-    shutil.copy(EXAMPLE, run.loras / "final.safetensors")
-    (filled,) = fill_in_references(str(EXAMPLE), None, None, [])
+    mine_too = write_lora(tmp_path / "final.safetensors")
+    shutil.copy(mine_too, run.loras)
+    (filled,) = fill_in_references(str(mine_too), None, None, [])
     assert [Path(file).name for file in filled["references"]] == [sample.file for sample in data.samples]
     assert filled["references_note"] == "The references are images of the run that trained this LoRA."
     mine = ["mine.png", *filled["references"]]
-    again = list(fill_in_references(str(EXAMPLE), None, mine, filled["references"]))
+    again = list(fill_in_references(str(mine_too), None, mine, filled["references"]))
     assert again == [{"references_note": ""}], "a person's own images stay"
     sent = dict.fromkeys(("references", "found_references"), filled["references"])
     brought = open_in_sweep(run.name, str(run.loras / "final.safetensors"))
     assert brought.items() >= {**sent, "preset": "nano", "model": ""}.items()
-    shared = LocalContext.request.set(
-        SimpleNamespace(headers={"host": "a1b2.gradio.live"})  # type: ignore[arg-type]
-    )
-    (strange,) = fill_in_references(str(EXAMPLE), None, None, [])
+    shared = LocalContext.request.set(SHARE_LINK)
+    (strange,) = fill_in_references(str(mine_too), None, None, [])
     assert "references" not in strange, "not through a share link"
     LocalContext.request.reset(shared)
     other = tmp_path / "other.safetensors"
-    other.write_bytes(EXAMPLE.read_bytes()[:-1] + b"\x01")
+    other.write_bytes(mine_too.read_bytes()[:-1] + b"\x01")
     gone, nothing = fill_in_references(str(other), None, filled["references"], filled["references"])
     assert gone == {"references": None, "found_references": [], "references_note": ""}, "they go first"
     assert nothing == {"references_note": ""}
+
+
+def test_images_in_the_folder_beside_a_library_lora_are_its_references(shelf: Path) -> None:
+    """So the first sweep of the LoRA that comes with the studio is held against something."""
+    (example,) = fill_in_references(None, "nano-airbrush", None, [])
+    assert len(example["references"]) == 15
+    lora = write_lora(shelf / "own.safetensors")
+    (shelf / "own").mkdir()
+    (shelf / "own" / "a.jpg").write_bytes(draw_image("jpeg", "blue"))
+    (shelf / "own" / "a.txt").write_text("1girl")
+    found, note = find_references(str(lora))
+    assert [Path(file).suffix for file in found] == [".jpg"]
+    assert "in the folder beside this LoRA" in note
+    shared = LocalContext.request.set(SHARE_LINK)
+    assert find_references(str(lora)) == ([], ""), "a guest is not shown what lies in the owner's folders"
+    assert len(find_references(str(EXAMPLE))[0]) == 15
+    LocalContext.request.reset(shared)
