@@ -250,7 +250,7 @@ def test_the_headline_has_three_numbers() -> None:
 
 def test_no_gain_is_said_where_no_draw_gains() -> None:
     """It ends a sweep: a mean just below the least gain is no reason."""
-    curves = make_curves(PLATEAU, noise=0.01, style=[0.2] * 3 + [0.218] * 6)
+    curves = make_curves(PLATEAU, noise=0.01, style=[0.2] * 3 + [0.209] * 6)
     spread = np.linspace(-0.02, 0.02, PROMPTS)[:, None]
     curves["style"] = curves["style"] + spread * np.arange(9)[:, None, None] / 8
     found = decide(curves)
