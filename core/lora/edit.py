@@ -269,7 +269,7 @@ def format_usage_hint(report: Mapping[str, Any], multiply: float = 1.0) -> str:
 
 def _works(report: Mapping[str, Any]) -> bool:
     """Whether the sweet spot was held against what is wanted; reports from before do not say."""
-    return report.get("answer", "works") == "works"
+    return (report.get("answer") or "works") == "works"
 
 
 def _parse_multiplier(multiply: Any) -> float:

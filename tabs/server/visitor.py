@@ -62,6 +62,20 @@ def find_run_or_none(run: Any) -> RunFolder | None:
         return None
 
 
+def list_trusted_runs() -> list[RunFolder]:
+    """Return the runs whose images the caller may see without naming one, the newest first.
+
+    At home, all runs are the visitor's, but not for a page opened through a share link: whoever was given
+    a LoRA was not given its training images.
+    """
+    return runs.list_all_runs() if is_own_machine() else list_runs()
+
+
+def is_own_machine() -> bool:
+    """Whether the caller is at home, and not a guest through a share link."""
+    return not is_space() and is_trusted_host()
+
+
 def list_runs() -> list[RunFolder]:
     """Return all runs of the account that calls, the newest first."""
     return runs.list_runs(get_account_id())

@@ -11,9 +11,8 @@ from core.schema import limits
 from core.schema.errors import UserError
 from core.sweep.plan import check_reference
 from core.system.atomic_files import link_or_copy
-from core.system.device import is_space
 from core.system.tensor_files import calculate_sha256
-from core.train import access, runs
+from core.train import access
 from core.train.trainer.run_folder import RunFolder
 from tabs.server import visitor
 from tabs.server.page_files import create_folder, expose_run_file
@@ -59,7 +58,7 @@ def _list_images_beside(lora: Path) -> list[str]:
     Of a person's own library, they are shown at home alone, and not through a share link.
     """
     bundled = lora.parent == EXAMPLES_FOLDER
-    if not bundled and not _is_own_machine():
+    if not bundled and not visitor.is_own_machine():
         return []
     files = sorted(file for file in lora.with_suffix("").glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
     folder = create_folder() if files else Path()
@@ -70,19 +69,10 @@ def _list_images_beside(lora: Path) -> list[str]:
     return shown
 
 
-def _is_own_machine() -> bool:
-    """Whether the caller is at home, and not a guest through a share link."""
-    return not is_space() and visitor.is_trusted_host()
-
-
 def _find_run(lora: Path) -> RunFolder | None:
-    """Return the visitor's run that saved this very file.
-
-    At home, all runs are the visitor's, but not for a page opened through a share link: whoever was given
-    a LoRA was not given its training images.
-    """
+    """Return the run that saved this very file, if the visitor may see its images."""
     size = lora.stat().st_size
-    for run in runs.list_all_runs() if _is_own_machine() else visitor.list_runs():
+    for run in visitor.list_trusted_runs():
         same = [file for file in run.loras.glob("*.safetensors") if file.stat().st_size == size]
         if same and calculate_sha256(lora) in map(calculate_sha256, same):
             return run

@@ -7,6 +7,7 @@ import gradio as gr
 from core.sweep import charts, words
 from core.sweep.calibration import describe_calibration
 from core.sweep.character import format_character
+from core.sweep.decide import LEVEL
 from core.sweep.report import SweepFiles, build_sweep_report, draw_sweep_sheet
 from core.sweep.study import SweepStudy
 from core.system.markdown import escape_markdown
@@ -113,8 +114,8 @@ def format_answer(report: dict[str, Any]) -> str:
             f"agree. {words.describe_basis(report)}"
         )
     if report["intervals"]:
-        level = f"{100 * report['thresholds']['level']:.0f} %"  # of each look, where there are several
-        lines.append(f"{level} intervals: {words.describe_intervals(report)}.")
+        level = report.get("thresholds", {}).get("level", LEVEL)  # of each look, where there are several
+        lines.append(f"{100 * level:.0f} % intervals: {words.describe_intervals(report)}.")
     if report["surer"]:
         lines.append(escape_markdown(report["surer"]))
     if report["probe"] and report["strengths"]:

@@ -24,7 +24,7 @@ def test_case_18_a_prompt_becomes_a_picture_whose_download_tells_it(
     page.get_by_role("button", name="Generate", exact=True).click()
     page.locator("#status").get_by_text(re.compile(r"Step \d+ of 25")).wait_for()
     page.locator("#status").get_by_text(re.compile(r"1 image in [\d.]+ s")).wait_for(timeout=60_000)
-    assert "Seed: 42" in page.locator("#settings textarea").input_value()
+    expect(page.locator("#settings textarea")).to_have_value(re.compile("Seed: 42"))
     page.screenshot(path=screenshots / "generate-1280.png", full_page=True)
     page.locator("#gallery img").first.click()
     with page.expect_download() as download:

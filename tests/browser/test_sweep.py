@@ -52,7 +52,7 @@ def test_a_lora_is_dropped_and_its_sweet_spot_becomes_one(page, screenshots: Pat
     page.locator("#cells img").last.wait_for()
     page.screenshot(path=screenshots / "sweep-1280.png", full_page=True)
 
-    page.get_by_role("button", name="Rescale: make 1.0 the sweet spot").click()
+    page.get_by_role("button", name="Rescale: make 1.0 the middle").click()
     page.locator("#normalised").get_by_text("Saved. 1.0 in this copy equals").wait_for()
     with page.expect_download() as download:
         page.locator("#edited a").first.click()

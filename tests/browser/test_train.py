@@ -76,7 +76,8 @@ def test_case_22_fifteen_pictures_become_a_lora_while_the_page_is_away(
     page.get_by_role("button", name="Send to Sweep").click()
     page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
     # Its training images are the references: without them, a sweep says where images change, no more.
-    page.locator("#references").get_by_text(".png").first.wait_for(state="attached")
+    open_part(page, "button", "How it is measured")
+    page.locator("#references").get_by_text(".png").first.wait_for()
     assert len(page.locator("#prompts textarea").input_value().splitlines()) == 8, "enough for a verdict"
     found = lora_file.read_lora_file(lora)
     assert (found.rank, found.scale, found.components) == (4, 0.5, ("unet",))

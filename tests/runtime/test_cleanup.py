@@ -18,8 +18,7 @@ from core.schema import limits
 from core.schema.errors import UserError
 from core.schema.events import Features, Picture
 from core.schema.records import read_form
-from core.sweep import cell_cache
-from core.sweep import study as sweep_study
+from core.sweep import cell_cache, columns
 from core.sweep.plan import SweepForm, plan_sweep
 from core.sweep.study import SweepStudy
 from core.system import shutdown
@@ -202,7 +201,7 @@ def test_the_cells_of_a_study_are_in_use_to_its_end_and_one_that_is_gone_all_the
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SPACE_ID", "ann/studio")
-    monkeypatch.setattr(sweep_study, "TOUCH_SECONDS", 0)
+    monkeypatch.setattr(columns, "TOUCH_SECONDS", 0)
     asked = {"prompts": "1girl", "seeds": "1, 2", "strengths": "0, 1"}
     study = SweepStudy(plan_sweep(read_form(SweepForm, {"lora": str(EXAMPLE), **asked})))
     for event in study.run(gpu.generate_on_gpu):

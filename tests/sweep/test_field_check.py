@@ -154,7 +154,7 @@ def test_a_report_names_nobody_and_no_hour() -> None:
 def test_what_is_said_of_a_check_is_what_was_answered() -> None:
     assert describe_field_check(summarise_field_check(make_usual_answers(), [4.5, None])) == (
         "Blind check by one person over 6 rows: would use 2 to 3, broken from 4 on. "
-        "The recommended strength was better in 3 of 4 pairs, 1 more showed no difference. "
+        "The recommended strength was better in 3 of 4 pairs; 1 more showed no difference. "
         "It would be used in 5 of 6 rows. Where it breaks is outside the verdict's interval."
     )
 
