@@ -14,8 +14,6 @@ RESULTS: dict[str, Any] = {
     for file in (ROOT / "tests" / "bench" / "results").glob("*.json")
 }
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")
-CLAIMS = [NUMBER.findall(claim) for claim in RESULTS["across"]["claims"]]
-"""The numbers of each claim: kept by these LoRAs, by the others, comparisons, difference, its interval."""
 
 
 def read_templates() -> list[tuple[str, str]]:
@@ -34,7 +32,7 @@ TEMPLATES = read_templates()
 
 def fill_in(template: str) -> str:
     """A template's `{file[key][key]:format}` with the numbers of tests/bench/results."""
-    return template.format(**RESULTS, claims=CLAIMS)
+    return template.format(**RESULTS)
 
 
 def read_page(page: str) -> str:
@@ -59,7 +57,7 @@ def test_every_time_of_the_tour_is_a_measured_one() -> None:
     tour = (
         (ROOT / "README.md")
         .read_text(encoding="utf-8")
-        .split("## Try it in two minutes")[1]
+        .split("## Try it in a few minutes")[1]
         .split("\n## ")[0]
     )
     times = set(re.findall(r"[\d.]+ s\b", tour))
@@ -75,7 +73,6 @@ def test_every_time_of_the_tour_is_a_measured_one() -> None:
 def test_what_is_said_in_words_is_so() -> None:
     """Figures that a sentence rounds or only implies."""
     assert RESULTS["recipe"]["details"]["share_sharper"] == 1, "12 of 12"
-    assert RESULTS["lessons"]["prompt"][1] == 1, "every tag of the prompts is still found"
     assert RESULTS["loader"]["worst"] <= 2e-6, "kohya's own loader and the studio agree to within 2e-6"
     assert not RESULTS["load"]["cross_talk"], "nobody got another's result"
     assert RESULTS["load"]["held"] == RESULTS["load"]["jobs"]
@@ -91,10 +88,8 @@ def test_what_is_said_in_words_is_so() -> None:
 
 def test_the_claims_are_answered_as_measured() -> None:
     across = RESULTS["across"]
-    assert all("these pictures agree" in claim for claim in across["claims"])
-    first, second = across["by the API"]["claims"]
-    assert "these pictures agree" in first
-    assert "these pictures do not tell" in second
+    assert all("not tested" in claim for claim in across["claims"])
+    assert all("inconclusive" in claim for claim in across["by the API"]["claims"])
 
 
 @pytest.mark.parametrize("part", ["style", "character"])

@@ -72,8 +72,12 @@ def main() -> None:
 def _summarize_report(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "verdicts": {
-            f"{pair['lora']} > {pair['model']}": pair["why"] if pair["verdict"] is None else pair["verdict"]
+            f"{pair['lora']} > {pair['model']}": pair["verdict"] or "unclear" for pair in report["per_pair"]
+        },
+        "why": {
+            f"{pair['lora']} > {pair['model']}": pair["why"]
             for pair in report["per_pair"]
+            if pair["verdict"] is None
         },
         "needs_times": {
             f"{pair['lora']} > {pair['model']}": pair["needs_times"] for pair in report["per_pair"]
