@@ -75,6 +75,7 @@ def test_case_22_fifteen_pictures_become_a_lora_while_the_page_is_away(
     download.value.save_as(lora)
     page.get_by_role("button", name="Send to Sweep").click()
     page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
+    page.locator("#sweep-lora-line").get_by_text("for nano").wait_for()
     # Its training images are the references: without them, a sweep says where images change, no more.
     open_part(page, "button", "How it is measured")
     page.locator("#references").get_by_text(".png").first.wait_for()
