@@ -22,13 +22,16 @@ def find_references(lora: str) -> tuple[list[str], str]:
     """Return images of the style of a LoRA's file, and one sentence that says where they are from.
 
     They lie where a page may show them. No images and no sentence: nothing is known. No images and a
-    sentence: the card's images could not be fetched.
+    sentence: they cannot be read, or fetched.
     """
     path = Path(lora)
     if beside := _list_images_beside(path):
         return beside, "The references are the images in the folder beside this LoRA that has its name."
     if run := _find_run(path):
-        return list_run_images(run), "The references are images of the run that trained this LoRA."
+        try:
+            return list_run_images(run), "The references are images of the run that trained this LoRA."
+        except UserError as error:  # its images were deleted, or are damaged
+            return [], f"The images of the run that trained this LoRA cannot be read: {error}"
     if not (origin := hub.find_origin(path)):
         return [], ""
     try:

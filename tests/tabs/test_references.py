@@ -105,6 +105,11 @@ def test_the_page_brings_them_and_keeps_a_persons_own(
     sent = dict.fromkeys(("references", "found_references"), filled["references"])
     brought = open_in_sweep(run.name, str(run.loras / "final.safetensors"))
     assert brought.items() >= {**sent, "preset": "nano", "model": ""}.items()
+    (run.dataset / "dataset.json").rename(run.dataset / "gone.json")
+    damaged, said = find_references(str(mine_too))
+    assert not damaged
+    assert said.startswith("The images of the run that trained this LoRA cannot be read: ")
+    (run.dataset / "gone.json").rename(run.dataset / "dataset.json")
     shared = LocalContext.request.set(SHARE_LINK)
     (strange,) = fill_in_references(str(mine_too), None, None, [])
     assert "references" not in strange, "not through a share link"
