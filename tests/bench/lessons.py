@@ -105,6 +105,12 @@ def press_train(page: Page) -> None:
     page.locator("#train-status").get_by_text("Done. Step 300 of 300").wait_for()
 
 
+def send_to_sweep(page: Page) -> None:
+    """Send the trained LoRA to the Sweep tab."""
+    page.get_by_role("button", name="Send to Sweep").click()
+    page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
+
+
 def press_sweep(page: Page) -> int:
     """Sweep the LoRA that is chosen, wait for the verdict, and return how many images it took."""
     page.get_by_role("button", name="Sweep", exact=True).click()
@@ -118,8 +124,7 @@ def _walk_through(page: Page, work: Path) -> dict[str, Any]:
     prepare_training(page, work)
     press_train(page)
     trained = time.monotonic()
-    page.get_by_role("button", name="Send to Sweep").click()
-    page.locator("#sweep-lora").get_by_text("doro-soft-gradients").wait_for()
+    send_to_sweep(page)
     images = press_sweep(page)
     end = time.monotonic()
     page.screenshot(path=ROOT / "build" / "screenshots" / "lessons.png", full_page=True)

@@ -15,7 +15,13 @@ from playwright.sync_api import Page
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.bench.lessons import open_studio, prepare_training, press_sweep, press_train  # noqa: E402
+from tests.bench.lessons import (  # noqa: E402
+    open_studio,
+    prepare_training,
+    press_sweep,
+    press_train,
+    send_to_sweep,
+)
 from tests.hub.server import serve_hub  # noqa: E402
 
 
@@ -45,6 +51,7 @@ def walk_through() -> None:
         page.locator("#expected").get_by_text("About").wait_for()
         press_train(page)
         save_screenshot(page, "train")
+        send_to_sweep(page)
         press_sweep(page)
         page.locator("#cells").scroll_into_view_if_needed()  # what is out of sight is not loaded
         page.locator("#cells img").first.wait_for()
