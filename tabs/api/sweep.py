@@ -37,7 +37,11 @@ def sweep(form: SweepForm) -> Iterator[tuple[Any, ...]]:
     LoRA that shows at no strength, why says so, and no picture is made.
     """
     with translate_errors():
-        study = SweepStudy(plan_sweep(resolve_files(form)))
+        asked = plan_sweep(resolve_files(form))
+        if form.references is None:  # found, or fetched, only for what is not refused
+            found, _ = find_references(asked.lora.path)
+            asked = replace(asked, references=tuple(map(str, found)))
+        study = SweepStudy(asked)
         for event in study.run(gpu.generate_on_gpu):
             if isinstance(event, Failed):
                 raise UserError(None, event.message)
@@ -51,12 +55,8 @@ def resolve_files(form: SweepForm) -> SweepForm:
 
     Raises `UserError` if one of them cannot be found.
     """
-    lora = None if form.lora is None else resolve_lora(form.lora)
-    if form.references is not None:
-        references = resolve_uploads(form.references, "references")
-    else:
-        references = find_references(lora)[0] if lora else ()
-    return replace(form, lora=lora, references=references)
+    references = () if form.references is None else resolve_uploads(form.references, "references")
+    return replace(form, lora=None if form.lora is None else resolve_lora(form.lora), references=references)
 
 
 def register_endpoints() -> None:

@@ -36,7 +36,7 @@ from tabs.shared.model_choices import (
     list_optional_models,
     name_model,
 )
-from tabs.shared.references import find_references
+from tabs.shared.references import expose_references, find_references
 from tabs.sweep.edit_panel import build_edit_panel
 
 FILLED_NAMES = ("strengths", "prompts")
@@ -218,7 +218,8 @@ def fill_in_references(
     with translate_errors():
         lora = find_chosen_lora(lora_file, shelf)
         found, note = find_references(lora) if lora else ([], "")
-    changed = {"references": found, "found_references": found} if found else {}
+    shown = expose_references(found)
+    changed = {"references": shown, "found_references": shown} if shown else {}
     yield {**changed, "references_note": escape_markdown(note)}
 
 
