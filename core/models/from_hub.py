@@ -67,9 +67,9 @@ def fetch_gallery(hub_id: str) -> list[Path]:
     """
     found, left = hub.fetch_listing(hub_id, "references"), MAX_GALLERY_BYTES
     files: list[Path] = []
-    for name in found.gallery:
+    for name in [name for name in found.gallery if name.lower().endswith(IMAGE_SUFFIXES)]:
         left -= found.sizes[name]
-        if name.lower().endswith(IMAGE_SUFFIXES) and left >= 0 and len(files) < limits.REFERENCES:
+        if left >= 0 and len(files) < limits.REFERENCES:
             files.append(hub.fetch_file(found, name, "references"))
     return files
 

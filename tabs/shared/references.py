@@ -1,7 +1,10 @@
 """Finds images of a LoRA's style: in a folder beside it, of the run that trained it, or on its Hub card."""
 
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
+
+from PIL import Image
 
 from core.dataset.dataset import Sample, load_dataset
 from core.hub import client as hub
@@ -63,11 +66,14 @@ def _list_samples(run: RunFolder) -> list[Sample]:
 
 
 def _is_image(file: Path) -> bool:
-    """Whether a file of a stranger's card is an image, whatever its name says."""
+    """Whether all of a file can be read as an image: nobody chose it, so a sweep must not fail by it."""
     try:
-        return bool(check_reference(file))
-    except UserError:
+        check_reference(file)
+        with Image.open(file) as picture:
+            picture.load()
+    except (UserError, OSError, ValueError, SyntaxError):
         return False
+    return True
 
 
 def _list_images_beside(lora: Path) -> list[Path]:
@@ -78,7 +84,7 @@ def _list_images_beside(lora: Path) -> list[Path]:
     if lora.parent != EXAMPLES_FOLDER and not visitor.is_own_machine():
         return []
     files = sorted(file for file in lora.with_suffix("").glob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-    return files[: limits.REFERENCES]
+    return list(islice(filter(_is_image, files), limits.REFERENCES))
 
 
 def _find_run(lora: Path) -> RunFolder | None:

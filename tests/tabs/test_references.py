@@ -27,13 +27,14 @@ license: cc0-1.0
 widget:
 - text: 1girl
   output:
-    url: images/a.png
+    url: images/clip.mp4
+- output: {url: images/a.png}
 - output: {url: "https://huggingface.co/ann/soft/resolve/main/b.jpg"}
 - output: {url: "https://huggingface.co/bob/other/resolve/main/b.jpg"}
 - output: {url: "http://127.0.0.1/secret.png"}
 - output: {url: ../../../etc/passwd.png}
 - output: {url: images/fake.png}
-- output: {url: images/clip.mp4}
+- output: {url: images/torn.png}
 - text: without an image
 - just text
 ---
@@ -52,7 +53,8 @@ def hub_lora(hub_server: Hub) -> Path:
         ("images/a.png", draw_image("png", "red")),
         ("b.jpg", draw_image("jpeg", "blue")),
         ("images/fake.png", b"<svg onload=alert(1)>"),
-        ("images/clip.mp4", b"\x00" * 99),
+        ("images/torn.png", draw_image("png", "red")[:-30]),
+        ("images/clip.mp4", b"\x00" * 5000),
     ):
         api.upload_file(path_or_fileobj=body, path_in_repo=name, repo_id="ann/soft")
     hub_server.requests.clear()
@@ -64,8 +66,12 @@ def draw_image(kind: str, colour: str) -> bytes:
     return out.getvalue()
 
 
-def test_the_images_on_its_card_are_the_references(hub_lora: Path, hub_server: Hub) -> None:
+def test_the_images_on_its_card_are_the_references(
+    hub_lora: Path, hub_server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without them, a sweep of somebody's style says no more than where images change."""
+    small = len(draw_image("png", "red"))
+    monkeypatch.setattr(from_hub, "MAX_GALLERY_BYTES", 3 * small + len(draw_image("jpeg", "blue")))
     found, note = find_references(str(hub_lora))
     assert [file.suffix for file in found] == [".png", ".jpg"], "the card's own images, nothing else"
     assert note == "The references are the images on its card on Hugging Face."
@@ -125,6 +131,7 @@ def test_images_in_the_folder_beside_a_library_lora_are_its_references(shelf: Pa
     (shelf / "own").mkdir()
     (shelf / "own" / "a.jpg").write_bytes(draw_image("jpeg", "blue"))
     (shelf / "own" / "a.txt").write_text("1girl")
+    (shelf / "own" / "torn.png").write_bytes(draw_image("png", "blue")[:-30])
     found, note = find_references(str(lora))
     assert [file.suffix for file in found] == [".jpg"]
     assert "in the folder beside this LoRA" in note
