@@ -15,6 +15,7 @@ from core.lora import edit
 from core.lora.edit import MULTIPLY_RANGE
 from core.models import bases, lora_library
 from core.sweep import charts, decide
+from core.sweep.character import Character
 from core.sweep.gauge import MEASURES
 from core.sweep.knees import HELD_RANGES, LEAST_GAINS, SWEET_SPOT_SHARE
 from core.sweep.resample import RESAMPLES, average_curve, draw_deviations
@@ -71,16 +72,7 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         "images are finished.",
     )
     measured = sorted(study.columns)
-    unmeasured = dict(study.unmeasured)
-    if not study.plan.references:
-        unmeasured["style"] = "No reference images were given."
-    if measured and np.isnan(study.build_curve("trigger", measured)).all():
-        unmeasured["trigger"] = unmeasured.get(
-            "prompt", "The LoRA's file names no tag that the tagger knows and that these prompts do not show."
-        )
     character = study.find_character()
-    if character is None:
-        unmeasured["character"] = "No strength is recommended at which the LoRA could be described."
     cells_of = [
         {"strength": strength, "seed": item[1], "prompt": item[0], "picture": str(file), "key": file.stem}
         for (strength, item), file in sorted(study.pictures.items())
@@ -98,44 +90,17 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         ]
         or None,
         "curve": build_curve(study),
-        "answer": verdict.answer,
-        "onset": verdict.onset,
-        "sweet_spot": list(verdict.sweet_spot) if verdict.sweet_spot else None,
-        "breakdown": verdict.breakdown,
-        "recommended": verdict.recommended,
-        "confidence": verdict.confidence,
-        "intervals": {name: list(ends) for name, ends in verdict.intervals.items()},
-        "why": verdict.why,
-        "surer": verdict.surer,
-        "next": verdict.next,
+        **_describe_verdict(verdict),
         "notes": list(lora.get_lora_file(study.plan.lora.path).notes),
-        "normalise_by": verdict.recommended
-        if verdict.recommended and verdict.recommended >= MULTIPLY_RANGE[0]
-        else None,
         "measured": {
             "strengths": measured,
             "values": {name: list_values(study.build_curve(name, measured)) for name in MEASURES},
             "noise_floors": list_values(study.noise_floors) if measured else [],
         },
-        "thresholds": {
-            "most": SWEET_SPOT_SHARE,
-            "gains": LEAST_GAINS,
-            "levelling": decide.LEVELLING_SHARE,
-            "rising": decide.RISING_SHARE,
-            "rare": decide.RARE_SHARE,
-            "often": decide.OFTEN_SHARE,
-            "equally_sure": decide.EQUALLY_SURE,
-            "settled": decide.SETTLED_CONFIDENCE,
-            "prompts": decide.MIN_PROMPTS,
-            "level": study.level,
-            "resamples": RESAMPLES,
-            "holds": {
-                name: [None if np.isinf(end) else end for end in ends] for name, ends in HELD_RANGES.items()
-            },
-        },
+        "thresholds": _list_thresholds(study.level),
         # In lists, as in a report that was read from a file.
         "character": json.loads(json.dumps(asdict(character))) if character else None,
-        "unmeasured": unmeasured,
+        "unmeasured": _explain_unmeasured(study, character),
         "eye": study.plan.feature_extractor,
         "seeds": list(study.plan.seeds),
         "prompts": list(study.prompts),
@@ -144,6 +109,57 @@ def build_sweep_report(study: SweepStudy) -> dict[str, Any]:
         "seconds": round(study.seconds, 3),
         "unet_calls": study.unet_calls,
     }
+
+
+def _describe_verdict(verdict: Verdict) -> dict[str, Any]:
+    recommended = verdict.recommended
+    return {
+        "answer": verdict.answer,
+        "onset": verdict.onset,
+        "sweet_spot": list(verdict.sweet_spot) if verdict.sweet_spot else None,
+        "breakdown": verdict.breakdown,
+        "recommended": recommended,
+        "confidence": verdict.confidence,
+        "intervals": {name: list(ends) for name, ends in verdict.intervals.items()},
+        "why": verdict.why,
+        "surer": verdict.surer,
+        "next": verdict.next,
+        "normalise_by": recommended if recommended and recommended >= MULTIPLY_RANGE[0] else None,
+    }
+
+
+def _list_thresholds(level: float) -> dict[str, Any]:
+    """Return what the verdict was decided by; `level` is the share of the draws that a claim needed."""
+    return {
+        "most": SWEET_SPOT_SHARE,
+        "gains": LEAST_GAINS,
+        "levelling": decide.LEVELLING_SHARE,
+        "rising": decide.RISING_SHARE,
+        "rare": decide.RARE_SHARE,
+        "often": decide.OFTEN_SHARE,
+        "equally_sure": decide.EQUALLY_SURE,
+        "settled": decide.SETTLED_CONFIDENCE,
+        "prompts": decide.MIN_PROMPTS,
+        "level": level,
+        "resamples": RESAMPLES,
+        "holds": {
+            name: [None if np.isinf(end) else end for end in ends] for name, ends in HELD_RANGES.items()
+        },
+    }
+
+
+def _explain_unmeasured(study: SweepStudy, character: Character | None) -> dict[str, str]:
+    """Return measure -> why the report has no value of it."""
+    found, measured = dict(study.unmeasured), sorted(study.columns)
+    if not study.plan.references:
+        found["style"] = "No reference images were given."
+    if measured and np.isnan(study.build_curve("trigger", measured)).all():
+        found["trigger"] = found.get(
+            "prompt", "The LoRA's file names no tag that the tagger knows and that these prompts do not show."
+        )
+    if character is None:
+        found["character"] = "No strength is recommended at which the LoRA could be described."
+    return found
 
 
 def format_curve_csv(study: SweepStudy) -> str:

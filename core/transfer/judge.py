@@ -6,6 +6,8 @@ A word is said where the whole interval agrees with it, and of a range that woul
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from math import sqrt
 
 import numpy as np
 
@@ -29,6 +31,8 @@ TAIL = (1 - LEVEL) / 2
 """Share of the draws beyond each end of an interval."""
 MIN_STRENGTH = 0.05
 """Least strength that a range is extended to."""
+MIN_STEP = 1.25
+"""A strength between two others is tried where they are further apart than these times."""
 VERDICT_RULE = (
     "Counted is how much of the style that it adds at home (of the effect, where no style is known) it adds "
     "while prompt, composition, detail and colours hold. "
@@ -105,7 +109,8 @@ def find_home_strength(
     found = verdict.recommended if verdict.confidence >= MIN_CONFIDENCE else None
     is_weak = drawn.lost is None and (found is None or abs(found) == last)
     is_strong = len(drawn.tried) < 3 or drawn.lost == 1 or (found is not None and abs(found) == first)
-    return found, _list_further(drawn, is_weak=is_weak, is_strong=is_strong)
+    between = _list_between(drawn, 1) if found is None else []
+    return found, sorted([*between, *_list_further(drawn, is_weak=is_weak, is_strong=is_strong)])
 
 
 def judge_unmeasured(verdict: Verdict) -> Judgement:
@@ -174,6 +179,7 @@ def _compare(drawn: _Drawn, verdict: Verdict, home: HomeBaseline) -> Judgement:
         is_weak=drawn.lost is None and (word is None or times is None),
         is_strong=drawn.lost == 1 or drawn.means["effect"][1] > drawn.means["home effect"][0],
     )
+    further += _list_between(drawn, max(1, drawn.likely - 1)) if word != "full" else []
     until = f"Up to {drawn.sign * drawn.tried[drawn.likely - 1]:g}, while everything holds,"
     if drawn.lost is not None:
         needs += f"; it breaks by {drawn.sign * drawn.tried[drawn.lost]:g}, where {drawn.lost_words}"
@@ -188,7 +194,7 @@ def _compare(drawn: _Drawn, verdict: Verdict, home: HomeBaseline) -> Judgement:
         why=f"{until} it adds {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f}) of the {what} "
         f"that it adds at home at {home.strength:g}; {needs}.",
         lacks=None if word else _describe_lack(low, high, is_far_enough, home),
-        further=tuple(further),
+        further=tuple(sorted(further)),
     )
 
 
@@ -248,6 +254,16 @@ def _list_further(drawn: _Drawn, *, is_weak: bool, is_strong: bool) -> list[floa
     if is_strong and drawn.tried[1] / 2 >= MIN_STRENGTH:
         further.append(round(drawn.tried[1] / 2, STRENGTH_DECIMALS))
     return sorted(drawn.sign * strength for strength in further)
+
+
+def _list_between(drawn: _Drawn, first: int) -> list[float]:
+    """Return strengths between those from index `first` to the first loss that lie far apart.
+
+    What a LoRA adds before it breaks is told no finer than by the strengths tried.
+    """
+    steps = pairwise(drawn.tried[first : (drawn.lost or 0) + 1])
+    middles = [sqrt(a * b) for a, b in steps if b > MIN_STEP * a]
+    return [drawn.sign * round(middle, STRENGTH_DECIMALS) for middle in middles]
 
 
 def _find_needed_strength(drawn: _Drawn, home: HomeBaseline) -> tuple[float | None, Interval | None, str]:

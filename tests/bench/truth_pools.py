@@ -13,16 +13,25 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable
 from datetime import date
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import StableDiffusionXLPipeline
+from PIL import ImageEnhance
 from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from core.nano.lessons import (  # noqa: E402
+    CaptionedPictures,
+    make_outfit_set,
+    make_regularisation_set,
+    replace_colour,
+)
 from core.runtime import gpu  # noqa: E402
 from core.schema.events import Failed  # noqa: E402
 from core.sweep.decide import decide_verdict  # noqa: E402
@@ -30,27 +39,33 @@ from core.sweep.knees import HELD_RANGES, find_knees  # noqa: E402
 from core.sweep.plan import SweepForm, plan_sweep  # noqa: E402
 from core.sweep.resample import average_curve  # noqa: E402
 from core.sweep.study import SweepStudy  # noqa: E402
+from tests.lora.example import EXAMPLE_FILE, NANO, STYLE_CONFIG, save_lora, train_lora  # noqa: E402
 
-EXAMPLE = ROOT / "presets" / "loras" / "nano-airbrush.safetensors"
+SALMON = (250, 160, 130)
 Tensors = dict[str, torch.Tensor]
+Make = Callable[[], Tensors]
 
 
-def scale(factor: float) -> Callable[[Tensors], Tensors]:
-    """Return what multiplies every alpha."""
-    return lambda tensors: {k: v * factor if k.endswith(".alpha") else v for k, v in tensors.items()}
+def load_example() -> Tensors:
+    return load_file(EXAMPLE_FILE)
 
 
-def negate(tensors: Tensors) -> Tensors:
-    return {k: -v if "lora_up" in k else v for k, v in tensors.items()}
+def scale(factor: float) -> Make:
+    """Return what multiplies every alpha of the example."""
+    return lambda: {k: v * factor if k.endswith(".alpha") else v for k, v in load_example().items()}
 
 
-def randomise(factor: float) -> Callable[[Tensors], Tensors]:
+def negate() -> Tensors:
+    return {k: -v if "lora_up" in k else v for k, v in load_example().items()}
+
+
+def randomise(factor: float) -> Make:
     """Return what replaces the matrices by random ones of the same norms, `factor` times as large."""
 
-    def replace(tensors: Tensors) -> Tensors:
+    def replace() -> Tensors:
         torch.manual_seed(0)
         made = {}
-        for key, value in tensors.items():
+        for key, value in load_example().items():
             noise = torch.randn_like(value.float())
             same = noise * value.float().norm() / noise.norm()
             made[key] = value if key.endswith(".alpha") else same * (factor if "lora_up" in key else 1)
@@ -59,20 +74,63 @@ def randomise(factor: float) -> Callable[[Tensors], Tensors]:
     return replace
 
 
-def keep_blocks(*parts: str) -> Callable[[Tensors], Tensors]:
-    """Return what keeps the layers whose names contain one of these parts."""
-    return lambda tensors: {k: v for k, v in tensors.items() if any(part in k for part in parts)}
+def keep_blocks(*parts: str) -> Tensors:
+    """Keep the example's layers whose names contain one of these parts."""
+    return {k: v for k, v in load_example().items() if any(part in k for part in parts)}
 
 
-PLANTED: dict[str, tuple[Callable[[Tensors], Tensors], str]] = {
-    "example": (scale(1), "0-5 (+0.5)"),
-    "half of its blocks": (keep_blocks("output_blocks"), "0-5 (+0.5)"),
+def train_on(pictures: CaptionedPictures) -> Tensors:
+    """Train a LoRA of the example's shape on other pictures."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(NANO)
+    train_lora(pipeline, pictures, "planted", STYLE_CONFIG)
+    with tempfile.TemporaryDirectory() as folder:
+        save_lora(pipeline, "planted", STYLE_CONFIG, pictures, Path(folder) / "planted.safetensors")
+        return load_file(Path(folder) / "planted.safetensors")
+
+
+def brighten() -> Tensors:
+    """Train on drawings that differ by their brightness alone."""
+    drawn = make_regularisation_set(15)
+    return train_on([(ImageEnhance.Brightness(picture).enhance(1.3), told) for picture, told in drawn])
+
+
+def colour_backgrounds() -> Tensors:
+    """Train on drawings whose white backgrounds are salmon, which no caption says."""
+    drawn = [each for each in make_regularisation_set(150) if "white background" in each[1]][:15]
+    return train_on([(replace_colour(picture, (255, 255, 255), SALMON), told) for picture, told in drawn])
+
+
+@cache
+def train_outfit() -> Tensors:
+    return train_on(make_outfit_set("zzz"))
+
+
+def merge() -> Tensors:
+    """Merge the example with the outfit: one LoRA of twice the rank and alpha that adds both changes."""
+    merged = {}
+    for key, value in load_example().items():
+        other = train_outfit()[key]
+        along = 0 if "lora_down" in key else 1
+        merged[key] = value + other if key.endswith(".alpha") else torch.cat([value, other], along)
+    return merged
+
+
+PLANTED: dict[str, tuple[Make, str]] = {
+    "example": (load_example, "0-5 (+0.5)"),
+    "half of its blocks": (partial(keep_blocks, "output_blocks"), "0-5 (+0.5)"),
     "negated": (negate, "0-5 (+0.5)"),
     "noise": (randomise(1), "0-5 (+0.5)"),
     "noise x10": (randomise(10), "0-1 (+0.1)"),
     "x0.05": (scale(0.05), "0-5 (+0.5)"),
+    "x0.5": (scale(0.5), "0-5 (+0.5)"),
+    "x3": (scale(3), "0-1.6 (+0.16)"),
+    "x20": (scale(20), "0-0.25 (+0.025)"),
+    "brightness": (brighten, "0-5 (+0.5)"),
+    "background": (colour_backgrounds, "0-5 (+0.5)"),
+    "outfit": (train_outfit, "0-5 (+0.5)"),
+    "example and outfit": (merge, "0-5 (+0.5)"),
 }
-"""Name -> what is done to the example, and the strengths of its sweep."""
+"""Name -> what makes the LoRA, and the strengths of its sweep."""
 
 
 def measure_pool(file: Path, strengths: str, prompts: int, seeds: int) -> tuple[list[float], Any, np.ndarray]:
@@ -143,12 +201,14 @@ def main() -> None:
     options.add_argument("--prompts", type=int, default=16)
     options.add_argument("--seeds", type=int, default=6)
     options.add_argument("--draws", type=int, default=100)
+    options.add_argument("--only", choices=PLANTED, nargs="+", default=list(PLANTED))
     asked = options.parse_args()
     report: dict[str, Any] = {"date": date.today().isoformat(), "device": "cpu", "draws": asked.draws}
-    for name, (change, strengths) in PLANTED.items():
+    for name in asked.only:
+        make, strengths = PLANTED[name]
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "planted.safetensors"
-            save_file({k: v.contiguous() for k, v in change(load_file(EXAMPLE)).items()}, file)
+            save_file({k: v.contiguous() for k, v in make().items()}, file)
             pool = measure_pool(file, strengths, asked.prompts, asked.seeds)
         report[name] = score_pool(*pool, asked.draws)
         print(name, json.dumps(report[name]), flush=True)

@@ -104,7 +104,15 @@ def test_only_what_it_adds_before_it_breaks_counts() -> None:
     assert (found.verdict, found.share) == ("none", pytest.approx(0.06))
     assert found.why.startswith("Up to 1.5, while everything holds, it adds 6 % ")
     assert found.why.endswith("it breaks by 2, where prompt falls.")
-    assert found.further == (), "more strength would not mend it"
+    assert found.further == (1.732,), "it may add more just before it breaks; more strength would not mend it"
+
+
+def test_between_what_holds_and_what_breaks_a_finer_step_is_tried() -> None:
+    curves = make_measurements(make_curve(0, 1, 4), make_curve(0, 0.2, 0.6), prompt=0.5)
+    found = judge(curves, strengths=[0.0, 0.5, 1.0])
+    assert (found.verdict, found.further) == ("partial", (0.707,)), "it may work fully there"
+    near = judge(curves, strengths=[0.0, 0.5, 0.6])
+    assert (near.verdict, near.further) == ("partial", ()), "what is closer looks the same"
 
 
 def test_a_range_that_begins_too_strong_is_tried_further_down() -> None:
