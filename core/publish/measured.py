@@ -31,7 +31,7 @@ CURVE_FIELDS = (
 )
 KNEE_FIELDS = ("onset", "sweet_spot_low", "sweet_spot_high", "breakdown")
 PAIR_FIELDS = ("sweet_spot", "recommended", "needs_times", "share")
-VERDICTS = ("full", "partial", "none", None)
+VERDICTS = ("full", "at least partial", "partial", "none", None)
 
 
 def parse_sweep_report(

@@ -1,4 +1,4 @@
-"""Judge a LoRA on a base model against its result at home: full, partial or none.
+"""Judge a LoRA on a base model against its result at home: full, at least partial, partial or none.
 
 The pair and its home are drawn together (`core.sweep.resample`): other prompts, and in each other seeds.
 A word is said where the whole interval agrees with it, and of a range that would have shown better.
@@ -27,6 +27,8 @@ REACH_TOLERANCE = 1e-3
 
 The same pictures are not equal to the last digit.
 """
+OPEN = (None, "at least partial")
+"""Verdicts that more pictures may narrow."""
 TAIL = (1 - LEVEL) / 2
 """Share of the draws beyond each end of an interval."""
 MIN_STRENGTH = 0.05
@@ -37,6 +39,8 @@ VERDICT_RULE = (
     "Counted is how much of the style that it adds at home (of the effect, where no style is known) it adds "
     "while prompt, composition, detail and colours hold. "
     f"full: surely at least {100 * FULL_SHARE:.0f} %; "
+    f"at least partial: surely at least {100 * PARTIAL_SHARE:.0f} %, and not sure whether "
+    f"{100 * FULL_SHARE:.0f} %; "
     f"partial: surely at least {100 * PARTIAL_SHARE:.0f} % and less than {100 * FULL_SHARE:.0f} %; "
     f"none: surely less than {100 * PARTIAL_SHARE:.0f} %, or no change at any strength. "
     "partial and none are said where something surely breaks or the images change as much as at home. "
@@ -60,7 +64,7 @@ class Judgement:
     """The judgement of a LoRA on a base model."""
 
     verdict: str | None
-    """`full`, `partial` or `none`; `None` where that is unclear."""
+    """`full`, `at least partial`, `partial` or `none`; `None` where that is unclear."""
     share: float | None = None
     """Share of what the LoRA adds at home that it adds while everything holds, at most 1."""
     share_interval: Range | None = None
@@ -75,7 +79,7 @@ class Judgement:
     why: str
     """The reason for the verdict, one sentence."""
     lacks: str | None = None
-    """What is missing for a verdict, one sentence."""
+    """What is missing for a narrower verdict, one sentence."""
     further: tuple[float, ...] = ()
     """Strengths that would tell more."""
 
@@ -176,7 +180,7 @@ def _compare(drawn: _Drawn, verdict: Verdict, home: HomeBaseline) -> Judgement:
     word = _choose_word(low, high, is_far_enough)
     further = _list_further(
         drawn,
-        is_weak=drawn.lost is None and (word is None or times is None),
+        is_weak=drawn.lost is None and (word in OPEN or times is None),
         is_strong=drawn.lost == 1 or drawn.means["effect"][1] > drawn.means["home effect"][0],
     )
     further += _list_between(drawn, max(1, drawn.likely - 1)) if word != "full" else []
@@ -193,7 +197,7 @@ def _compare(drawn: _Drawn, verdict: Verdict, home: HomeBaseline) -> Judgement:
         sweep=verdict,
         why=f"{until} it adds {100 * share:.0f} % ({100 * low:.0f} to {100 * high:.0f}) of the {what} "
         f"that it adds at home at {home.strength:g}; {needs}.",
-        lacks=None if word else _describe_lack(low, high, is_far_enough, home),
+        lacks=None if word not in OPEN else _describe_lack(low, high, is_far_enough, home),
         further=tuple(sorted(further)),
     )
 
@@ -203,12 +207,14 @@ def _choose_word(low: float, high: float, is_far_enough: bool) -> str | None:
         return "full"
     if is_far_enough and high < PARTIAL_SHARE:
         return "none"
-    return "partial" if is_far_enough and low >= PARTIAL_SHARE and high < FULL_SHARE else None
+    if low >= PARTIAL_SHARE:
+        return "partial" if is_far_enough and high < FULL_SHARE else "at least partial"
+    return None
 
 
 def _describe_lack(low: float, high: float, is_far_enough: bool, home: HomeBaseline) -> str:
     """Return what is missing for a word, one sentence."""
-    if not is_far_enough:
+    if not is_far_enough and low < PARTIAL_SHARE:
         return (
             "Nothing breaks, and the images do not change as much as at home: try more strength, "
             "or multiply the file's alpha."

@@ -106,7 +106,7 @@ def summarise_study(study: TransferStudy) -> str:
     return "; ".join([*lines, *added]) + "."
 
 
-VERDICT_ORDER = ("full", "partial", "none", "unclear", "not measured", "not generated")
+VERDICT_ORDER = ("full", "at least partial", "partial", "none", "unclear", "not measured", "not generated")
 
 
 def format_cells_csv(study: TransferStudy) -> str:

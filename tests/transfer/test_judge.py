@@ -65,7 +65,7 @@ def test_a_range_that_ends_too_early_goes_on_instead_of_saying_none() -> None:
     assert found.further == (2.8, 4.0)
     assert "the images change 20 % of what they change at home, up to 2" in found.why
     assert "try more strength" in (found.lacks or "")
-    end = judge(make_measurements(make_curve(0, 0.4, 0.8)), NO_STYLE, [0.0, 2.5, 5.0])
+    end = judge(make_measurements(make_curve(0, 0.3, 0.6)), NO_STYLE, [0.0, 2.5, 5.0])
     assert (end.verdict, end.further) == (None, ()), "5 is the most that is allowed"
 
 
@@ -77,7 +77,7 @@ def test_the_share_of_the_style_decides(end: float, verdict: str) -> None:
     assert found.lacks is None
 
 
-def test_an_interval_that_holds_two_words_is_unclear_and_says_what_it_lacks() -> None:
+def test_an_interval_that_holds_two_words_says_the_least_and_what_it_lacks() -> None:
     other = PROMPTS[::-1] * 4  # a prompt that shows much at home shows little here
     style = make_curve(0, 0.1, 0.2, 0.3, 0.43, spread=other)
     found = judge(make_measurements(make_curve(0, 0.5, 1, 1.5, 2.1), style))
@@ -85,7 +85,7 @@ def test_an_interval_that_holds_two_words_is_unclear_and_says_what_it_lacks() ->
     assert found.share > 0.8, "the mean alone would be full"
     low, high = found.share_interval or (0, 0)
     assert low < 0.8 < high
-    assert found.verdict is None
+    assert found.verdict == "at least partial"
     assert "more prompts would tell whether fully (8 were used)" in (found.lacks or "")
 
 
