@@ -435,7 +435,9 @@ def _build_matrix(report: dict[str, Any]) -> Any:
 def _format_cell(pair: dict[str, Any]) -> str:
     words = [pair["verdict"] or "?"]
     words += [f"needs x{pair['needs_times']:.2g}"] if pair["needs_times"] else []
-    words += [f"{100 * pair['share']:.0f} % of home"] if pair["share"] is not None else []
+    if pair["share"] is not None:
+        low, high = (100 * end for end in pair["share_interval"])
+        words.append(f"{100 * pair['share']:.0f} % of home ({low:.0f} to {high:.0f})")
     # Where something changes and nothing is lost, but not its style, is no place to use it.
     works = pair["sweet_spot"] and pair["verdict"] != "none"
     verb = "works" if pair["answer"] == "works" else "changes"
