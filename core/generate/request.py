@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from core.generate.stages.details import ANIMEFACE, SEPARATOR_TOKEN
 from core.generate.stages.hires import LANCZOS, LATENT, build_hires_requests
 from core.generate.tag_expander import Expansion, append_tags, check_expand_settings, expand
-from core.hub import client as hub
+from core.hub.names import is_hub_name
 from core.hub.preflight import NeedsJob
 from core.models import bases, catalogue, embedding_library, from_hub, lora_library, tools
 from core.models.preset_match import find_preset
@@ -141,7 +141,7 @@ def build_stage(name: str, value: Any, preset: PromptPreset) -> Any:
         raise UserError(f"{name}.{field}", sentence)
     stage = kind(**values)
     field = STAGE_TOOLS[name][0] if name in STAGE_TOOLS else None
-    if field in from_hub.TOOL_SUFFIXES and hub.is_hub_id(hub_id := getattr(stage, field)):
+    if field in from_hub.TOOL_SUFFIXES and is_hub_name(hub_id := getattr(stage, field)):
         try:
             return replace(stage, **{field: from_hub.pin_tool(field, hub_id)})
         except NeedsJob:
@@ -282,7 +282,7 @@ def _find_unknown_models(form: PictureForm) -> dict[str, str]:
         if stage is None or (model := getattr(stage, field)) in known:
             continue
         suffix = from_hub.TOOL_SUFFIXES.get(field)
-        if suffix and hub.is_hub_id(model):
+        if suffix and is_hub_name(model):
             continue
         allowed = ", ".join(known) + (f", or a Hub id owner/name:file{suffix}" if suffix else "")
         problems[f"{name}.{field}"] = f"{str(model)[:40]!r} is unknown. Use one of: {allowed}."

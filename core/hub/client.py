@@ -1,7 +1,8 @@
 """Fetches from the Hub by `owner/name`, anonymously and at one commit.
 
 Disk space is reserved first; a file arrives complete or is refused in one sentence. An exact name
-is `owner/name@commit` or `owner/name@commit:file`; infotext and cards give it.
+is `owner/name@commit` or `owner/name@commit:file`; infotext and cards give it. What is whole in the
+cache needs no Hub.
 """
 
 import errno
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
+    DisabledRepoError,
     DryRunError,
     GatedRepoError,
     HfHubHTTPError,
@@ -22,13 +24,16 @@ from huggingface_hub.errors import (
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    RevisionNotFoundError,
     SafetensorsParsingError,
 )
 
 from core.hub.downloads import track_download
+from core.hub.names import MAIN, HubName
 from core.hub.preflight import NeedsJob, is_job
 from core.schema import limits
 from core.schema.errors import UserError
+from core.system.atomic_files import replace_file
 from core.system.concurrency import BoundedDict
 from core.system.tensor_files import calculate_sha256
 
@@ -36,11 +41,12 @@ T = TypeVar("T")
 RETRY_STATUSES = (429, 500, 502, 503, 504)
 RETRY_DELAYS = (0.5, 2.0)  # seconds before the second and the third attempt
 MAX_RETRY_DELAY = 10  # seconds; an error message is better than a longer wait
-HUB_ID_PATTERN = re.compile(
-    r"([\w.\-]{1,96}/[\w.\-]{1,96})(?:@([0-9a-f]{40}))?(?::([\w.\-/ ()+]{1,200}\.(?:safetensors|onnx)))?"
-)
 COMMIT_CACHE_SECONDS = 600
 """Seconds for which a name keeps the commit that it was resolved to."""
+
+
+class HubUnreachable(UserError):
+    """The Hub does not answer; what was fetched before may do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +55,8 @@ class Listing:
 
     repo: str
     commit: str
+    revision: str
+    """What was asked for: the commit, or the branch or tag that led to it."""
     sizes: Mapping[str, int]
     """File -> bytes."""
     licence: str | None
@@ -58,34 +66,30 @@ class Listing:
 
     def format_exact_name(self, file: str | None = None) -> str:
         """Return the exact name of the repository, or of one of its files, at this commit."""
-        return f"{self.repo}@{self.commit}" + (f":{file}" if file else "")
+        return HubName(repo=self.repo, revision=self.commit, file=file).format()
 
 
-def split_hub_id(text: str) -> tuple[str, str | None, str | None]:
-    """Return repository, commit and file of a Hub id."""
-    found = HUB_ID_PATTERN.fullmatch(text)
-    assert found, text
-    return found[1], found[2], found[3]
+def fetch_listing(name: HubName, field: str) -> Listing:
+    """Return a repository at its revision, or at the current commit if the name has none.
 
-
-def is_hub_id(text: Any) -> bool:
-    """Whether the text has the form of a Hub id."""
-    return isinstance(text, str) and bool(HUB_ID_PATTERN.fullmatch(text)) and ".." not in text
-
-
-def fetch_listing(text: str, field: str) -> Listing:
-    """Return the repository of a Hub id at its commit, or at the current one if it names none.
-
-    Raises `UserError` with a message that begins with `field`.
+    Where the Hub cannot be reached, it is what of the repository was fetched before. Raises `UserError`
+    with a message that begins with `field`.
     """
-    repo, commit, _ = split_hub_id(text)
+    repo, revision = name.repo, name.revision
     hub = constants.ENDPOINT  # may be another one for the next caller
-    known = _listings.get((hub, repo, commit))
-    if known is None or (commit is None and time.monotonic() - known[0] > COMMIT_CACHE_SECONDS):
-        with translate_fetch_errors(repo, field):
-            found = call_with_retry(
-                lambda: HfApi(token=False).model_info(repo, revision=commit, files_metadata=True, token=False)
-            )
+    known = _listings.get((hub, repo, revision))
+    if known is None or (not name.commit and time.monotonic() - known[0] > COMMIT_CACHE_SECONDS):
+        try:
+            with translate_fetch_errors(repo, field):
+                found = call_with_retry(
+                    lambda: HfApi(token=False).model_info(
+                        repo, revision=revision, files_metadata=True, token=False
+                    )
+                )
+        except HubUnreachable:
+            if (there := _list_cached_files(name)) is None:
+                raise
+            return there
         if (count := len(found.siblings or [])) > limits.REPO_FILES:
             raise UserError(field, f"{repo} has {count:,} files; the limit is {limits.REPO_FILES:,}.")
         sizes = {each.rfilename: each.size or 0 for each in found.siblings or []}
@@ -94,12 +98,42 @@ def fetch_listing(text: str, field: str) -> Listing:
         made = Listing(
             repo=repo,
             commit=str(found.sha),
+            revision=revision or MAIN,
             sizes=sizes,
             licence=licence if isinstance(licence, str) else None,
             gallery=tuple(name for name in _list_card_images(card, repo) if name in sizes),
         )
-        known = _listings[hub, repo, commit] = _listings[hub, repo, made.commit] = (time.monotonic(), made)
+        known = _listings[hub, repo, revision] = (time.monotonic(), made)
+        _listings[hub, repo, made.commit] = known
     return known[1]
+
+
+def _list_cached_files(name: HubName) -> Listing | None:
+    """Return the files of a repository that were fetched before; `None` if there are none."""
+    folder = _find_cache_folder(name.repo)
+    revision = name.revision or MAIN
+    try:
+        commit = name.commit or (folder / "refs" / revision).read_text().strip()
+        files = [file for file in (folder / "snapshots" / commit).rglob("*") if file.is_file()]
+    except OSError:
+        return None
+    root = folder / "snapshots" / commit
+    sizes = {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
+    told = Listing(repo=name.repo, commit=commit, revision=commit, sizes=sizes, licence=None, gallery=())
+    return told if sizes else None
+
+
+def _find_cache_folder(repo: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+
+
+def keep_revision(listing: Listing) -> None:
+    """Write down in the cache which commit a branch or tag led to, as the client does, for offline use."""
+    if listing.revision != listing.commit:
+        file = _find_cache_folder(listing.repo) / "refs" / listing.revision
+        if not file.exists() or file.read_text() != listing.commit:
+            with replace_file(file) as unfinished:
+                unfinished.write_text(listing.commit)
 
 
 def _list_card_images(card: Mapping[str, Any], repo: str) -> list[str]:
@@ -150,6 +184,7 @@ def fetch_file(listing: Listing, name: str, field: str) -> Path:
         ):
             there = Path(hf_hub_download(listing.repo, name, revision=listing.commit, token=False))
         _verify_sha256([there], field, name)
+    keep_revision(listing)
     record_origin(there, listing.format_exact_name(name))
     return there
 
@@ -228,12 +263,27 @@ def translate_fetch_errors(repo: str, field: str):
     except (OSError, HTTPError, RuntimeError) as error:
         # Offline, no such commit, or cut off on the way; hf_xet raises RuntimeError.
         why = error.__cause__ if isinstance(error, DryRunError) else error
-        refused = isinstance(why, HfHubHTTPError) and why.response.status_code in (401, 403)
-        if refused or isinstance(why, GatedRepoError | RepositoryNotFoundError):
-            raise UserError(field, f"{repo} is gated, private or missing on Hugging Face.") from error
+        if sentence := _explain_refusal(why):
+            raise UserError(field, f"{repo} {sentence}") from error
         if isinstance(why, OSError) and why.errno == errno.ENOSPC:
             raise UserError(field, f"{repo} does not fit on the disk.") from error
-        raise UserError(field, f"{repo} cannot be downloaded: Hugging Face is unreachable.") from error
+        raise HubUnreachable(field, f"{repo} cannot be downloaded: Hugging Face is unreachable.") from error
+
+
+def _explain_refusal(error: BaseException | None) -> str | None:
+    """Return why the Hub does not give a repository, without its name; `None` if it did not say."""
+    match error:
+        case GatedRepoError():
+            return "is gated: accept its terms on Hugging Face, download the file there and choose it here."
+        case DisabledRepoError():
+            return "is disabled on Hugging Face."
+        case RevisionNotFoundError():
+            return "has no such revision on Hugging Face."
+        case RepositoryNotFoundError():  # the Hub does not tell strangers which
+            return "is private or does not exist on Hugging Face."
+        case HfHubHTTPError() if error.response.status_code in (401, 403):
+            return "is private or does not exist on Hugging Face."
+    return None
 
 
 def _verify_sha256(files: Sequence[Path], field: str, name: str) -> None:

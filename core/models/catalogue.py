@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from core.hub import client as hub
+from core.hub.names import explain_other_address, is_hub_name
 from core.models import folders, from_hub
 from core.models.model_settings import apply_settings
 from core.schema import presets
@@ -24,10 +24,12 @@ def find_model(name: Any) -> Model:
     It is one of the table, a checkpoint of one's own, or a Hub id at a commit. Raises `UserError`
     listing the names there are.
     """
-    if hub.is_hub_id(name):
+    if is_hub_name(name):
         return apply_settings(from_hub.resolve_base(from_hub.pin_base(name)))
     if not isinstance(name, str):
         raise UserError("model", f"{str(name)[:80]!r} is not the name of a model.")
+    if why := explain_other_address(name):
+        raise UserError("model", why)
     known = presets.get_models()
     if name not in known:
         known = _list_own_checkpoints()

@@ -13,6 +13,7 @@ import diffusers
 from safetensors import SafetensorError, safe_open
 
 from core.hub import client as hub
+from core.hub.names import HubName
 from core.schema.errors import UserError
 from core.schema.types import Model
 from core.system import paths
@@ -164,9 +165,8 @@ def fetch_model_files(model: Model) -> Path:
         return locate_source(model.source)
     if model.file:
         there = hub.find_cached_file(model.source, model.revision, model.file)
-        return there or hub.fetch_file(
-            hub.fetch_listing(f"{model.source}@{model.revision}", "model"), model.file, "model"
-        )
+        name = HubName(repo=model.source, revision=model.revision)
+        return there or hub.fetch_file(hub.fetch_listing(name, "model"), model.file, "model")
     return fetch_snapshot(model, _list_patterns(model))
 
 

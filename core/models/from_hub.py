@@ -4,13 +4,17 @@ Each is inspected before it is fetched.
 """
 
 import json
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors import safe_open
 
 from core.hub import client as hub
+from core.hub.names import HubName, read_hub_name
 from core.lora.file import ADAPTER_CONFIG, MAX_ADAPTER_CONFIG_BYTES, MAX_FILE_BYTES, check_lora_kind
 from core.models import config_limits
 from core.models.files import CONFIG_PATTERNS, V_PREDICTION_KEY, WEIGHT_FILES, find_custom_code
@@ -22,6 +26,7 @@ from core.system.device import detect_machine
 
 TOOL_SUFFIXES = {"upscaler": ".safetensors", "detector": ".onnx"}
 """Kinds of tools that a person may name, and the suffixes of their files."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 MAX_TOOL_BYTES = 512 * 2**20
 MAX_GALLERY_BYTES = 64 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -37,12 +42,12 @@ def fetch_lora(hub_id: str) -> Path:
 
     Raises `UserError` for a LoRA that is refused by its size or header, before the rest is fetched.
     """
-    repo, commit, name = hub.split_hub_id(hub_id)
-    if commit and name and (there := hub.find_cached_file(repo, commit, name)):
-        hub.record_origin(there, hub_id)
+    asked = read_hub_name(hub_id)
+    if asked.commit and asked.file and (there := hub.find_cached_file(asked.repo, asked.commit, asked.file)):
+        hub.record_origin(there, asked.format())
         return there
-    found = hub.fetch_listing(hub_id, "lora")
-    name = _choose_file(found, name, ".safetensors", "lora")
+    found = hub.fetch_listing(asked, "lora")
+    name = _choose_file(found, asked.file, ".safetensors", "lora")
     if hub.find_cached_file(found.repo, found.commit, name) is None:
         if found.sizes[name] > MAX_FILE_BYTES:
             raise UserError(
@@ -65,7 +70,7 @@ def fetch_gallery(hub_id: str) -> list[Path]:
     At most `limits.REFERENCES` images, and `MAX_GALLERY_BYTES` of them. Raises `UserError` if the Hub
     does not answer.
     """
-    found, left = hub.fetch_listing(hub_id, "references"), MAX_GALLERY_BYTES
+    found, left = hub.fetch_listing(read_hub_name(hub_id), "references"), MAX_GALLERY_BYTES
     files: list[Path] = []
     for name in [name for name in found.gallery if name.lower().endswith(IMAGE_SUFFIXES)]:
         left -= found.sizes[name]
@@ -76,11 +81,11 @@ def fetch_gallery(hub_id: str) -> list[Path]:
 
 def pin_tool(kind: str, hub_id: str) -> str:
     """Return the exact name, with its commit, of a tool that a person names. Raises `UserError`."""
-    _, commit, name = hub.split_hub_id(hub_id)
-    if commit and name:
-        return hub_id
-    found = hub.fetch_listing(hub_id, kind)
-    return found.format_exact_name(_choose_file(found, name, TOOL_SUFFIXES[kind], kind))
+    asked = read_hub_name(hub_id)
+    if asked.commit and asked.file:
+        return asked.format()
+    found = hub.fetch_listing(asked, kind)
+    return found.format_exact_name(_choose_file(found, asked.file, TOOL_SUFFIXES[kind], kind))
 
 
 def fetch_hub_tool(kind: str, hub_id: str) -> Path:
@@ -88,14 +93,15 @@ def fetch_hub_tool(kind: str, hub_id: str) -> Path:
 
     Raises `UserError` for a name that is not exact, and for a file that is missing or too large.
     """
-    repo, commit, name = hub.split_hub_id(hub_id)
-    if kind not in TOOL_SUFFIXES or not commit or not name or not name.endswith(TOOL_SUFFIXES[kind]):
+    asked = read_hub_name(hub_id)
+    name = asked.file
+    if kind not in TOOL_SUFFIXES or not asked.commit or not name or not name.endswith(TOOL_SUFFIXES[kind]):
         raise UserError(
             kind, f"{hub_id[:60]!r} is not valid. Use owner/name:file{TOOL_SUFFIXES.get(kind, '')}."
         )
-    if there := hub.find_cached_file(repo, commit, name):
+    if there := hub.find_cached_file(asked.repo, asked.commit, name):
         return there
-    found = hub.fetch_listing(hub_id, kind)
+    found = hub.fetch_listing(asked, kind)
     name = _choose_file(found, name, TOOL_SUFFIXES[kind], kind)
     if found.sizes[name] > MAX_TOOL_BYTES:
         raise UserError(kind, f"{name} has {found.sizes[name]:,} bytes; the limit is {MAX_TOOL_BYTES:,}.")
@@ -110,7 +116,8 @@ def resolve_base(hub_id: str) -> Model:
 
     The model is an SDXL diffusers folder or a checkpoint. Raises `UserError` if it is neither.
     """
-    repo, commit, name = hub.split_hub_id(hub_id)
+    asked = read_hub_name(hub_id)
+    repo, commit, name = asked.repo, asked.commit, asked.file
     assert commit
     if name:
         return Model(
@@ -119,37 +126,36 @@ def resolve_base(hub_id: str) -> Model:
             source=repo,
             revision=commit,
             file=name,
-            prediction_type=_read_prediction(hub_id),
-            licence=_read_licence(hub_id),
+            prediction_type=_read_prediction(asked),
+            licence=_read_licence(asked),
         )
     configs = hub.find_cached_folder(repo, commit, CONFIG_PATTERNS) or _fetch_configs(
-        hub.fetch_listing(hub_id, "model")
+        hub.fetch_listing(asked, "model")
     )
     return Model(
         name=hub_id,
         title=repo,
         source=repo,
         revision=commit,
-        variant=_choose_variant(hub_id, configs),
+        variant=_choose_variant(asked, configs),
         native_size=_read_native_size(configs, repo),
-        licence=_read_licence(hub_id),
+        licence=_read_licence(asked),
     )
 
 
-def _read_prediction(hub_id: str) -> str | None:
+def _read_prediction(asked: HubName) -> str | None:
     """Return `v_prediction` for a checkpoint whose header says so; fetches the header alone.
 
     Raises `UserError` for a file that is no SDXL checkpoint, before it is fetched.
     """
-    repo, commit, name = hub.split_hub_id(hub_id)
-    assert commit
-    assert name
-    if there := hub.find_cached_file(repo, commit, name):
+    assert asked.commit
+    assert asked.file
+    if there := hub.find_cached_file(asked.repo, asked.commit, asked.file):
         with safe_open(there, framework="pt") as opened:
             keys = set(opened.keys())
     else:
-        found = hub.fetch_listing(hub_id, "model")
-        name = _choose_file(found, name, ".safetensors", "model")
+        found = hub.fetch_listing(asked, "model")
+        name = _choose_file(found, asked.file, ".safetensors", "model")
         tensors = hub.fetch_tensor_shapes(found, name, "model")
         _check_sdxl(tensors, found, name)
         keys = set(tensors)
@@ -162,33 +168,55 @@ def pin_base(hub_id: str) -> str:
     A repository without a diffusers folder is named with its one checkpoint. Raises `UserError` if
     there is none or more than one.
     """
-    _, commit, name = hub.split_hub_id(hub_id)
-    if commit and (name or hub.find_cached_folder(hub.split_hub_id(hub_id)[0], commit, CONFIG_PATTERNS)):
-        return hub_id
-    found = hub.fetch_listing(hub_id, "model")
-    if name is None and "model_index.json" in found.sizes:
+    asked = read_hub_name(hub_id)
+    if asked.commit and (asked.file or hub.find_cached_folder(asked.repo, asked.commit, CONFIG_PATTERNS)):
+        return asked.format()
+    found = hub.fetch_listing(asked, "model")
+    if asked.file is None and "model_index.json" in found.sizes:
         return found.format_exact_name()
-    return found.format_exact_name(_choose_file(found, name, ".safetensors", "model"))
+    return found.format_exact_name(_choose_file(found, asked.file, ".safetensors", "model"))
 
 
 def _choose_file(listing: hub.Listing, name: str | None, ending: str, field: str) -> str:
     """Return the file that is meant. Raises `UserError` if the repository does not have it."""
     there = [file for file in listing.sizes if file.endswith(ending)]
-    if name is None and len(there) == 1:
-        return there[0]
     if name is None:
-        what = (
-            f"contains {len(there)} {ending[1:]} files ({', '.join(there[:5])})"
-            if there
-            else f"contains no {ending[1:]} file"
-        )
-        raise UserError(field, f"{listing.repo} {what}; name one as {listing.repo}:file{ending}.")
-    if name not in there:
+        likely = _list_likely_loras(there) if field == "lora" else there
+        if len(likely) == 1:
+            return likely[0]
+    elif name in there:
+        return name
+    elif name in listing.sizes:
+        raise UserError(field, f"{name[:60]} cannot be opened here. Use a {ending} file.")
+    if not there:
+        pickles = [file for file in listing.sizes if file.endswith(PICKLES)]
+        why = f", only pickles ({', '.join(pickles[:5])}), which can run code" if pickles else ""
+        raise UserError(field, f"{listing.repo} contains no {ending} file{why}.")
+    shown = ", ".join(there[:5]) + (" …" if len(there) > 5 else "")
+    if name is None:
         raise UserError(
             field,
-            f"{listing.repo} has no {name[:60]}; it has {', '.join(there[:5]) or f'no {ending[1:]} file'}.",
+            f"{listing.repo} contains {len(there)} {ending} files ({shown}); "
+            f"name one as {listing.repo}:file{ending}.",
         )
-    return name
+    raise UserError(field, f"{listing.repo} has no {name[:60]}; it has {shown}.")
+
+
+def _list_likely_loras(files: Sequence[str]) -> Sequence[str]:
+    """Return the files that a repository's name may mean, as diffusers' `load_lora_weights` guesses them.
+
+    Not meant are states of an optimizer or a scheduler, checkpoints of a run, and embeddings that belong to
+    a LoRA. Of the rest, what lies in no folder comes first, and there diffusers' own name.
+    """
+    likely = [
+        file
+        for file in files
+        if not re.search(r"optimizer|scheduler|checkpoint", file)
+        and not PurePosixPath(file).stem.endswith("_emb")
+    ]
+    in_root = [file for file in likely if "/" not in file]
+    named = [file for file in in_root or likely if PurePosixPath(file).name == LORA_WEIGHT_NAME_SAFE]
+    return named or in_root or likely or files
 
 
 def _fetch_configs(listing: hub.Listing) -> Path:
@@ -202,6 +230,7 @@ def _fetch_configs(listing: hub.Listing) -> Path:
             "model", f"{listing.repo}'s configs have {sum(small):,} bytes; the limit is {MAX_CONFIG_BYTES:,}."
         )
     folder = hub.fetch_folder(listing.repo, listing.commit, CONFIG_PATTERNS, "model")
+    hub.keep_revision(listing)
     index = _read_json(folder / "model_index.json", listing.repo)
     if index.get("_class_name") != PIPELINE_CLASS:
         raise UserError(
@@ -251,17 +280,15 @@ def _check_sdxl(tensors: Any, listing: hub.Listing, name: str, is_complete: bool
         raise UserError("model", f"{listing.repo}'s {name} is not a complete SDXL checkpoint.")
 
 
-def _choose_variant(hub_id: str, configs: Path) -> str | None:
+def _choose_variant(asked: HubName, configs: Path) -> str | None:
     """Return `fp16` if the machine would convert to it anyway and the repository has all of it."""
-    _, commit, _ = hub.split_hub_id(hub_id)
-    assert commit
     half = [f"{part}/{start}.fp16.safetensors" for part, start in WEIGHT_FILES.items()]
     full = [f"{part}/{start}.safetensors" for part, start in WEIGHT_FILES.items()]
     if all((configs / name).exists() for name in full):
         return None
     if all((configs / name).exists() for name in half):
         return "fp16"
-    sizes = hub.fetch_listing(hub_id, "model").sizes
+    sizes = hub.fetch_listing(asked, "model").sizes
     # The CPU computes in float32.
     either = all(name in sizes for name in full) and detect_machine().device == "cpu"
     return "fp16" if all(name in sizes for name in half) and not either else None
@@ -276,10 +303,10 @@ def _read_native_size(configs: Path, repo: str) -> int:
     return 8 * size if isinstance(size, int) and 8 <= size <= 256 else 1024
 
 
-def _read_licence(hub_id: str) -> str:
+def _read_licence(asked: HubName) -> str:
     """Return the licence that the card names; `unknown` if it names none or cannot be fetched."""
     try:
-        return hub.fetch_listing(hub_id, "model").licence or "unknown"
+        return hub.fetch_listing(asked, "model").licence or "unknown"
     except UserError:
         return "unknown"
 

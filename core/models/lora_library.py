@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from core.hub import client as hub
+from core.hub.names import explain_other_address, is_hub_name
 from core.lora import apply as lora
 from core.lora.blocks import parse_block_weights
 from core.models import folders, from_hub
@@ -50,12 +51,15 @@ def locate_lora(name: str) -> Path:
 
 
 def find_lora(name: str) -> Path:
-    """Return the file of a LoRA in the library or on the Hub.
+    """Return the file of a LoRA in the library or on the Hub (`core.hub.names`).
 
-    A Hub id is `owner/name` or `owner/name:file.safetensors`. Raises `UserError` if it is not found
-    or not allowed.
+    Raises `UserError` if it is not found or not allowed.
     """
-    return from_hub.fetch_lora(name) if hub.is_hub_id(name) else locate_lora(name)
+    if is_hub_name(name):
+        return from_hub.fetch_lora(name)
+    if why := explain_other_address(name):
+        raise UserError("lora", why)
+    return locate_lora(name)
 
 
 def find_by_hash(digest: str) -> str | None:

@@ -11,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeGuard
 
 from core.hub import client as hub
+from core.hub.names import read_hub_name
 from core.prompts.grammar import EXTRA_NETWORK
 from core.schema.bounds import FORBIDDEN_CHARACTERS, is_number
 from core.schema.limits import STRENGTH
@@ -46,9 +47,9 @@ def find_beside(lora: Path, suffix: str) -> Path | None:
     It lies beside the LoRA, or came with it from its repository. On a Space no link is followed.
     """
     if lora.is_file() and (origin := hub.find_origin(lora)):
-        repo, commit, name = hub.split_hub_id(origin)
-        told = str(PurePosixPath(name).with_suffix(suffix)) if name else ""
-        return hub.find_cached_file(repo, commit, told) if commit and told else None
+        named = read_hub_name(origin)
+        told = str(PurePosixPath(named.file).with_suffix(suffix)) if named.file else ""
+        return hub.find_cached_file(named.repo, named.commit, told) if named.commit and told else None
     file = lora.with_name(lora.stem + suffix)
     # `is_file` raises for a name that is too long.
     return file if os.path.isfile(file) and not (is_space() and file.is_symlink()) else None  # noqa: PTH113

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 from core.hub import client as hub
+from core.hub.names import is_hub_name
 from core.models import folders, from_hub
 from core.schema import presets
 from core.schema.errors import UserError
@@ -48,7 +49,7 @@ def fetch_tool(kind: str, name: str) -> Path:
     """
     if name in (owned := list_owner_files(kind)):
         return owned[name]
-    if hub.is_hub_id(name):  # not cached: clean-up removes what nobody used
+    if is_hub_name(name):  # not cached: clean-up removes what nobody used
         return from_hub.fetch_hub_tool(kind, name)
     return fetch_pinned_tool(find_tool(kind, name))
 

@@ -18,8 +18,8 @@ from PIL.Image import Image
 
 from core.generate.pipeline import generate
 from core.generate.probe import Probe
-from core.hub import client as hub
 from core.hub import downloads
+from core.hub.names import is_hub_name
 from core.lora import apply as lora
 from core.lora.file import LoraFile
 from core.models import bases, tools
@@ -183,7 +183,7 @@ def _fetch_from_hub(requests: set[Request], feature_extractor: str | None) -> No
         for name in sorted({request.model for request in requests}):
             bases.fetch_model(name)
         for kind, name in dict.fromkeys(wanted):
-            if hub.is_hub_id(name) or name in tools.list_tools(kind):
+            if is_hub_name(name) or name in tools.list_tools(kind):
                 tools.fetch_tool(kind, str(name))
 
 

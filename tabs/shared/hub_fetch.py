@@ -10,6 +10,7 @@ import gradio as gr
 
 from core.hub import client as hub
 from core.hub import downloads
+from core.hub.names import FORMS, explain_other_address, is_hub_name
 from core.lora.file import find_adapter_config
 from core.models import bases, files, from_hub
 from core.schema.errors import UserError
@@ -89,9 +90,9 @@ def fetch_base_to_choice(
 
 
 def _check_hub_id(name: str, field: str) -> str:
-    if not hub.is_hub_id(said := str(name or "").strip()):
+    if not is_hub_name(said := str(name or "").strip()):
         raise UserError(
-            field, f"{said[:60]!r} is not a Hub id. Use owner/name, or owner/name:file.safetensors."
+            field, explain_other_address(said) or f"{said[:60]!r} is not a name on the Hub. Use {FORMS}."
         )
     return said
 

@@ -87,7 +87,7 @@ def test_a_lora_of_the_hub_is_fetched_and_what_was_measured_is_taken_here(
     page.locator("#sweep-hub input, #sweep-hub textarea").first.fill("ann/gone")
     page.locator("#sweep-hub-fetch").click()
     page.locator("#sweep-hub-arrived").get_by_text(
-        "lora: ann/gone is gated, private or missing on Hugging Face."
+        "lora: ann/gone is private or does not exist on Hugging Face."
     ).wait_for()
     page.locator("#sweep-hub input, #sweep-hub textarea").first.fill("ann/soft")
     page.locator("#sweep-hub-fetch").click()

@@ -356,7 +356,6 @@ def test_a_base_of_the_hub_is_the_cards_base(nano_on_hub: Hub) -> None:
     [
         "ann/../bob",
         "http://127.0.0.1/x",
-        "ann/tiny@main",
         "ann/tiny:../../x.safetensors",
         "ann/tiny:x.ckpt",
         "/etc/passwd",

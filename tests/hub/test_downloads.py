@@ -16,6 +16,7 @@ from core.generate import batching
 from core.generate.stages import detector, sandbox, upscaler
 from core.hub import client as hub
 from core.hub import downloads
+from core.hub.names import HubName
 from core.models import from_hub, tools
 from core.schema import limits
 from core.schema.errors import UserError
@@ -44,7 +45,10 @@ def test_what_is_on_its_way_has_its_room_and_its_turn(
 
     Others who want the same file wait for that download.
     """
-    ann, bob = hub.fetch_listing("ann/soft", "lora"), hub.fetch_listing("bob/copy", "lora")
+    ann, bob = (
+        hub.fetch_listing(HubName(repo="ann/soft"), "lora"),
+        hub.fetch_listing(HubName(repo="bob/copy"), "lora"),
+    )
     monkeypatch.setattr(concurrency, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(downloads, "_get_free_bytes", lambda: EXAMPLE.stat().st_size * 3 // 2)
     two_repos.fail("GET /ann/soft/resolve/.*", "held")
@@ -101,7 +105,7 @@ def test_a_tool_that_was_swept_away_is_fetched_again(hub_server: Hub) -> None:
 def test_a_repository_of_too_many_files_is_not_kept(two_repos: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "REPO_FILES", 0)
     with pytest.raises(UserError, match=r"lora: ann/soft has \d files; the limit is 0\."):
-        hub.fetch_listing("ann/soft", "lora")
+        hub.fetch_listing(HubName(repo="ann/soft"), "lora")
     assert not [key for key in hub._listings if key[1] == "ann/soft" and key[0] == two_repos.url]
 
 

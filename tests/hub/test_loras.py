@@ -11,6 +11,7 @@ from safetensors.torch import save
 
 from core.hub import client as hub
 from core.hub import downloads
+from core.hub.names import HubName
 from core.models import from_hub
 from core.models.lora_facts import LoraStrength, read_lora_facts
 from core.schema.errors import UserError
@@ -85,8 +86,8 @@ def test_case_25_no_room_is_said_before_the_download(
     ("kind", "sentence"),
     [
         ("401", "ann/soft"),
-        ("403 gated", "is gated, private or missing"),
-        ("404", "is gated, private or missing"),
+        ("403 gated", "is gated: accept its terms on Hugging Face"),
+        ("404", "is private or does not exist"),
         ("429", "is unreachable"),
         ("503", "is unreachable"),
     ],
@@ -118,7 +119,7 @@ def test_case_26_what_was_cut_goes_on_where_it_was(
 ) -> None:
     # Bytes written at a time; the example is smaller than the usual.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 10_000)
-    found = hub.fetch_listing("ann/soft", "lora")
+    found = hub.fetch_listing(HubName(repo="ann/soft"), "lora")
     loras_on_hub.fail("GET .*/resolve/.*safetensors", "cut")
     with suppress(UserError):
         hub.fetch_file(found, "soft.safetensors", "lora")

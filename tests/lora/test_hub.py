@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from core.hub import client as hub
+from core.hub.names import is_hub_name
 from tests.hub.answers import COMMIT
 from tests.hub.answers import serve_hub_stub as fake
 from tests.models.parts import PickleCanary
@@ -77,15 +77,16 @@ def test_case_05_one_file_is_fetched_and_everything_else_is_a_sentence(tmp_path:
         )
     assert done.stdout.splitlines() == [
         "file style.safetensors",
-        "lora: tiny/two contains 2 safetensors files (a.safetensors, b.safetensors); "
+        "lora: tiny/two contains 2 .safetensors files (a.safetensors, b.safetensors); "
         "name one as tiny/two:file.safetensors.",
         "file a.safetensors",
         "lora: b.safetensors has 3,221,225,472 bytes; the limit for a LoRA is 2,147,483,648.",
         "lora: tiny/two has no c.safetensors; it has a.safetensors, b.safetensors.",
-        "lora: tiny/none contains no safetensors file; name one as tiny/none:file.safetensors.",
-        "lora: tiny/pickles contains no safetensors file; name one as tiny/pickles:file.safetensors.",
+        "lora: tiny/none contains no .safetensors file, only pickles (style.ckpt), which can run code.",
+        "lora: tiny/pickles contains no .safetensors file, only pickles "
+        "(style.ckpt, pytorch_lora_weights.bin), which can run code.",
         "lora: tiny/renamed's style.safetensors is not a complete safetensors file.",
-        "lora: tiny/gone is gated, private or missing on Hugging Face.",
+        "lora: tiny/gone is private or does not exist on Hugging Face.",
         "lora: a--b/c is not a valid repository name.",
     ], done.stderr
     assert not any("hf_secret" in str(headers) for _, headers in asked), "the owner's token was sent"
@@ -107,4 +108,4 @@ def test_case_05_one_file_is_fetched_and_everything_else_is_a_sentence(tmp_path:
     ],
 )
 def test_case_12_what_is_no_id_is_never_asked_for(text: str) -> None:
-    assert not hub.is_hub_id(text)
+    assert not is_hub_name(text)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from core.hub import client as hub
+from core.hub.names import is_hub_name
 from core.models import bases, folders, loader, lora_library, tools
 from core.models import files as models_files
 from core.prompts.grammar import extract_lora_tags
@@ -75,7 +75,7 @@ def test_of_two_files_with_one_name_each_has_its_own(home: Path) -> None:
     found = folders.list_files("lora")
     assert sorted(found.values()) == sorted(files)
     for name, file in found.items():
-        assert not hub.is_hub_id(name)
+        assert not is_hub_name(name)
         assert lora_library.find_lora(name) == file
         (tag,) = extract_lora_tags(lora_library.format_lora_tag(LoraUse(path=str(file))))[1]
         assert lora_library.locate_lora(tag.name) == file

@@ -144,7 +144,7 @@ def test_case_12_what_looks_like_an_id_is_one(
     """The Hub gets the request, and nobody else."""
     with record_connections() as called:
         said = raw.call_endpoint("/inspect_lora", lora=name)
-    assert said == f"refused: lora: {name.partition(':')[0]} is gated, private or missing on Hugging Face."
+    assert said == f"refused: lora: {name.partition(':')[0]} is private or does not exist on Hugging Face."
     assert {one.path for one in hub_server.requests} == {f"/api/models/{name.partition(':')[0]}"}
     assert {one[0] for one in called} == {"127.0.0.1"}
 

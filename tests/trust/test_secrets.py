@@ -118,7 +118,7 @@ def test_case_13_a_visitor_gets_nothing_by_the_owners_token(app: App) -> None:
         ]
         for job, values in asked:
             assert (
-                f"lora: {name.partition(':')[0]} is gated, private or missing on Hugging Face."
+                f"lora: {name.partition(':')[0]} is private or does not exist on Hugging Face."
                 in call_job(visitor, job, **values)
             ), (job, name)
     told = call_job(visitor, "publish", lora="nano-airbrush", repo="ann/private", dry_run=True)
@@ -127,7 +127,7 @@ def test_case_13_a_visitor_gets_nothing_by_the_owners_token(app: App) -> None:
         visitor, "publish", lora="nano-airbrush", repo="ann/private"
     )
     told = call_job(visitor, "generate", prompt="a cat", preset="sdxl-base", steps=1)
-    assert "is gated, private or missing" in told, told
+    assert "is private or does not exist" in told, told
     assert len(app.server.requests) > 20
     assert not [one for one in app.server.requests if "authorization" in one.headers], "a token went along"
 

@@ -19,7 +19,7 @@ from core.generate.stages.denoise import DenoiseStart, encode_pictures
 from core.generate.stages.detector import AnimeFace, Detector, load_detector
 from core.generate.stages.masks import Box
 from core.generate.stages.sandbox import SandboxedDetector, load_sandboxed_detector
-from core.hub import client as hub
+from core.hub.names import is_hub_name
 from core.models import tools
 from core.schema import limits
 from core.schema.errors import UserError
@@ -61,7 +61,7 @@ def find_detector(name: str) -> tuple[Detector | SandboxedDetector | AnimeFace, 
         return AnimeFace(), None
     try:
         file = tools.fetch_tool("detector", name)
-        return (load_sandboxed_detector if hub.is_hub_id(name) else load_detector)(file), None
+        return (load_sandboxed_detector if is_hub_name(name) else load_detector)(file), None
     except UserError:
         if name != Detail().detector or not find_spec(ANIMEFACE):
             raise

@@ -17,7 +17,7 @@ from core.generate.stages.denoise import DenoiseStart, encode_pictures
 from core.generate.stages.grain import smooth_texture
 from core.generate.stages.sandbox import check_upscaler
 from core.generate.stages.upscaler import load_upscaler, tile_side, upscale_tiled
-from core.hub import client as hub
+from core.hub.names import is_hub_name
 from core.models import tools
 from core.schema.types import Hires, Request
 from core.system.device import detect_machine
@@ -122,6 +122,6 @@ def find_upscaler(name: str) -> ImageModelDescriptor:
     `UserError` if the upscaler is not available or cannot be used.
     """
     file = tools.fetch_tool("upscaler", name)
-    if hub.is_hub_id(name):
+    if is_hub_name(name):
         check_upscaler(file)
     return load_upscaler(file)
