@@ -14,7 +14,7 @@ import gradio as gr
 
 from core.publish.bundle import build_bundle
 from core.publish.plan import LICENCES, PublicationForm, plan_publication
-from core.publish.push import compare_repo
+from core.publish.push import preview_repo
 from core.schema.errors import UserError
 from core.schema.records import read_form
 from core.sweep import charts
@@ -106,7 +106,7 @@ def _wire_publication(c: dict[str, Any]) -> None:
     """Connect the buttons that preview, publish and stop."""
     queued = {**QUIET_OPTIONS, "queue": True}
     asked = {name: c[name] for name in (*INPUT_NAMES, "login")}
-    shown = {name: c[name] for name in ("status", "changes", "card", "text", "curves")}
+    shown = {name: c[name] for name in ("status", "changes", "card_change", "card", "text", "curves")}
     c["preview"].click(inputs_kwargs=asked, **answer_by_name(_preview_publication, shown), **queued)
     sending = c["publish"].click(
         _publish_lora,
@@ -185,6 +185,12 @@ def _build_results() -> dict[str, Any]:
         label="Files",
         elem_id="publish-files",
     )
+    c["card_change"] = gr.Code(
+        visible=False,
+        interactive=False,
+        label="Changes of README.md (- before, + after)",
+        elem_id="card-change",
+    )
     c["card"] = gr.Markdown(visible=False, container=True, elem_id="card")
     c["curves"] = gr.Image(
         visible=False, interactive=False, show_label=False, format="png", elem_id="card-curves"
@@ -193,7 +199,7 @@ def _build_results() -> dict[str, Any]:
         c["text"] = gr.Code(language="markdown", interactive=False, elem_id="card-text")
     c["login"] = build_login_box("use-login")
     c["over"] = gr.Checkbox(
-        False, label="Allow overwriting a repository not created by Sweetspot", elem_id="write-over"
+        False, label="Publish into a repository not created by Sweetspot", elem_id="write-over"
     )
     with gr.Row():
         c["publish"] = gr.Button("Publish", variant="primary", elem_id="publish")
@@ -226,19 +232,25 @@ def _preview_publication(
         publication = plan_publication(_build_form(values))
         with create_temporary_folder() as folder:
             files = build_bundle(publication, folder)
-            there = compare_repo(publication.repo, files, get_login_token(login, visitor_token) or False)
-            card = files["README.md"].read_text(encoding="utf-8")
+            there = preview_repo(publication, files, get_login_token(login, visitor_token) or False)
+            card = there.files["README.md"].read_bytes().decode()
     except UserError as error:
         return {"status": show_refusal(error)}
     rows = [[change.path, change.size, change.status] for change in there.changes]
-    said = "New repository." if there.commit is None else f"Existing repository, at {there.commit[:8]}."
+    said = (
+        f"**Not compared with the repository**: {escape_markdown(there.unknown)}"
+        if there.unknown
+        else "New repository."
+        if there.commit is None
+        else f"Existing repository, at {there.commit[:8]}. What others wrote in its README.md stays."
+    )
     said += (
         ""
         if there.is_ours
-        else " **It was not created by Sweetspot**: tick the box below to allow overwriting it."
+        else " **It was not created by Sweetspot**: tick the box below to publish into it."
     )
     # The pictures are not there yet.
-    body = re.sub(r"<Gallery />|!\[[^\n]*\]\(reports/[^)]*\)", "", card.split("\n---\n", 1)[1])
+    body = re.sub(r"<Gallery />|<!--.*?-->|!\[[^\n]*\]\(reports/[^)]*\)", "", card.split("\n---\n", 1)[1])
     curves = charts.draw_curves(publication.sweeps[0]) if publication.sweeps else None
     total = sum(row[1] for row in rows)
     return {
@@ -246,6 +258,7 @@ def _preview_publication(
         "changes": gr.update(value=rows, visible=True),
         "card": gr.update(value=body, visible=True),
         "text": card,
+        "card_change": gr.update(value=there.card_change, visible=bool(there.card_change)),
         "curves": gr.update(value=curves, visible=curves is not None),
     }
 

@@ -36,6 +36,13 @@ def build_bundle(publication: Publication, folder: Path) -> dict[str, Path]:
     """
     p, files = publication, dict[str, Path]()
     best = p.sweeps[0] if p.sweeps else None
+
+    def add(path: str) -> Path:
+        """Add a file to the repository; return where to write it."""
+        files[path] = folder / "repository" / path
+        files[path].parent.mkdir(parents=True, exist_ok=True)
+        return files[path]
+
     with remove_on_error(folder):
         made = edit.rewrite_lora(
             p.file,
@@ -43,57 +50,33 @@ def build_bundle(publication: Publication, folder: Path) -> dict[str, Path]:
             hint=edit.format_usage_hint(best) if best else None,
             metadata=_clean_metadata(p),
         )
-        files[p.name] = _prepare_path(folder, p.name)
-        made.replace(files[p.name])
+        made.replace(add(p.name))
         if best:
             beside = edit.build_sidecar(p.file, best) | {"activation text": p.trigger}
-            files[f"{p.name.removesuffix('.safetensors')}.json"] = _write_json(
-                folder, f"{p.name.removesuffix('.safetensors')}.json", beside
-            )
+            _write_json(add(f"{p.stem}.json"), beside)
         for number, report in enumerate(p.sweeps, 1):
-            files[f"reports/sweep-{number}.json"] = _write_json(
-                folder, f"reports/sweep-{number}.json", report
-            )
-            files[f"reports/curves-{number}.png"] = _prepare_path(folder, f"reports/curves-{number}.png")
-            charts.draw_curves(report).save(files[f"reports/curves-{number}.png"])
+            _write_json(add(f"{p.reports}/sweep-{number}.json"), report)
+            charts.draw_curves(report).save(add(f"{p.reports}/curves-{number}.png"))
             if strip := _draw_strip(report):
-                files[f"reports/strip-{number}.png"] = _prepare_path(folder, f"reports/strip-{number}.png")
-                strip.save(files[f"reports/strip-{number}.png"])
+                strip.save(add(f"{p.reports}/strip-{number}.png"))
         if p.transfer:
-            files["reports/transfer.json"] = _write_json(folder, "reports/transfer.json", p.transfer)
+            _write_json(add(f"{p.reports}/transfer.json"), p.transfer)
         shown = {}
         for number, (picture, prompt) in enumerate(p.pictures, 1):
-            path = f"images/{number:02d}.png"
-            files[path] = _prepare_path(folder, path)
-            link_or_copy(picture, files[path])
+            path = f"{p.examples}/{number:02d}.png"
+            link_or_copy(picture, add(path))
             png_metadata.read_infotext(files[path])  # raises if it no longer says how it was made
             shown[path] = prompt
         if p.dataset:
             for sample in p.dataset.samples:
-                files |= (
-                    {}
-                    if sample.regularisation
-                    else _add_training_picture(p.dataset.folder / sample.file, sample.caption, folder)
-                )
-        files["README.md"] = _prepare_path(folder, "README.md")
-        files["README.md"].write_text(
-            render_card(
-                p,
-                shown,
-                strips=[path for path in files if "/strip-" in path],
-                sha256=calculate_sha256(files[p.name]),
-            ),
-            encoding="utf-8",
-        )
-    return files
-
-
-def _add_training_picture(picture: Path, caption: str, folder: Path) -> dict[str, Path]:
-    """Add a training picture and its caption, as trainers read them."""
-    path, words = f"dataset/{picture.name}", f"dataset/{picture.stem}.txt"
-    files = {path: _prepare_path(folder, path), words: _prepare_path(folder, words)}
-    link_or_copy(picture, files[path])
-    files[words].write_text(caption, encoding="utf-8")
+                if not sample.regularisation:
+                    file = add(f"dataset/{p.stem}/{Path(sample.file).name}")
+                    link_or_copy(p.dataset.folder / sample.file, file)
+                    caption = add(f"dataset/{p.stem}/{Path(sample.file).stem}.txt")  # as trainers read it
+                    caption.write_text(sample.caption, encoding="utf-8")
+        strips = [path for path in files if "/strip-" in path]
+        card = render_card(p, shown, strips, sha256=calculate_sha256(files[p.name]))
+        add("README.md").write_bytes(card.encode())
     return files
 
 
@@ -140,13 +123,5 @@ def _clean_metadata(p: Publication) -> dict[str, str]:
     )
 
 
-def _write_json(folder: Path, path: str, data: Mapping[str, Any]) -> Path:
-    file = _prepare_path(folder, path)
+def _write_json(file: Path, data: Mapping[str, Any]) -> None:
     file.write_text(json.dumps(data, indent=1, ensure_ascii=False), encoding="utf-8")
-    return file
-
-
-def _prepare_path(folder: Path, path: str) -> Path:
-    file = folder / "repository" / path
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file

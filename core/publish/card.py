@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from core.publish.card_merge import GALLERY, mark_section
 from core.publish.plan import LICENCES, Publication
 from core.sweep.calibration import describe_calibration
 from core.sweep.character import format_character
@@ -32,20 +33,18 @@ def render_card(
     """
     p = publication
     parts = [
-        f"---\n{_render_metadata(p, pictures)}\n---",
         f"# {escape_cell(p.title)}",
-        "<Gallery />" if pictures else "",
+        GALLERY if pictures else "",
         escape_markdown(p.description),
         _render_trigger(p),
         _render_sweeps(p, strips),
-    ]
-    parts += [
         _render_transfer(p.transfer) if p.transfer else "",
         _render_usage(p),
         _render_training(p, sha256),
         _render_licence(p),
     ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+    section = mark_section("\n\n".join(part for part in parts if part), p.name)
+    return f"---\n{_render_metadata(p, pictures)}\n---\n\n{section}\n"
 
 
 def _render_metadata(p: Publication, pictures: Mapping[str, str]) -> str:
@@ -112,10 +111,10 @@ def _render_sweeps(p: Publication, strips: Sequence[str]) -> str:
     ]
     told = (
         "Strengths, with 95 % intervals over prompts and seeds; a dash means not observed. "
-        "Full reports are in `reports/`."
+        f"Full reports are in `{p.reports}/`."
     )
     curves = [
-        f"![Curves on {escape_cell(str(report['model']))}](reports/curves-{number}.png)"
+        f"![Curves on {escape_cell(str(report['model']))}]({p.reports}/curves-{number}.png)"
         for number, report in enumerate(p.sweeps, 1)
     ]
     return "\n\n".join(
@@ -177,12 +176,11 @@ def _render_usage(p: Publication) -> str:
         else "not measured"
     )
     base = p.base.source if p.base is not None and p.base.revision is not None else "path/to/base"
-    name = p.name.removesuffix(".safetensors")
     return f"""## How to use
 
 Strength **{strength:g}** ({told}).
 
-- A1111, Forge: put `{p.name}` into `models/Lora` and write `<lora:{name}:{strength:g}>`; \
+- A1111, Forge: put `{p.name}` into `models/Lora` and write `<lora:{p.stem}:{strength:g}>`; \
 the `.json` next to it sets that weight.
 - ComfyUI: put it into `models/loras`; Load LoRA with `strength_model` {strength:g}.
 - diffusers:
@@ -208,7 +206,8 @@ def _render_training(p: Publication, sha256: str) -> str:
         if p.base is not None and p.base.revision
         else []
     )
-    rows += [f"- {p.images} images{', included in `dataset/`' if p.dataset else ''}"] if p.images else []
+    included = f", included in `dataset/{p.stem}/`" if p.dataset else ""
+    rows += [f"- {p.images} images{included}"] if p.images else []
     if p.run:
         made = p.run.settings
         rows += [

@@ -83,7 +83,22 @@ class Publication:
     @property
     def name(self) -> str:
         """The name that the file gets on the Hub."""
-        return f"{lora_library.slugify(self.file.path.stem)[:100]}.safetensors"
+        return f"{self.stem}.safetensors"
+
+    @property
+    def stem(self) -> str:
+        """The name without its ending: of the folders for what belongs to this LoRA alone."""
+        return lora_library.slugify(self.file.path.stem)[:100]
+
+    @property
+    def examples(self) -> str:
+        """The folder of its example pictures in the repository."""
+        return f"images/{self.stem}"
+
+    @property
+    def reports(self) -> str:
+        """The folder of its reports in the repository."""
+        return f"reports/{self.stem}"
 
 
 @record

@@ -6,14 +6,17 @@ What it would change is known before anything is sent.
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from difflib import unified_diff
 from pathlib import Path
 from threading import Event
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
-from core.hub.client import call_with_retry
+from core.hub.client import RETRY_STATUSES, HubUnreachable, call_with_retry
 from core.publish.card import REPO_TAG
+from core.publish.card_merge import merge_card
+from core.publish.plan import Publication
 from core.schema.errors import UserError
 
 STATUS_REASONS = {
@@ -35,7 +38,7 @@ class FileChange:
     size: int
     """Size of the new file in bytes."""
     status: str
-    """`new`, `changed` or `same`."""
+    """`new`, `changed` or `same`; `not compared` where the Hub does not answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,33 +49,60 @@ class RepoState:
     """`None` if there is no repository yet."""
     is_ours: bool
     """Whether Sweetspot made the repository, or it is empty."""
+    files: Mapping[str, Path]
+    """What would be sent: the card merged into the one that is there."""
     changes: tuple[FileChange, ...]
+    card_change: str = ""
+    """How the card would change, as a unified diff; empty where there is none yet."""
+    unknown: str = ""
+    """Why nothing could be compared, one sentence; empty otherwise."""
 
 
-def compare_repo(repo: str, files: Mapping[str, Path], token: str | bool) -> RepoState:
+def preview_repo(publication: Publication, files: Mapping[str, Path], token: str | bool) -> RepoState:
+    """Return what publishing these files would change, as far as the Hub answers.
+
+    Raises `UserError` if the Hub refuses to tell, or if the card that is there cannot be read.
+    """
+    try:
+        return compare_repo(publication, files, token)
+    except HubUnreachable as error:
+        return RepoState(
+            commit=None,
+            is_ours=True,
+            files=files,
+            changes=_list_changes(files, "not compared"),
+            unknown=error.sentence,
+        )
+
+
+def compare_repo(publication: Publication, files: Mapping[str, Path], token: str | bool) -> RepoState:
     """Return what publishing these files would change.
 
-    Raises `UserError` if the Hub cannot tell.
+    Raises `HubUnreachable` if the Hub does not answer, and `UserError` if it refuses to, or if the card
+    that is there cannot be read.
     """
+    repo = publication.repo
     api = HfApi(token=token)
     try:
         info = call_with_retry(lambda: api.model_info(repo, files_metadata=True))
         there = {
             each.rfilename: each.lfs.sha256 if each.lfs else each.blob_id for each in info.siblings or []
         }
-        marked = "README.md" in there and REPO_TAG in (_load_card(repo, token).data.tags or [])
+        card = _read_card(repo, info.sha, token) if "README.md" in there else ""
     except GatedRepoError as error:  # first, because it is a RepositoryNotFoundError
         raise UserError("repo", f"{repo} cannot be compared: {_explain_error(error)}") from error
     except RepositoryNotFoundError:
         return RepoState(
             commit=None,
             is_ours=True,
-            changes=tuple(
-                FileChange(path=path, size=file.stat().st_size, status="new") for path, file in files.items()
-            ),
+            files=files,
+            changes=_list_changes(files, "new"),
         )
     except (HTTPError, OSError) as error:
-        raise UserError("repo", f"{repo} cannot be compared: {_explain_error(error)}") from error
+        is_answer = isinstance(error, HfHubHTTPError) and error.response.status_code not in RETRY_STATUSES
+        kind = UserError if is_answer else HubUnreachable
+        raise kind("repo", f"{repo} cannot be compared: {_explain_error(error)}") from error
+    files = _merge_files(publication, files, card)
     changes = []
     for path, file in files.items():
         own = there.get(path)
@@ -80,17 +110,41 @@ def compare_repo(repo: str, files: Mapping[str, Path], token: str | bool) -> Rep
             "new" if own is None else "same" if own in (_hash_file(file), _hash_git_blob(file)) else "changed"
         )
         changes.append(FileChange(path=path, size=file.stat().st_size, status=what))
-    empty = set(there) <= {".gitattributes"}
-    return RepoState(commit=info.sha, is_ours=empty or marked, changes=tuple(changes))
+    is_ours = set(there) <= {".gitattributes"} or REPO_TAG in (
+        ModelCard(card, ignore_metadata_errors=True).data.tags or []
+    )
+    merged = files["README.md"].read_bytes().decode()
+    change = unified_diff(card.splitlines(), merged.splitlines(), "README.md", "README.md", lineterm="", n=2)
+    return RepoState(
+        commit=info.sha,
+        is_ours=is_ours,
+        files=files,
+        changes=tuple(changes),
+        card_change="\n".join(change) if card else "",
+    )
+
+
+def _list_changes(files: Mapping[str, Path], status: str) -> tuple[FileChange, ...]:
+    return tuple(
+        FileChange(path=path, size=file.stat().st_size, status=status) for path, file in files.items()
+    )
+
+
+def _merge_files(publication: Publication, files: Mapping[str, Path], card: str) -> Mapping[str, Path]:
+    """Return the files with the card merged into `card`, the one that is there; empty where there is none."""
+    if not card:
+        return files
+    own = files["README.md"].read_bytes().decode()
+    merged = files["README.md"].with_name("README.merged.md")
+    merged.write_bytes(merge_card(own, card, publication.name, publication.examples).encode())
+    return {**files, "README.md": merged}
 
 
 def push_files(
-    repo: str,
+    publication: Publication,
     files: Mapping[str, Path],
     token: str,
-    message: str,
     *,
-    private: bool,
     overwrite: bool = False,
     stop: Event | None = None,
 ) -> str:
@@ -109,7 +163,7 @@ def push_files(
         if stop is not None and stop.is_set():
             raise UserError("repo", f"{repo} was not changed: the upload was stopped before its commit.")
 
-    api = HfApi(token=token)
+    api, repo = HfApi(token=token), publication.repo
     try:
         who = call_with_retry(api.whoami)
         spaces = [who["name"], *(each["name"] for each in who.get("orgs", []))]
@@ -117,7 +171,7 @@ def push_files(
             raise UserError(
                 "repo", f"{repo} is in somebody else's namespace; the login can write to {', '.join(spaces)}."
             )
-        there = compare_repo(repo, files, token)
+        there = compare_repo(publication, files, token)
         if not there.is_ours and not overwrite:
             raise UserError(
                 "repo", f"{repo} was not created by Sweetspot; allow overwriting it, or choose another name."
@@ -127,14 +181,17 @@ def push_files(
         check_stop()
         if there.commit is None:
             # It may exist by now: made meanwhile, or by an earlier attempt that failed.
-            api.create_repo(repo, private=private, exist_ok=True)
+            api.create_repo(repo, private=publication.private, exist_ok=True)
         operations = [
-            CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in files.items()
+            CommitOperationAdd(path_in_repo=path, path_or_fileobj=file) for path, file in there.files.items()
         ]
         api.preupload_lfs_files(repo, operations)
         check_stop()
         return api.create_commit(
-            repo, operations, commit_message=message, parent_commit=there.commit
+            repo,
+            operations,
+            commit_message=f"Publish {publication.name}",
+            parent_commit=there.commit,
         ).commit_url
     except (HTTPError, OSError, RuntimeError) as error:
         raise UserError("repo", f"{repo} was not changed: {_explain_error(error)}") from error
@@ -165,6 +222,7 @@ def _hash_git_blob(file: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _load_card(repo: str, token: str | bool) -> ModelCard:
+def _read_card(repo: str, commit: str | None, token: str | bool) -> str:
+    """Return the text of a repository's README.md, its line ends as they are."""
     # `False` is an anonymous visitor, as everywhere in huggingface_hub.
-    return ModelCard.load(repo, token=token, ignore_metadata_errors=True)  # type: ignore[arg-type]
+    return Path(hf_hub_download(repo, "README.md", revision=commit, token=token)).read_bytes().decode()

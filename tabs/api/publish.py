@@ -7,7 +7,7 @@ import gradio as gr
 
 from core.publish.bundle import build_bundle
 from core.publish.plan import PublicationForm, plan_publication
-from core.publish.push import compare_repo
+from core.publish.push import preview_repo
 from core.schema.errors import UserError
 from core.schema.records import read_form, record
 from tabs.api.inputs import build_input
@@ -74,8 +74,9 @@ def publish(visitor_token: gr.OAuthToken | None, form: PublishForm) -> Iterator[
     `sweep` and `transfer` are reports of this very file. `dataset` includes a run's training
     images.
 
-    With `dry_run` nothing is uploaded; it returns the card's text and the files with what they
-    change. Returns url, commit, files.
+    With `dry_run` nothing is uploaded; it returns the files with what they change, the card as it would
+    be, its change as a unified diff, and why nothing could be compared where the Hub does not answer.
+    Returns url, commit, files.
     """
     with translate_errors():
         publication = plan_publication(form.to_publication())
@@ -86,13 +87,19 @@ def publish(visitor_token: gr.OAuthToken | None, form: PublishForm) -> Iterator[
             )
         with create_temporary_folder() as folder:
             files = build_bundle(publication, folder)
-            there = compare_repo(publication.repo, files, own or False)
+            there = preview_repo(publication, files, own or False)
             listed = [
                 {"file": change.path, "size": change.size, "what": change.status} for change in there.changes
             ]
             if form.dry_run:
-                card = files["README.md"].read_text(encoding="utf-8")
-                yield {"url": None, "commit": there.commit, "files": listed, "card": card}
+                yield {
+                    "url": None,
+                    "commit": there.commit,
+                    "files": listed,
+                    "card": there.files["README.md"].read_bytes().decode(),
+                    "card_change": there.card_change,
+                    "unknown": there.unknown,
+                }
                 return
             assert own is not None
             url = yield from send_publication(publication, files, own)

@@ -25,11 +25,7 @@ def send_publication(
     """
     stop = Event()
     looks = run_in_background(
-        partial(push_files, private=publication.private, overwrite=overwrite, stop=stop),
-        publication.repo,
-        files,
-        user_token,
-        f"Publish {publication.name}",
+        partial(push_files, overwrite=overwrite, stop=stop), publication, files, user_token
     )
     try:
         while True:

@@ -303,7 +303,7 @@ def test_training_pictures_go_only_where_they_are_asked_for(tmp_path: Path) -> N
     assert "4 images" in without["README.md"].read_text()
     pictures = [path for path in sent if path.startswith("dataset/")]
     assert sorted(Path(path).suffix for path in pictures) == [".png"] * 4 + [".txt"] * 4
-    assert "included in `dataset/`" in sent["README.md"].read_text()
+    assert "included in `dataset/" in sent["README.md"].read_text()
     with pytest.raises(UserError, match="dataset: a file has no training images"):
         plan_publication(
             read_form(

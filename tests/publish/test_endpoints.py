@@ -27,7 +27,7 @@ def test_a_dry_run_shows_everything_and_sends_nothing(client: Client, hub_server
     )
     assert (told["url"], told["commit"]) == (None, None)
     assert {each["what"] for each in told["files"]} == {"new"}
-    assert {"README.md", "nano-airbrush.safetensors", "reports/sweep-1.json"} <= {
+    assert {"README.md", "nano-airbrush.safetensors", "reports/nano-airbrush/sweep-1.json"} <= {
         each["file"] for each in told["files"]
     }
     assert ModelCard(told["card"]).data.library_name == "diffusers"
@@ -144,5 +144,5 @@ def test_the_script_of_the_docs_goes_from_pictures_to_a_measured_lora(
     printed = capsys.readouterr().out
     assert "## Where it works" in printed
     assert "mystyle" in printed
-    assert "reports/strip-1.png" in printed, "the sweep's pictures are at hand"
+    assert "/strip-1.png" in printed, "the sweep's pictures are at hand"
     assert not hub_server.repos, "a dry run sends nothing"

@@ -5,9 +5,10 @@ What is sent file by file, faults that leave nothing half done, and nobody else'
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -23,8 +24,8 @@ from core.models import bases
 from core.prompts.infotext import create_infotext
 from core.prompts.png_metadata import save_png
 from core.publish.bundle import build_bundle
-from core.publish.plan import PublicationForm, plan_publication
-from core.publish.push import compare_repo, push_files
+from core.publish.plan import Publication, PublicationForm, plan_publication
+from core.publish.push import RepoState, compare_repo, push_files
 from core.runtime import gpu, torch_thread
 from core.schema.errors import UserError
 from core.schema.events import Picture
@@ -65,39 +66,47 @@ def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def bundle_files(folder: Path, **values: Any) -> dict[str, Path]:
-    return build_bundle(
-        plan_publication(
-            read_form(PublicationForm, {"lora": str(EXAMPLE), "repo": "ann/soft", "home": "nano", **values})
-        ),
-        folder,
-    )
+class Bundle(NamedTuple):
+    """A publication, and its files."""
+
+    publication: Publication
+    files: dict[str, Path]
+
+    def compare(self, token: str | bool = ANN) -> RepoState:
+        return compare_repo(self.publication, self.files, token)
+
+    def push(self, repo: str = "ann/soft", token: str = ANN, **more: Any) -> str:
+        return push_files(replace(self.publication, repo=repo), self.files, token, **more)
 
 
-def push_bundle(bundle: dict[str, Path], repo: str = "ann/soft", token: str = ANN, **more: Any) -> str:
-    return push_files(repo, bundle, token, private=True, message="Publish it", **more)
+def bundle_files(folder: Path, lora: Path = EXAMPLE, **values: Any) -> Bundle:
+    asked = {"lora": str(lora), "repo": "ann/soft", "home": "nano", **values}
+    publication = plan_publication(read_form(PublicationForm, asked))
+    return Bundle(publication, build_bundle(publication, folder))
 
 
 def test_case_26_what_is_sent_is_what_is_pulled(hub_server: Hub, tmp_path: Path, picture: Path) -> None:
     made = bundle_files(tmp_path, title="Soft", trigger="soft", sweep=[REPORT], pictures=[str(picture)])
-    before = compare_repo("ann/soft", made, ANN)
+    before = made.compare()
     assert (before.commit, before.is_ours, {change.status for change in before.changes}) == (
         None,
         True,
         {"new"},
     )
-    url = push_bundle(made)
+    url = made.push()
     there = hub_server.list_files("ann/soft")
     assert sorted(there) == [
         ".gitattributes",
         "README.md",
-        "images/01.png",
+        "images/nano-airbrush/01.png",
         "nano-airbrush.json",
         "nano-airbrush.safetensors",
-        "reports/curves-1.png",
-        "reports/sweep-1.json",
+        "reports/nano-airbrush/curves-1.png",
+        "reports/nano-airbrush/sweep-1.json",
     ]
-    assert {path: there[path] for path in made} == {path: file.read_bytes() for path, file in made.items()}
+    assert {path: there[path] for path in made.files} == {
+        path: file.read_bytes() for path, file in made.files.items()
+    }
     assert hub_server.repos["ann/soft"].private
     assert len(hub_server.list_commits("ann/soft")) == 2, "the repository's own first one, and ours"
     assert url.endswith(hub_server.list_commits("ann/soft")[-1].oid)
@@ -121,15 +130,16 @@ def test_case_26_what_is_sent_is_what_is_pulled(hub_server: Hub, tmp_path: Path,
         atol=1e-5,
     )
     asked = len(hub_server.requests)
-    assert push_bundle(made) == url, "nothing has changed, so there is no second commit"
+    assert made.push() == url, "nothing has changed, so there is no second commit"
     assert not [one for one in hub_server.requests[asked:] if one.method in ("POST", "PUT")]
-    assert {change.status for change in compare_repo("ann/soft", made, ANN).changes} == {"same"}
+    assert {change.status for change in made.compare().changes} == {"same"}
     more = bundle_files(
         tmp_path / "more", title="Softer", trigger="soft", sweep=[REPORT], pictures=[str(picture)]
     )
-    assert {
-        change.path for change in compare_repo("ann/soft", more, ANN).changes if change.status == "changed"
-    } == {"README.md", "nano-airbrush.safetensors"}
+    assert {change.path for change in more.compare().changes if change.status == "changed"} == {
+        "README.md",
+        "nano-airbrush.safetensors",
+    }
 
 
 FAULTS = [
@@ -167,7 +177,7 @@ def test_case_26_a_fault_is_one_sentence_and_pressing_again_finishes(
     made = bundle_files(tmp_path)
     hub_server.fail(where, kind, times=6)  # more than the some five tries of the client
     with pytest.raises(UserError) as error:
-        push_bundle(made)
+        made.push()
     assert str(error.value).startswith("repo: ann/soft ")
     assert sentence in str(error.value), str(error.value)
     assert ANN not in repr(error.value)
@@ -175,8 +185,8 @@ def test_case_26_a_fault_is_one_sentence_and_pressing_again_finishes(
     if "ann/soft" in hub_server.repos:
         assert set(hub_server.list_files("ann/soft")) <= {".gitattributes"}, "half of a publication is there"
     hub_server.faults.clear()
-    push_bundle(made)
-    assert set(made) <= set(hub_server.list_files("ann/soft"))
+    made.push()
+    assert set(made.files) <= set(hub_server.list_files("ann/soft"))
 
 
 def test_case_26_what_passes_is_waited_for_as_long_as_the_hub_says(
@@ -198,7 +208,7 @@ def test_case_26_what_passes_is_waited_for_as_long_as_the_hub_says(
         hub_server.fail(where, "429")
         hub_server.fail(where, "503")
     hub_server.fail("PUT ", "cut")
-    push_bundle(bundle_files(tmp_path))
+    bundle_files(tmp_path).push()
     assert not hub_server.faults, "some were never asked for"
     assert len(waited) == 13
     assert sum(seconds >= 7 for seconds in waited) == 6, waited
@@ -214,7 +224,7 @@ def test_case_26_offline_is_one_sentence(
         with pytest.raises(
             UserError, match=r"^repo: ann/soft was not changed: Hugging Face is unreachable; try again"
         ):
-            push_bundle(made)
+            made.push()
     gone = "http://127.0.0.1:9"  # nobody listens there
     with monkeypatch.context() as patch:
         patch.setattr(constants, "ENDPOINT", gone)
@@ -222,10 +232,10 @@ def test_case_26_offline_is_one_sentence(
         with pytest.raises(
             UserError, match=r"^repo: ann/soft was not changed: Hugging Face is unreachable; try again"
         ):
-            push_bundle(made)
+            made.push()
     assert not hub_server.requests
-    push_bundle(made)
-    assert set(made) <= set(hub_server.list_files("ann/soft"))
+    made.push()
+    assert set(made.files) <= set(hub_server.list_files("ann/soft"))
 
 
 def test_case_26_nobody_elses_repository_is_touched(hub_server: Hub, tmp_path: Path) -> None:
@@ -233,22 +243,24 @@ def test_case_26_nobody_elses_repository_is_touched(hub_server: Hub, tmp_path: P
     with pytest.raises(
         UserError, match=r"bob/soft is in somebody else's namespace; the login can write to ann\."
     ):
-        push_bundle(made, "bob/soft")
+        made.push("bob/soft")
     api = HfApi(token=ANN)
     api.create_repo("ann/precious")
     api.upload_file(path_or_fileobj=b"# mine", path_in_repo="README.md", repo_id="ann/precious")
     sent = [one for one in hub_server.requests if one.method in ("POST", "PUT")]
     with pytest.raises(UserError, match="ann/precious was not created by Sweetspot; allow"):
-        push_bundle(made, "ann/precious")
+        made.push("ann/precious")
     assert [one for one in hub_server.requests if one.method in ("POST", "PUT")] == sent, "something was sent"
     assert hub_server.list_files("ann/precious")["README.md"] == b"# mine"
-    push_bundle(made, "ann/precious", overwrite=True)
-    assert hub_server.list_files("ann/precious")["README.md"] != b"# mine"
+    made.push("ann/precious", overwrite=True)
+    card = hub_server.list_files("ann/precious")["README.md"].decode()
+    assert "# mine\n" in card, "what was written there stays"
+    assert "# nano-airbrush" in card
 
 
 def test_case_13_without_a_login_nothing_is_asked_with_one(hub_server: Hub, tmp_path: Path) -> None:
     """A look before login sends no token, even if this machine holds one."""
-    compare_repo("ann/soft", bundle_files(tmp_path), False)
+    bundle_files(tmp_path).compare(False)
     assert hub_server.requests
     assert not [one for one in hub_server.requests if "authorization" in one.headers]
 
