@@ -24,12 +24,12 @@ from tabs.shared.model_choices import list_model_choices
 
 def build_lora_box(elem_id: str) -> dict[str, Any]:
     """Build the controls that fetch a LoRA; `wire` connects them."""
-    return _build_box("From Hugging Face", "owner/name, or owner/name:file.safetensors", elem_id)
+    return _build_box("From Hugging Face", "owner/name:file.safetensors, or an address", elem_id)
 
 
 def build_base_box(elem_id: str) -> dict[str, Any]:
     """Build the controls that fetch a base model; `wire` connects them."""
-    return _build_box("Base model from Hugging Face", "owner/name, or owner/name:file.safetensors", elem_id)
+    return _build_box("Base model from Hugging Face", "owner/name:file.safetensors, or an address", elem_id)
 
 
 def _build_box(label: str, placeholder: str, elem_id: str) -> dict[str, Any]:
