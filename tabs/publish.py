@@ -13,7 +13,8 @@ from typing import Any
 import gradio as gr
 
 from core.publish.bundle import build_bundle
-from core.publish.plan import LICENCES, PublicationForm, plan_publication
+from core.publish.licences import LICENCES
+from core.publish.plan import PublicationForm, plan_publication
 from core.publish.push import preview_repo
 from core.schema.errors import UserError
 from core.schema.records import read_form

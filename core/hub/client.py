@@ -60,7 +60,9 @@ class Listing:
     sizes: Mapping[str, int]
     """File -> bytes."""
     licence: str | None
-    """The licence that the repository's card names."""
+    """The licence that the repository's card names: of another than the Hub's, its own name."""
+    licence_link: str | None
+    """Where it stands, if the card says so."""
     gallery: tuple[str, ...]
     """Files of the repository that its card shows as examples, in the card's order."""
 
@@ -94,13 +96,14 @@ def fetch_listing(name: HubName, field: str) -> Listing:
             raise UserError(field, f"{repo} has {count:,} files; the limit is {limits.REPO_FILES:,}.")
         sizes = {each.rfilename: each.size or 0 for each in found.siblings or []}
         card = found.card_data.to_dict() if found.card_data else {}
-        licence = card.get("license")
+        licence, link = _read_licence(card, repo)
         made = Listing(
             repo=repo,
             commit=str(found.sha),
             revision=revision or MAIN,
             sizes=sizes,
-            licence=licence if isinstance(licence, str) else None,
+            licence=licence,
+            licence_link=link,
             gallery=tuple(name for name in _list_card_images(card, repo) if name in sizes),
         )
         known = _listings[hub, repo, revision] = (time.monotonic(), made)
@@ -119,7 +122,15 @@ def _list_cached_files(name: HubName) -> Listing | None:
         return None
     root = folder / "snapshots" / commit
     sizes = {file.relative_to(root).as_posix(): file.stat().st_size for file in files}
-    told = Listing(repo=name.repo, commit=commit, revision=commit, sizes=sizes, licence=None, gallery=())
+    told = Listing(
+        repo=name.repo,
+        commit=commit,
+        revision=commit,
+        sizes=sizes,
+        licence=None,
+        licence_link=None,
+        gallery=(),
+    )
     return told if sizes else None
 
 
@@ -134,6 +145,16 @@ def keep_revision(listing: Listing) -> None:
         if not file.exists() or file.read_text() != listing.commit:
             with replace_file(file) as unfinished:
                 unfinished.write_text(listing.commit)
+
+
+def _read_licence(card: Mapping[str, Any], repo: str) -> tuple[str | None, str | None]:
+    """Return the name of a card's licence, the first of several, and the address where it stands."""
+    named, own, link = (card.get(key) for key in ("license", "license_name", "license_link"))
+    named = named[0] if isinstance(named, list) and named else named
+    named = own if named == "other" and isinstance(own, str) else named
+    if isinstance(link, str) and "://" not in link:
+        link = f"https://huggingface.co/{repo}/blob/main/{link.removeprefix('./')}"
+    return named if isinstance(named, str) else None, link if isinstance(link, str) else None
 
 
 def _list_card_images(card: Mapping[str, Any], repo: str) -> list[str]:

@@ -119,6 +119,7 @@ def resolve_base(hub_id: str) -> Model:
     asked = read_hub_name(hub_id)
     repo, commit, name = asked.repo, asked.commit, asked.file
     assert commit
+    licence, link = _read_licence(asked)
     if name:
         return Model(
             name=hub_id,
@@ -127,7 +128,8 @@ def resolve_base(hub_id: str) -> Model:
             revision=commit,
             file=name,
             prediction_type=_read_prediction(asked),
-            licence=_read_licence(asked),
+            licence=licence,
+            licence_link=link,
         )
     configs = hub.find_cached_folder(repo, commit, CONFIG_PATTERNS) or _fetch_configs(
         hub.fetch_listing(asked, "model")
@@ -139,7 +141,8 @@ def resolve_base(hub_id: str) -> Model:
         revision=commit,
         variant=_choose_variant(asked, configs),
         native_size=_read_native_size(configs, repo),
-        licence=_read_licence(asked),
+        licence=licence,
+        licence_link=link,
     )
 
 
@@ -303,12 +306,13 @@ def _read_native_size(configs: Path, repo: str) -> int:
     return 8 * size if isinstance(size, int) and 8 <= size <= 256 else 1024
 
 
-def _read_licence(asked: HubName) -> str:
-    """Return the licence that the card names; `unknown` if it names none or cannot be fetched."""
+def _read_licence(asked: HubName) -> tuple[str, str | None]:
+    """Return the licence that the card names, and where it stands; `unknown` if it names none, or offline."""
     try:
-        return hub.fetch_listing(asked, "model").licence or "unknown"
+        found = hub.fetch_listing(asked, "model")
     except UserError:
-        return "unknown"
+        return "unknown", None
+    return found.licence or "unknown", found.licence_link
 
 
 def _read_json(file: Path, repo: str) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from core.publish.card_merge import GALLERY, mark_section
-from core.publish.plan import LICENCES, Publication
+from core.publish.licences import find_licence
+from core.publish.plan import Publication
 from core.sweep.calibration import describe_calibration
 from core.sweep.character import format_character
 from core.sweep.field_check import describe_field_check
@@ -48,16 +49,19 @@ def render_card(
 
 
 def _render_metadata(p: Publication, pictures: Mapping[str, str]) -> str:
-    known = p.licence in LICENCES
     # Only a base with a revision is a repository; a local file has no name on the Hub.
     hub = p.base.source if p.base is not None and p.base.revision is not None else None
+    is_inherited = p.base is not None and p.licence == p.base.licence
+    page = f"https://huggingface.co/{hub}" if hub else None  # which says where its licence stands
+    licence = find_licence(p.licence, p.base.licence_link or page if p.base and is_inherited else None)
     made = ModelCardData(
         library_name="diffusers",
         pipeline_tag="text-to-image",
         base_model=hub,
         base_model_relation="adapter" if hub else None,
-        license=p.licence if known else "other",
-        license_name=None if known else p.licence,
+        license=licence.id,
+        license_name=licence.name,
+        license_link=licence.link,
         tags=list(CARD_TAGS),
         instance_prompt=p.trigger or None,
         widget=[{"text": prompt, "output": {"url": path}} for path, prompt in pictures.items()] or None,

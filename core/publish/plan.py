@@ -19,6 +19,7 @@ from core.lora.file import LoraFile
 from core.models import bases, lora_library
 from core.prompts.png_metadata import read_infotext
 from core.publish import measured
+from core.publish.licences import is_named
 from core.schema import limits
 from core.schema.bounds import PlainText, Switch
 from core.schema.errors import UserError
@@ -30,19 +31,6 @@ from core.train.trainer.run_folder import RunFolder
 from core.train.trainer.run_record import Run
 from core.transfer.plan import find_home_model
 
-LICENCES = (
-    "apache-2.0",
-    "mit",
-    "openrail++",
-    "creativeml-openrail-m",
-    "cc0-1.0",
-    "cc-by-4.0",
-    "cc-by-nc-4.0",
-)
-"""Licences that people choose for LoRAs and the Hub has a name for.
-
-Any other is written as `other`.
-"""
 MAX_LINE_LENGTH = 200  # characters of a title, a trigger or a licence
 MAX_DESCRIPTION_LENGTH = 5000  # characters of a description
 MAX_PICTURES = 12
@@ -138,10 +126,12 @@ def plan_publication(form: PublicationForm) -> Publication:
     repo = _check_repo(form.repo.strip())
     home = form.home or (run.model if run else find_home_model(found))
     base = bases.find_model_for_field("home", home) if home else None
-    if not form.license and (base is None or base.licence == "unknown"):
+    if not form.license and (base is None or not is_named(base.licence)):
         raise UserError(
             "license",
-            "the base model of the LoRA is unknown, so its licence cannot be inherited. Choose one.",
+            f"{base.title} says '{base.licence}' of its licence, which names none. Choose one."
+            if base
+            else "the base model of the LoRA is unknown, so its licence cannot be inherited. Choose one.",
         )
     if form.dataset and data is None:
         raise UserError("dataset", "a file has no training images to include. Choose a run.")

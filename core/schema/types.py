@@ -69,6 +69,8 @@ class Model:
     size_conditioning: bool = True
     """Whether it was trained with the sizes that pictures had before scaling, as SDXL was."""
     licence: str
+    licence_link: str | None = None
+    """Where a licence stands that the Hub has no name for."""
     notice: str | None = None
     """What a person must know before publishing pictures or merges of the model."""
 

@@ -193,3 +193,36 @@ def test_offline_what_was_fetched_opens_by_every_name(
     with pytest.raises(UserError, match="ann/soft cannot be downloaded: Hugging Face is unreachable"):
         find_lora("ann/soft@v2")
     assert len(hub_server.requests) == asked
+
+
+@pytest.mark.parametrize(
+    ("card", "licence", "link"),
+    [
+        ("license: mit", "mit", None),
+        ("license: [mit, apache-2.0]", "mit", None),
+        (
+            "license: other\nlicense_name: own-1.0\nlicense_link: LICENSE.md",
+            "own-1.0",
+            "blob/main/LICENSE.md",
+        ),
+        (
+            "license: other\nlicense_name: own-1.0\nlicense_link: https://own.example/1",
+            "own-1.0",
+            "own.example/1",
+        ),
+        ("tags: [a]", "unknown", None),
+    ],
+)
+def test_a_bases_licence_is_taken_with_its_name_and_place(
+    hub_server: Hub, card: str, licence: str, link: str | None
+) -> None:
+    api = HfApi(token="hf_ann")
+    api.create_repo("ann/tiny")
+    api.upload_folder(repo_id="ann/tiny", folder_path=NANO)
+    api.upload_file(
+        repo_id="ann/tiny", path_or_fileobj=f"---\n{card}\n---\n".encode(), path_in_repo="README.md"
+    )
+    found = bases.find_model("ann/tiny")
+    assert found.licence == licence
+    assert (found.licence_link or "").endswith(link or "")
+    assert (found.licence_link is None) == (link is None)

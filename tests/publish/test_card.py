@@ -19,6 +19,7 @@ from core.lora import edit
 from core.models import bases
 from core.publish.bundle import build_bundle
 from core.publish.card import render_card
+from core.publish.licences import LICENCES, Licence, find_licence
 from core.publish.plan import Publication, PublicationForm, plan_publication
 from core.schema import presets
 from core.schema.errors import UserError
@@ -179,12 +180,36 @@ def test_figures_of_other_weights_are_told_as_such(measured: str | None, which: 
     assert found["why"] == f"Works from 2 to 3.5. (Measured on {which} weights of nano.)"
 
 
+@pytest.mark.parametrize("licence", LICENCES)
+def test_every_licence_of_the_hub_keeps_its_name(licence: str) -> None:
+    """Written as `other`, nobody who filters by licence would find it."""
+    for written in (licence, licence.upper(), f" {licence.replace('-', ' ')} "):
+        assert find_licence(written) == Licence(licence)
+
+
+def test_another_licence_has_a_name_and_a_place() -> None:
+    assert find_licence("My own Licence, v2!") == Licence("other", "my-own-licence-v2")
+    model = presets.get_models()["pony-v6"]
+    told = ModelCard(render_card(replace(plan_example(), base=model, licence=model.licence), {})).data
+    assert (told.license, told.license_name) == ("other", "faipl-1.0-sd-modified")
+    assert told.license_link == "https://huggingface.co/kitty7779/ponyDiffusionV6XL"
+    own = ModelCard(render_card(replace(plan_example(), base=model, licence="Mine"), {})).data
+    assert (own.license_name, own.license_link) == ("mine", None), "not the base's, so not on its page"
+
+
+def test_a_base_whose_table_names_no_licence_is_asked_about() -> None:
+    told = {"lora": str(EXAMPLE), "repo": "ann/soft", "home": "animagine-xl-3.1"}
+    with pytest.raises(UserError, match=r"license: Animagine XL 3\.1 says 'see the model's card'"):
+        plan_publication(read_form(PublicationForm, told))
+
+
 def test_the_licence_is_the_bases_with_its_notice() -> None:
     publication = replace(
         plan_example(), base=presets.get_models()["baxl-v3"], licence=presets.get_models()["baxl-v3"].licence
     )
     told = ModelCard(render_card(publication, {}))
     assert (told.data.license, told.data.license_name) == ("other", "faipl-1.0-sd")
+    assert told.data.license_link == "https://freedevproject.org/faipl-1.0-sd/"
     assert "fan-art guidelines" in told.text
     assert told.data.to_dict().get("base_model") is None, "a file of one's own has no name on the Hub"
     hosted = replace(publication, base=presets.get_models()["illustrious-xl"])
