@@ -79,6 +79,8 @@ class LoraFile:
     """What a person should know of its alphas and its law of strength, each a sentence."""
     embeddings: tuple[str, ...] = ()
     """Words of the embeddings that it brings along (`core.prompts.embeddings`)."""
+    base: str = ""
+    """The model that PEFT's settings name as its base: a Hub id or a path; empty without them."""
     metadata: Mapping[str, str] = field(repr=False)
     state: LoraState = field(repr=False)
     """What `identify_lora` told when the file was read and checked."""
@@ -241,6 +243,7 @@ def _parse_header(path: Path, name: str) -> LoraFile:
         modules=changes,
         notes=notes,
         embeddings=embeddings,
+        base=str(adapter.get("base_model_name_or_path") or ""),
         metadata=metadata,
         state=state,
     )

@@ -54,6 +54,8 @@ class Model:
     """
     merge: tuple[str, ...] = ()
     """Models whose U-Nets are averaged into this model's when it is loaded."""
+    file_names: tuple[str, ...] = ()
+    """Names of its file on other sites, by which trainers name it in a LoRA."""
     parents: tuple[str, ...] = ()
     """Models that this one was trained or merged from."""
     prediction_type: Annotated[str | None, OneOf(("epsilon", "v_prediction"))] = None

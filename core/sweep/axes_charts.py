@@ -15,7 +15,9 @@ from core.sweep.charts import COLOURS, MARK_COLOUR, draw_heat_maps, render_figur
 KEPT = ("composition", "prompt", "detail")
 """Measures of a chart's lower part."""
 MAX_TITLE = 110
-"""Characters of a line of a title."""
+"""Characters of a line of a chart's title."""
+MAX_MAP_TITLE = 60
+"""Characters of a line of a map's title, which is as wide as its columns."""
 
 
 def draw_points(report: Mapping[str, Any]) -> Image.Image:
@@ -37,8 +39,8 @@ def _name_gain(report: Mapping[str, Any]) -> str:
     )
 
 
-def _title(report: Mapping[str, Any]) -> str:
-    return "\n".join(textwrap.wrap(report["why"], MAX_TITLE)[:3])
+def _title(report: Mapping[str, Any], width: int = MAX_TITLE) -> str:
+    return "\n".join(textwrap.wrap(report["why"], width))
 
 
 def _draw_chart(report: Mapping[str, Any]) -> Image.Image:
@@ -94,7 +96,7 @@ def _draw_map(report: Mapping[str, Any]) -> Image.Image:
             outlined.append(place)
     first, second = (axis["label"] for axis in report["axes"])
     return draw_heat_maps(
-        f"{first} (rows) x {second} (columns)\n{_title(report)}",
+        f"{first} (rows) x {second} (columns)\n{_title(report, MAX_MAP_TITLE)}",
         [format_value(value) for value in rows],
         [format_value(value) for value in columns],
         {title: values for title, values in panels.items() if not np.isnan(values).all()} or panels,

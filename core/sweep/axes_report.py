@@ -13,7 +13,7 @@ import numpy as np
 
 from core.models import bases
 from core.sweep import axes_charts, charts
-from core.sweep.axes import format_point, format_value
+from core.sweep.axes import format_value
 from core.sweep.axes_study import AxesStudy
 from core.sweep.axes_words import explain_interaction, explain_plateau, suggest_more, suggest_plateau
 from core.sweep.decide import LEVEL
@@ -211,11 +211,14 @@ def export_axes(study: AxesStudy, folder: Path, report: dict[str, Any]) -> AxesF
 
 
 def draw_axes_sheet(study: AxesStudy, title: str):
-    """Draw the contact sheet of the pictures that are finished so far: a column for each point."""
+    """Draw the contact sheet of the pictures that are finished so far: a column for each point.
+
+    The first column is the reference. A column of two axes gives both values, in their order.
+    """
     plan = study.axes_plan
-    columns = [
-        format_value(point[0]) if len(point) == 1 else format_point(plan.axes, point) for point in plan.points
-    ]
+    columns = [" x ".join(map(format_value, point)) for point in plan.points]
+    columns[0] += " (reference)"
+    title = f"{' x '.join(axis.label for axis in plan.axes)} · {title}"
     rows = [
         f"{prompt[:MAX_LABEL_LENGTH]}{'…' * (len(prompt) > MAX_LABEL_LENGTH)} · seed {seed}"
         for prompt, seed in study.items

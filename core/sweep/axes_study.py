@@ -108,7 +108,9 @@ def plan_axes(form: AxesForm) -> AxesPlan:
     for axis in axes:
         needed = (form.lora, form.lora2)[: 0 if axis.lora is None else axis.lora + 1]
         if not all(needed):
-            raise UserError("lora2" if form.lora else "lora", f"{axis.label} needs a LoRA; choose one.")
+            missing = "lora2" if form.lora else "lora"
+            which = "" if len(needed) == 1 else "second " if form.lora else "first "
+            raise UserError(missing, f"{axis.label} needs a {which}LoRA; choose one.")
     return _plan_points(form, axes, values)
 
 
@@ -120,7 +122,7 @@ def plan_pair(form: PairForm) -> AxesPlan:
     if not (form.lora and form.lora2):
         raise UserError("lora2" if form.lora else "lora", "choose two LoRAs to compare.")
     if form.strength == 0 or form.strength2 == 0:
-        raise UserError("strength2" if form.strength else "strength", "0 is off; use another strength.")
+        raise UserError("strength2" if form.strength2 == 0 else "strength", "0 is off; use another strength.")
     axes = AXES["strength"], AXES["strength2"]
     uses = _find_uses(form, choose_base(_build_sweep_form(form))[1].name)
     return _plan_points(form, axes, tuple((0.0, use.strength) for use in uses))

@@ -168,7 +168,11 @@ def draw_heat_maps(
     cells of the first panel. The `outlined` cells, (row, column), have a frame in each.
     """
     heights = [1.0 if place == 0 else 0.7 for place in range(len(panels))]
-    size = (2.2 + 1.15 * len(columns), 1.2 + sum(0.35 + 0.5 * height * len(rows) for height in heights))
+    widest = max(map(len, title.splitlines()))  # at 11 points, 14 characters need an inch at most
+    size = (
+        max(2.2 + 1.15 * len(columns), widest / 12),
+        1.2 + 0.2 * title.count("\n") + sum(0.35 + 0.5 * height * len(rows) for height in heights),
+    )
     figure = Figure(figsize=size, dpi=100, layout="constrained")
     drawn = figure.subplots(len(panels), 1, squeeze=False, sharex=True, height_ratios=heights)[:, 0]
     for place, (axes, (name, values)) in enumerate(zip(drawn, panels.items(), strict=True)):

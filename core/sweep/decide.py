@@ -218,10 +218,12 @@ def _describe_curves(e: _Evidence) -> Verdict:
     """Return the provisional answer of too few prompts: what the means alone show."""
     found = e.found
     low, high = found.low[0], e.strengths[-1] if found.is_open[0] else found.high[0]
+    inside = [e.sign * strength for strength in e.strengths if low - 1e-9 <= strength <= high + 1e-9]
+    breakdown = None if np.isnan(found.breakdown[0]) else _round_up(e, found.breakdown[0])
     return Verdict(
         answer="provisional",
-        intervals=_bound_knees(e, is_broken=False) if e.prompts > 1 else {},
-        why=words.describe_means(e.prompts, [e.sign * place for place in (low, high, found.breakdown[0])]),
+        intervals={},  # so few prompts do not tell how much prompts differ
+        why=words.describe_means(e.prompts, inside, breakdown),
         surer=f"Use at least {MIN_PROMPTS} prompts and {MIN_SEEDS} seeds for a verdict; 8 or more narrow it.",
     )
 

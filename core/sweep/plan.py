@@ -139,7 +139,7 @@ def plan_sweep(form: SweepForm) -> SweepPlan:
 
 def choose_base(form: SweepForm) -> tuple[PromptPreset, Model]:
     """Return the preset and the base model of a form. Raises `UserError` for one that is unknown."""
-    base = catalogue.find_model(form.model) if form.model else None
+    base = None if form.model in (None, "") else catalogue.find_model(form.model)
     fitting = preset_match.match_preset(base).preset if base else "nano"
     preset = presets.get_prompt_preset(form.preset or fitting)
     return preset, base or catalogue.find_model(preset.model)

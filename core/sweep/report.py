@@ -205,11 +205,12 @@ def export_sweep(study: SweepStudy, folder: Path) -> SweepFiles:
     report = build_sweep_report(study)
     with remove_on_error(folder):
         cells, named = [], []
-        for (strength, (prompt, seed)), file in sorted(study.pictures.items()):
-            number = study.prompts.index(prompt) + 1
+        places = [(strength, item) for item in study.items for strength in study.strengths]
+        for strength, (prompt, seed) in (place for place in places if place in study.pictures):
+            file, number = study.pictures[strength, (prompt, seed)], study.prompts.index(prompt) + 1
             name = f"cells/{strength:g}/prompt{number}-seed{seed}.png"
             link_or_copy(file, folder / name)
-            cells.append((folder / name, f"strength {strength:g} · seed {seed}"))
+            cells.append((folder / name, f"{strength:g} · seed {seed}"))
             named.append(
                 {"strength": strength, "seed": seed, "prompt": prompt, "picture": name, "key": file.stem}
             )

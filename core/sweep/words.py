@@ -1,6 +1,5 @@
 """Say a verdict in words: a headline of three numbers, the reason, and what would make it surer."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -67,15 +66,20 @@ def explain(
     return f"{visible}, but these prompts do not tell at which strength it is best; {not_before}."
 
 
-def describe_means(prompts: int, places: Sequence[float]) -> str:
-    """Return the sentence of a provisional answer; `places` are low, high and breakdown, or NaN."""
-    low, high, breakdown = places
+def describe_means(prompts: int, inside: Sequence[float], breakdown: float | None) -> str:
+    """Return the sentence of a provisional answer.
+
+    `inside` are the strengths tried that make most of the change, the one nearest 0 first; `breakdown` is
+    the first at which something is lost.
+    """
     few = f"{prompts} prompt{'s' * (prompts > 1)} {'are' if prompts > 1 else 'is'} too few for a verdict"
-    if math.isnan(low):
-        seen = "no strength at which the images change and everything holds"
+    if not inside:
+        seen = "no strength tried at which the images change and everything holds"
+    elif len(inside) == 1:
+        seen = f"most of the change at {inside[0]:g}"
     else:
-        seen = f"most of the change from about {low:.2g} to {high:.2g}"
-    broken = "" if math.isnan(breakdown) else f", something lost from about {breakdown:.2g} on"
+        seen = f"most of the change from {inside[0]:g} to {inside[-1]:g}"
+    broken = "" if breakdown is None else f", something lost from {breakdown:g} on"
     return f"Provisional: {few}; their means show {seen}{broken}."
 
 
@@ -126,7 +130,7 @@ def format_interval(interval: Interval) -> str:
 
 
 def describe_intervals(report: Mapping[str, Any]) -> str:
-    """Return the intervals of a report's knees, as words."""
+    """Return the intervals of a report's knees as words, without those that exclude no strength."""
     shown = {
         "onset": "first visible",
         "sweet_spot_low": "starts working",
@@ -135,7 +139,9 @@ def describe_intervals(report: Mapping[str, Any]) -> str:
     }
     ends = report["intervals"]
     return "; ".join(
-        f"{word} at {format_interval(ends[name])}" for name, word in shown.items() if name in ends
+        f"{word} at {format_interval(ends[name])}"
+        for name, word in shown.items()
+        if name in ends and tuple(ends[name]) not in ((0, None), (None, 0))
     )
 
 

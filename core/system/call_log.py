@@ -22,7 +22,7 @@ from typing import Any, TextIO, cast
 
 TOKEN_PATTERN = re.compile(r"hf_(?:oauth_[\w.\-]{20,}|[A-Za-z0-9]{20,})|(?<=\bbearer )\s*\S+", re.IGNORECASE)
 """The Hub's tokens, a visitor's login included, and whatever follows the word Bearer."""
-FIELD_PATTERN = re.compile(r"([a-z_]{1,24}(?:\.[a-z_]{1,24})?): ")
+FIELD_PATTERN = re.compile(r"([a-z_][a-z0-9_]{0,23}(?:\.[a-z0-9_]{1,24})?): ")
 """The field at the start of a sentence for a person."""
 COUNTER_NAMES = {"Picture": "pictures", "Step": "steps", "Loss": "steps"}
 """Class of an event -> the name of its counter."""

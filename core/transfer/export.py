@@ -92,7 +92,7 @@ def draw_transfer_heat_map(study: TransferStudy, report: dict[str, Any]) -> Imag
     """Draw effect, trained style and the base's own style by LoRA and base.
 
     Each pair is shown at the strength at which it adds what it adds at home, or most; one without a
-    verdict of that at its greatest. The first panel also has the verdicts.
+    verdict of that at its greatest, which the first panel says beside its verdict.
     """
     plan = study.plan
     cells = {(cell["lora"], cell["model"], cell["strength"]): cell for cell in report["cells"]}
@@ -116,11 +116,11 @@ def draw_transfer_heat_map(study: TransferStudy, report: dict[str, Any]) -> Imag
         (
             plan.loras.index(next(r for r in plan.loras if r.name == pair["lora"])),
             plan.models.index(pair["model"]),
-        ): _format_judgement(pair)
+        ): f"{_format_judgement(pair)}\nat {_find_shown_strength(study, pair):g}"
         for pair in report["per_pair"]
     }
     return charts.draw_heat_maps(
-        "Each pair at the strength that comes nearest to home",
+        "Each pair at the strength that comes nearest to home, or at its greatest",
         [_format_row_label(row.name, row.home_model) for row in plan.loras],
         list(plan.models),
         values,

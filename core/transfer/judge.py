@@ -36,15 +36,15 @@ MIN_STRENGTH = 0.05
 MIN_STEP = 1.25
 """A strength between two others is tried where they are further apart than these times."""
 VERDICT_RULE = (
-    "Counted is how much of the style that it adds at home (of the effect, where no style is known) it adds "
-    "while prompt, composition, detail and colours hold. "
+    "The share is how much of the style that it adds at home (of the effect, where no style is known) it "
+    "also adds here while prompt, composition, detail and colours hold. "
     f"full: surely at least {100 * FULL_SHARE:.0f} %; "
     f"at least partial: surely at least {100 * PARTIAL_SHARE:.0f} %, and not sure whether "
     f"{100 * FULL_SHARE:.0f} %; "
     f"partial: surely at least {100 * PARTIAL_SHARE:.0f} % and less than {100 * FULL_SHARE:.0f} %; "
     f"none: surely less than {100 * PARTIAL_SHARE:.0f} %, or no change at any strength. "
-    "partial and none are said where something surely breaks or the images change as much as at home. "
-    "Anything else is unclear."
+    "Partial and none need a range in which something surely breaks, or in which the images change as much "
+    "as at home. Anything else is unclear."
 )
 
 

@@ -4,6 +4,7 @@ Whatever is not allowed becomes a `UserError` with one sentence, before any work
 """
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -204,16 +205,22 @@ def split_by_block(entry: TransferEntry) -> list[TransferEntry]:
 def find_home_model(found: LoraFile) -> str | None:
     """Return the name of the model that a file says it was trained on.
 
-    `None` if the file does not say, or the model is not in `presets/models.toml`.
+    PEFT's settings say it, then kohya's metadata: a Hub id, or the file's name as trainers had it. `None` if
+    neither does, or the model is not in `presets/models.toml`.
     """
-    said = lora_library.slugify(Path(found.metadata.get("ss_sd_model_name", "")).stem).lower()
-    for model in presets.get_models().values():
-        if said and said in (
-            lora_library.slugify(model.name).lower(),
-            lora_library.slugify(Path(model.source).stem).lower(),
-        ):
-            return model.name
+    told = (found.base, found.metadata.get("ss_sd_model_name", ""))
+    for said in (_simplify_model_name(name) for name in told):
+        for model in presets.get_models().values():
+            known = (model.name, model.source, model.file or "", *model.file_names)
+            if said and said in map(_simplify_model_name, known):
+                return model.name
     return None
+
+
+def _simplify_model_name(name: str) -> str:
+    """Return the last part of a path or Hub id in small letters and digits, without a weights' ending."""
+    last = re.split(r"[/\\]", name.strip().rstrip("/\\"))[-1]
+    return re.sub(r"[^a-z0-9.]+", "", re.sub(r"\.(safetensors|ckpt)$", "", last.lower()))
 
 
 def _read_entry(value: Any) -> TransferEntry:

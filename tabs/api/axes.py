@@ -75,7 +75,9 @@ def resolve_pair_files(form: Form) -> Form:
         except UserError as error:
             raise UserError(name, error.sentence) from error
     references = form.references
-    return replace(form, **found, references=references and resolve_uploads(references, "references"))
+    return replace(
+        form, **found, references=None if references is None else resolve_uploads(references, "references")
+    )
 
 
 def register_endpoints() -> None:

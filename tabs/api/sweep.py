@@ -28,9 +28,10 @@ def sweep(form: SweepForm) -> Iterator[tuple[Any, ...]]:
     of the model change: above 0, or below 0 with `-auto`. `prompts` are one per line; without any,
     `budget` says how many neutral prompts there are at most: `Quick` 4, `Standard` 8, `Full` 16. A sweep
     with a budget ends where its verdict stands. `references` are images of the target style; without a
-    list, they are those of the caller's run that trained the LoRA, or of its card on the Hub. `model` is a
-    name in the list of models, a checkpoint of one's own, or a Hub id; without it, the preset's is taken.
-    Without a preset, it is the one that fits the model, or nano's.
+    list, they are those in the folder beside a LoRA of the library, of the caller's run that trained it, or
+    of its card on the Hub. `model` is a name in the list of models, a checkpoint of one's own, or a name on
+    the Hub; without it, the preset's is taken. Without a preset, it is the one that fits the model, or
+    nano's.
 
     Returns the contact sheet, the curve as rows, a zip of all cells with the report, and the report:
     answer, onset, sweet_spot, breakdown and recommended, each null where it was not seen, and why. For a

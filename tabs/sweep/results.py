@@ -113,9 +113,9 @@ def format_answer(report: dict[str, Any]) -> str:
             f"{words.describe_confidence(report['confidence']).capitalize()} that other prompts and seeds "
             f"agree. {words.describe_basis(report)}"
         )
-    if report["intervals"]:
+    if intervals := words.describe_intervals(report):
         level = report.get("thresholds", {}).get("level", LEVEL)  # of each look, where there are several
-        lines.append(f"{100 * level:.0f} % intervals: {words.describe_intervals(report)}.")
+        lines.append(f"{100 * level:.0f} % intervals: {intervals}.")
     if report["surer"]:
         lines.append(escape_markdown(report["surer"]))
     if report["probe"] and report["strengths"]:

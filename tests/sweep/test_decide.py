@@ -113,7 +113,7 @@ def test_few_prompts_get_a_provisional_answer(prompts: int) -> None:
     found = decide(curves)
     assert (found.answer, found.sweet_spot, found.recommended) == ("provisional", None, None)
     assert found.why.startswith("Provisional: ")
-    assert "from about 1.4 to 3" in found.why
+    assert "most of the change from 1.5 to 3" in found.why
     assert not found.is_settled
 
 
