@@ -106,7 +106,8 @@ def test_case_10_words_change_nothing_of_the_card_but_themselves(
         "trigger": EVIL,
         "the file": " ".join(EVIL.split()),
     }.get(said, "soft")
-    assert found.data.to_dict().get("license_name", EVIL) == EVIL
+    name = "x-license-mit-script-alert-1-script" if said == "license" else None
+    assert found.data.to_dict().get("license_name") == name
     assert shown.count("\n---\n") == 1, "the front matter ends twice"
     outside = "".join(part for i, part in enumerate(found.text.split("`")) if i % 2 == 0)
     assert "<script" not in outside.replace("\\<", "")
