@@ -6,6 +6,7 @@ cache needs no Hub.
 """
 
 import errno
+import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +38,7 @@ from core.system.atomic_files import replace_file
 from core.system.concurrency import BoundedDict
 from core.system.tensor_files import calculate_sha256
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 RETRY_STATUSES = (429, 500, 502, 503, 504)
 RETRY_DELAYS = (0.5, 2.0)  # seconds before the second and the third attempt
@@ -140,11 +142,15 @@ def _find_cache_folder(repo: str) -> Path:
 
 def keep_revision(listing: Listing) -> None:
     """Write down in the cache which commit a branch or tag led to, as the client does, for offline use."""
-    if listing.revision != listing.commit:
-        file = _find_cache_folder(listing.repo) / "refs" / listing.revision
+    if listing.revision == listing.commit:
+        return
+    file = _find_cache_folder(listing.repo) / "refs" / listing.revision
+    try:
         if not file.exists() or file.read_text() != listing.commit:
             with replace_file(file) as unfinished:
                 unfinished.write_text(listing.commit)
+    except OSError as error:  # what was asked for is here
+        log.warning("the revision of a repository was not kept: %s", error.strerror)
 
 
 def _read_licence(card: Mapping[str, Any], repo: str) -> tuple[str | None, str | None]:

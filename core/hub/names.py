@@ -18,6 +18,9 @@ OTHER_KINDS = ("datasets", "spaces", "docs", "blog", "papers", "collections", "o
 """First parts of the Hub's addresses that lead to no model."""
 MAIN = "main"
 """The branch that a repository's files are taken from."""
+WEIGHTS = (".safetensors", ".onnx")
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+"""Endings of files that can run code when they are opened."""
 UNSAFE = re.compile(r"[\x00-\x1f\\:*?\"<>|]")
 """What no part of a name contains, since Windows does not allow it in a file's name."""
 
@@ -84,6 +87,9 @@ def explain_other_address(text: str) -> str | None:
     text = text.strip()
     if text.lower().startswith("urn:air:") or re.match(r"(https?://)?(www\.)?civitai\.\w+/", text, re.I):
         return "Civitai's addresses cannot be opened; download the file there and choose it as a file."
+    file = text.partition("?")[0].rpartition("/")[2]
+    if _is_address(text) and file.endswith(PICKLES):
+        return f"{file[:80]} is a pickle, which can run code; use a .safetensors file."
     if text.startswith("hf://") or re.match(r"https?://", text, re.I) or _is_address(text):
         return f"{text[:80]!r} is not the address of a model on Hugging Face. Use {FORMS}."
     return None
@@ -117,9 +123,12 @@ def _parse_address(text: str) -> HubName | None:
         return HubName(repo=f"{owner}/{name}")
     where, rest = rest[0], rest[1:]
     many = 3 if rest[:1] == ["refs"] else 1
-    revision, file = "/".join(rest[:many]) or None, "/".join(rest[many:]) or None
+    revision, file = "/".join(rest[:many]) or None, "/".join(rest[many:])
+    if where != "tree" and file.endswith(PICKLES):
+        return None
+    # The page of another file, such as README.md, is a page of the repository.
     return HubName(
         repo=f"{owner}/{name}",
         revision=revision,
-        file=None if where == "tree" else file,
+        file=file if where != "tree" and file.endswith(WEIGHTS) else None,
     )

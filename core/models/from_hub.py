@@ -14,7 +14,7 @@ from diffusers.loaders.lora_base import LORA_WEIGHT_NAME_SAFE
 from safetensors import safe_open
 
 from core.hub import client as hub
-from core.hub.names import HubName, read_hub_name
+from core.hub.names import PICKLES, HubName, read_hub_name
 from core.lora.file import ADAPTER_CONFIG, MAX_ADAPTER_CONFIG_BYTES, MAX_FILE_BYTES, check_lora_kind
 from core.models import config_limits
 from core.models.files import CONFIG_PATTERNS, V_PREDICTION_KEY, WEIGHT_FILES, find_custom_code
@@ -26,7 +26,6 @@ from core.system.device import detect_machine
 
 TOOL_SUFFIXES = {"upscaler": ".safetensors", "detector": ".onnx"}
 """Kinds of tools that a person may name, and the suffixes of their files."""
-PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 MAX_TOOL_BYTES = 512 * 2**20
 MAX_GALLERY_BYTES = 64 * 2**20
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")

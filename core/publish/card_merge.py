@@ -14,7 +14,8 @@ from huggingface_hub.utils import yaml_dump
 from core.schema.errors import UserError
 
 FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?\r?\n)---[ \t]*(?:\r?\n|\Z)", re.DOTALL)
-TOP_LEVEL_KEY = re.compile(r"^([\w.-]+):(?=\s|$)")
+TOP_LEVEL_KEY = re.compile(r"^[\"']?([\w.-]+)[\"']?[ \t]*:(?=\s|$)")
+UNREADABLE = "the front matter of its README.md cannot be read; mend it on Hugging Face first."
 KEPT_KEYS = ("library_name", "pipeline_tag")
 """Keys of which the value that is there stays."""
 SHARED_KEYS = ("instance_prompt", "license", "license_name", "license_link")
@@ -65,23 +66,26 @@ def _merge_front_matter(own: str, there: str, images: str, has_others: bool) -> 
     """
     ours, old = yaml.safe_load(own), _read_front_matter(there)
     blocks = _split_blocks(there)
+    if old.keys() - blocks.keys():
+        raise UserError("repo", UNREADABLE)
     for key, value in ours.items():
         merged = _merge_value(key, value, old.get(key), images, has_others)
         if key not in blocks or merged != old.get(key):
             blocks[key] = yaml_dump({key: merged}, line_break="\n")
-    if "license_name" not in ours and not has_others:
-        blocks.pop("license_name", None)  # it named the licence of before
+    if "license_name" not in ours and not has_others:  # of the licence of before
+        blocks.pop("license_name", None)
+        blocks.pop("license_link", None)
     return "".join(blocks.values())
 
 
 def _read_front_matter(text: str) -> Mapping[str, Any]:
     try:
         found = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(
-            "repo", "the front matter of its README.md cannot be read; mend it on Hugging Face first."
-        ) from error
-    return found if isinstance(found, dict) else {}
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError("repo", UNREADABLE) from error
+    if found is not None and not isinstance(found, dict):
+        raise UserError("repo", UNREADABLE)
+    return found or {}
 
 
 def _split_blocks(front_matter: str) -> dict[str, str]:

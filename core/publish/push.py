@@ -10,7 +10,7 @@ from difflib import unified_diff
 from pathlib import Path
 from threading import Event
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, hf_hub_download
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, ModelInfo, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
 from core.hub.client import RETRY_STATUSES, HubUnreachable, call_with_retry
@@ -19,6 +19,7 @@ from core.publish.card_merge import merge_card
 from core.publish.plan import Publication
 from core.schema.errors import UserError
 
+MAX_CARD_BYTES = 2**20
 STATUS_REASONS = {
     401: "Hugging Face no longer accepts the login; log in again.",
     403: "the login has no write access there.",
@@ -88,7 +89,7 @@ def compare_repo(publication: Publication, files: Mapping[str, Path], token: str
         there = {
             each.rfilename: each.lfs.sha256 if each.lfs else each.blob_id for each in info.siblings or []
         }
-        card = _read_card(repo, info.sha, token) if "README.md" in there else ""
+        card = _read_card(repo, info, token) if "README.md" in there else ""
     except GatedRepoError as error:  # first, because it is a RepositoryNotFoundError
         raise UserError("repo", f"{repo} cannot be compared: {_explain_error(error)}") from error
     except RepositoryNotFoundError:
@@ -222,7 +223,14 @@ def _hash_git_blob(file: Path) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
-def _read_card(repo: str, commit: str | None, token: str | bool) -> str:
+def _read_card(repo: str, info: ModelInfo, token: str | bool) -> str:
     """Return the text of a repository's README.md, its line ends as they are."""
+    size = next(each.size or 0 for each in info.siblings or [] if each.rfilename == "README.md")
+    if size > MAX_CARD_BYTES:
+        raise UserError("repo", f"{repo}'s README.md has {size:,} bytes; the limit is {MAX_CARD_BYTES:,}.")
     # `False` is an anonymous visitor, as everywhere in huggingface_hub.
-    return Path(hf_hub_download(repo, "README.md", revision=commit, token=token)).read_bytes().decode()
+    there = Path(hf_hub_download(repo, "README.md", revision=info.sha, token=token))
+    try:
+        return there.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise UserError("repo", f"{repo}'s README.md is not UTF-8; mend it on Hugging Face first.") from error

@@ -173,7 +173,9 @@ class Handler(BaseHTTPRequestHandler):
             "gated": False,
         }
         card = re.match(
-            r"---\n(.*?)\n---\n", repo.find_commit(self.at).files.get("README.md", b"").decode(), re.DOTALL
+            r"---\n(.*?)\n---\n",
+            repo.find_commit(self.at).files.get("README.md", b"").decode(errors="replace"),
+            re.DOTALL,
         )
         return answer_json(
             {**about, "siblings": siblings, "cardData": yaml.safe_load(card[1]) if card else None}

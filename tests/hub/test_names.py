@@ -51,6 +51,8 @@ TAKEN: list[tuple[str, HubName]] = [
     ("https://huggingface.co/ann/soft?library=diffusers", PLAIN),
     ("https://huggingface.co/ann/soft#usage", PLAIN),
     ("https://huggingface.co/ann/soft/discussions/3", PLAIN),
+    ("https://huggingface.co/ann/soft/blob/main/README.md", PLAIN),
+    (f"https://huggingface.co/ann/soft/blob/{COMMIT}/README.md", HubName(repo="ann/soft", revision=COMMIT)),
     ("https://huggingface.co/ann/soft/commits/main", PLAIN),
     ("https://huggingface.co/ann/soft/tree/main", PLAIN),
     ("https://huggingface.co/ann/soft/tree/main/a", PLAIN),
@@ -99,6 +101,8 @@ NOT_TAKEN = [
     "https://huggingface.co/spaces/ann/soft",
     "https://huggingface.co/ann/soft/blob/main/../../x.safetensors",
     "https://huggingface.co/ann/soft/blob/main/%2e%2e/x.safetensors",
+    "https://huggingface.co/ann/soft/blob/main/x.ckpt",
+    f"https://huggingface.co/ann/soft/resolve/{COMMIT}/x.bin?download=true",
     "https://huggingface.co.evil.example/ann/soft",
     "https://huggingface.co@evil.example/ann/soft",
     "https://huggingface.co:8080/ann/soft",
@@ -165,8 +169,11 @@ def test_what_is_no_weights_is_said(hub_server: Hub) -> None:
     upload("ann/soft", FILE)
     upload("ann/soft", "old.ckpt", "notes.txt", body=b"x")
     upload("ann/pickles", "old.ckpt", body=b"x")
-    with pytest.raises(UserError, match=r"old\.ckpt cannot be opened here. Use a \.safetensors file"):
-        find_lora("https://huggingface.co/ann/soft/blob/main/old.ckpt")
+    for at in ("main", COMMIT):
+        for find in (find_lora, bases.find_model):
+            with pytest.raises(UserError, match=r"old\.ckpt is a pickle, which can run code"):
+                find(f"https://huggingface.co/ann/soft/blob/{at}/old.ckpt")
+    assert find_lora("https://huggingface.co/ann/soft/blob/main/notes.txt").name == FILE
     with pytest.raises(UserError, match=r"contains no \.safetensors file, only pickles \(old\.ckpt\)"):
         find_lora("ann/pickles")
 

@@ -103,9 +103,42 @@ def test_a_card_without_a_part_keeps_everything(there: str) -> None:
     assert ModelCard(merged).data.license == "apache-2.0"
 
 
-def test_front_matter_that_cannot_be_read_is_not_replaced() -> None:
+@pytest.mark.parametrize("front", ["a: [", "{tags: [x]}", "- a", "? tags\n: [x]", "[" * 5000])
+def test_front_matter_that_cannot_be_read_is_not_replaced(front: str) -> None:
     with pytest.raises(UserError, match=r"^repo: the front matter of its README\.md cannot be read"):
-        merge_card(CARD, "---\na: [\n---\n# Mine\n", "soft.safetensors", "images/soft")
+        merge_card(CARD, f"---\n{front}\n---\n# Mine\n", "soft.safetensors", "images/soft")
+
+
+@pytest.mark.parametrize("tags", ['"tags": [mine]', "'tags':\n- mine", "tags : [mine]"])
+def test_a_key_is_written_once_however_it_is_spelled(tags: str) -> None:
+    merged = merge_card(CARD, f"---\n{tags}\n---\n# Mine\n", "soft.safetensors", "images/soft")
+    assert read_front(merged)["tags"] == ["mine", "sweetspot", "lora"]
+    assert merged.count("tags") == 1
+
+
+def test_a_licence_that_is_gone_leaves_no_name_and_no_link() -> None:
+    there = CARD.replace("license: apache-2.0", "license: other\nlicense_name: own\nlicense_link: LICENSE")
+    merged = merge_card(CARD, there, "soft.safetensors", "images/soft")
+    assert merged == CARD
+
+
+@pytest.mark.parametrize(
+    ("card", "why"), [(b"\xff\xfe", "is not UTF-8"), (b"x" * (2**20 + 1), "the limit is")]
+)
+def test_a_card_that_is_no_text_or_too_long_is_told(
+    hub_server: Hub, tmp_path: Path, card: bytes, why: str
+) -> None:
+    HfApi(token=ANN).create_repo("ann/soft")
+    hub_server.repos["ann/soft"].add_commit("by git", {"README.md": card})
+    with pytest.raises(UserError, match=rf"^repo: ann/soft's README\.md .*{why}"):
+        bundle_files(tmp_path).compare()
+
+
+def test_a_repository_without_a_card_is_compared(hub_server: Hub, tmp_path: Path) -> None:
+    HfApi(token=ANN).create_repo("ann/soft")
+    HfApi(token=ANN).upload_file(path_or_fileobj=b"x", path_in_repo="mine.bin", repo_id="ann/soft")
+    told = bundle_files(tmp_path).compare()
+    assert (told.is_ours, told.card_change) == (False, "")
 
 
 def test_on_the_hub_an_edited_card_is_merged_and_two_loras_share_a_repository(
