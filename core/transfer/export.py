@@ -116,7 +116,7 @@ def draw_transfer_heat_map(study: TransferStudy, report: dict[str, Any]) -> Imag
         (
             plan.loras.index(next(r for r in plan.loras if r.name == pair["lora"])),
             plan.models.index(pair["model"]),
-        ): f"{_format_judgement(pair)}\nat {_find_shown_strength(study, pair):g}"
+        ): _format_judgement(pair, _find_shown_strength(study, pair))
         for pair in report["per_pair"]
     }
     return charts.draw_heat_maps(
@@ -132,16 +132,20 @@ def _format_row_label(name: str, home: str | None) -> str:
     return textwrap.fill(name[:60], 22) + (f"\n(home: {home})" if home and home not in name else "")
 
 
-def _format_judgement(pair: dict[str, Any]) -> str:
-    """Return the verdict, and how much more strength than at home is needed; marks home itself."""
+def _format_judgement(pair: dict[str, Any], shown: float | None) -> str:
+    """Return the verdict, how much more strength than at home is needed, and the strength that is shown.
+
+    Marks home itself.
+    """
     mark = "⌂ " if pair["relation"] == "home" else ""
     times = f" x{pair['needs_times']:.2g}" if pair["needs_times"] else ""
-    return f"{mark}{pair['verdict'] or '?'}{times}"
+    return f"{mark}{pair['verdict'] or '?'}{times}" + ("" if shown is None else f"\nat {shown:g}")
 
 
-def _find_shown_strength(study: TransferStudy, pair: dict[str, Any]) -> float:
+def _find_shown_strength(study: TransferStudy, pair: dict[str, Any]) -> float | None:
+    """Return the strength at which a pair is shown; `None` where a probe found none worth a picture."""
     tried = study.pairs[pair["lora"], pair["model"]].sweep.strengths
-    return pair["strength"] or max(tried, key=abs)
+    return pair["strength"] or max(tried, key=abs, default=None)
 
 
 def draw_transfer_sheet(study: TransferStudy) -> Image.Image:

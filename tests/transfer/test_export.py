@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from core.lora import edit
 from core.lora import file as lora_file
@@ -50,6 +51,25 @@ def test_everything_is_in_the_zip_and_the_page_stands_alone(
     assert page.count("<img") == 1 + len(report["pictures"])
     assert "At strength 0.65" in page
     assert "At strength 1" in page
+
+
+def test_a_pair_of_which_no_image_is_worth_making_is_in_the_table(
+    run_transfer: RunTransfer, tmp_path: Path
+) -> None:
+    tensors = {
+        key: value if key.endswith("alpha") else 1e-3 * value for key, value in load_file(EXAMPLE).items()
+    }
+    save_file(tensors, tmp_path / "null.safetensors")
+    study = run_transfer(
+        loras=[{"lora": str(tmp_path / "null.safetensors"), "home": "nano"}],
+        models=["nano"],
+        strengths="auto",
+    )
+    (tmp_path / "out").mkdir()
+    done = export_transfer(study, tmp_path / "out")
+    (pair,) = done.report["per_pair"]
+    assert (pair["verdict"], pair["answer"]) == ("none", "no change")
+    assert done.heat.exists()
 
 
 def test_a_lora_taken_apart_says_what_its_blocks_do(run_transfer: RunTransfer, tmp_path: Path) -> None:
